@@ -1,0 +1,34 @@
+"""Music audio in, multi-instrument MIDI out: MT3 in Keras 3.
+
+Names are loaded on first use, so that importing the package loads neither Keras nor TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mt3_keras.midi import read_midi, write_midi
+    from mt3_keras.notes import Note
+    from mt3_keras.transcriber import Transcriber
+
+__version__ = "0.1.0"
+__all__ = ["Note", "Transcriber", "read_midi", "write_midi"]
+
+_HOMES = {
+    "Note": "mt3_keras.notes",
+    "Transcriber": "mt3_keras.transcriber",
+    "read_midi": "mt3_keras.midi",
+    "write_midi": "mt3_keras.midi",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

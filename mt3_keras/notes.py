@@ -1,0 +1,123 @@
+"""Notes, and the clean-up that data sets need before notes can be encoded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+GRANULARITIES = ("flat", "midi_class", "full")
+
+
+class Note(NamedTuple):
+    """One note. Times in seconds; pitch, velocity and program as in MIDI (0 to 127).
+
+    For drums `pitch` names the drum and `program` is 0.
+    """
+
+    onset: float
+    offset: float
+    pitch: int
+    velocity: int
+    program: int = 0
+    is_drum: bool = False
+
+
+class PedalChange(NamedTuple):
+    """The sustain pedal (MIDI control 64) going down or up at `time`, in seconds."""
+
+    time: float
+    is_down: bool
+
+
+def sort_notes(notes: Iterable[Note]) -> list[Note]:
+    """By onset, then drums last, program, pitch and offset."""
+    return sorted(notes, key=lambda n: (n.onset, n.is_drum, n.program, n.pitch, n.offset))
+
+
+def check_notes(notes: Iterable[Note]) -> None:
+    """Raises ValueError for the first note that cannot be encoded."""
+    for note in notes:
+        if not note.onset < note.offset:
+            raise ValueError(f"a note must end after it starts: {note}")
+        if note.onset < 0:
+            raise ValueError(f"a note must not start before 0 s: {note}")
+        if not 1 <= note.velocity <= 127:
+            raise ValueError(f"velocity must be 1 to 127: {note}")
+        if not 0 <= note.pitch <= 127:
+            raise ValueError(f"pitch must be 0 to 127: {note}")
+        if not 0 <= note.program <= 127:
+            raise ValueError(f"program must be 0 to 127: {note}")
+
+
+def map_program(program: int, granularity: str) -> int:
+    """The program that stands for `program`: itself, the first of its class of 8, or 0."""
+    if granularity == "full":
+        return program
+    if granularity == "midi_class":
+        return 8 * (program // 8)
+    if granularity == "flat":
+        return 0
+    raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}: got {granularity!r}")
+
+
+def trim_overlaps(notes: Iterable[Note]) -> list[Note]:
+    """Ends each note at the next onset of the same pitch, program and drum flag.
+
+    Notes left without duration are dropped. The original does this for Slakh and Cerberus4
+    training targets only.
+    """
+    by_key: dict[tuple[int, int, bool], list[Note]] = {}
+    for note in sorted(notes, key=lambda n: n.onset):
+        by_key.setdefault((note.pitch, note.program, note.is_drum), []).append(note)
+    trimmed = []
+    for same_key in by_key.values():
+        for note, following in itertools.zip_longest(same_key, same_key[1:]):
+            offset = min(note.offset, following.onset) if following else note.offset
+            if offset > note.onset:
+                trimmed.append(note._replace(offset=offset))
+    return sort_notes(trimmed)
+
+
+def apply_sustain(notes: Sequence[Note], pedal: Iterable[PedalChange]) -> list[Note]:
+    """Lengthens notes that the sustain pedal holds, by the rule of note-seq.
+
+    A note released while the pedal is down lasts until the pedal rises or the same pitch is struck
+    again. At equal times the order is pedal down, pedal up, note on, note off. What still sounds
+    at the end of the last event ends there.
+
+    Args:
+      notes: of one instrument; drums are returned as they are.
+      pedal: the instrument's changes of control 64.
+    """
+    held = [n for n in notes if not n.is_drum]
+    events: list[tuple[float, int, int]] = []
+    events += [(change.time, 0 if change.is_down else 1, -1) for change in pedal]
+    events += [(note.onset, 2, i) for i, note in enumerate(held)]
+    events += [(note.offset, 3, i) for i, note in enumerate(held)]
+    offsets = [note.offset for note in held]
+    is_down, sounding, time = False, [], 0.0  # sounding: indices into held, in order of onset
+    for time, kind, index in sorted(events, key=lambda e: e[:2]):
+        if kind == 0:
+            is_down = True
+        elif kind == 1:
+            is_down = False
+            for i in [i for i in sounding if offsets[i] < time]:
+                offsets[i] = time
+                sounding.remove(i)
+        elif kind == 2:
+            if is_down:
+                for i in [i for i in sounding if held[i].pitch == held[index].pitch]:
+                    offsets[i] = time
+                    sounding.remove(i)
+            sounding.append(index)
+        elif not is_down and index in sounding:
+            sounding.remove(index)
+    for i in sounding:
+        offsets[i] = time
+    sustained = [
+        note._replace(offset=offset)
+        for note, offset in zip(held, offsets, strict=True)
+        if offset > note.onset  # struck twice at once under the pedal: one of the two remains
+    ]
+    return sort_notes([*sustained, *(n for n in notes if n.is_drum)])
