@@ -1,0 +1,232 @@
+"""Notes -> token ids, segment by segment: the targets a model learns.
+
+The original (MT3 paper, section 3.1) writes a whole piece as events with single-step shifts, cuts
+that list at the segments and shortens the shifts. Here each segment is written directly; the
+tokens are the same, its quirks included:
+
+- events are ordered by their true time, then offsets before onsets, then drums last, program and
+  pitch; the 10 ms grid comes after the ordering;
+- a segment that begins after the last event of a piece lists the notes that event ended as tied.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from mt3_keras.codec import EOS, Codec, Event, velocity_to_bin
+from mt3_keras.notes import Note, map_program
+
+FRAMES_PER_SECOND = 125.0
+
+
+class NoteEvent(NamedTuple):
+    """A note turning on or off at `step` of the time grid; velocity_bin 0 is off."""
+
+    step: int
+    pitch: int
+    velocity_bin: int
+    program: int
+    is_drum: bool
+
+
+Sounding = dict[tuple[int, int], int]  # (program, pitch) -> velocity bin
+
+
+def time_to_step(time: float, steps_per_second: int) -> int:
+    """The last step of the grid that is not after `time`, decided in floats as the original does."""
+    step = math.floor(time * steps_per_second)
+    while step / steps_per_second > time:
+        step -= 1
+    while (step + 1) / steps_per_second <= time:
+        step += 1
+    return step
+
+
+def notes_to_events(
+    notes: Iterable[Note], codec: Codec, *, onsets_only: bool = False
+) -> list[NoteEvent]:
+    """Notes -> events in the order in which the original writes them. Drums have no offset."""
+    ordered = sorted(notes, key=lambda n: (n.is_drum, n.program, n.pitch))
+    timed: list[tuple[float, Note, int]] = []
+    if not onsets_only:
+        timed += [(n.offset, n, 0) for n in ordered if not n.is_drum]
+    bins = codec.num_velocity_bins
+    timed += [(n.onset, n, velocity_to_bin(n.velocity, bins)) for n in ordered]
+    timed.sort(key=lambda t: t[0])
+    return [
+        NoteEvent(round(time * codec.steps_per_second), n.pitch, velocity_bin, n.program, n.is_drum)
+        for time, n, velocity_bin in timed
+    ]
+
+
+def encode_notes(
+    notes: Sequence[Note],
+    codec: Codec,
+    *,
+    segment_frames: int = 256,
+    num_frames: int,
+    ties: bool = True,
+    granularity: str = "full",
+    onsets_only: bool = False,
+    frames_per_second: float = FRAMES_PER_SECOND,
+) -> list[list[int]]:
+    """Writes a piece as one list of tokens for each segment, each ending in EOS.
+
+    Args:
+      notes: any order; drums' programs and offsets are ignored.
+      segment_frames: spectrogram frames in a segment; the last segment may hold fewer.
+      num_frames: frames in the piece.
+      ties: begin each segment with the list of notes still sounding.
+      granularity: "full", "midi_class" or "flat" (see `notes.map_program`; "flat" writes no
+        programs at all).
+      onsets_only: write only pitches at onsets, without velocities, offsets and programs.
+
+    Raises:
+      ValueError: a note or an argument is out of range.
+    """
+    if num_frames < 1 or segment_frames < 1:
+        raise ValueError(
+            f"num_frames and segment_frames must be positive: got {num_frames} and {segment_frames}"
+        )
+    starts = [frame / frames_per_second for frame in range(0, num_frames, segment_frames)]
+    events = notes_to_events(notes, codec, onsets_only=onsets_only)
+    return encode_segments(
+        events, codec, starts, ties=ties, granularity=granularity, onsets_only=onsets_only
+    )
+
+
+def encode_segments(
+    events: Sequence[NoteEvent],
+    codec: Codec,
+    starts: Sequence[float],
+    *,
+    end: float | None = None,
+    ties: bool = True,
+    granularity: str = "full",
+    onsets_only: bool = False,
+) -> list[list[int]]:
+    """Writes events as tokens for adjoining segments that begin at `starts` (seconds).
+
+    The last segment ends at `end`; with None it takes all that is left, as at the end of a piece.
+    """
+    steps = [event.step for event in events]
+    borders = [time_to_step(start, codec.steps_per_second) for start in starts]
+    if end is not None:
+        borders.append(time_to_step(end, codec.steps_per_second))
+    cuts = [bisect.bisect_left(steps, border) for border in borders]
+    if end is None:
+        cuts.append(len(events))
+    # The list of tied notes is the one before this event. It never moves past the first event of
+    # the last step: the original's quirk.
+    last_state = bisect.bisect_left(steps, steps[-1]) if steps else 0
+    sounding: Sounding = {}
+    applied, segments = 0, []
+    for border, cut, next_cut in zip(borders, cuts, cuts[1:]):
+        for event in events[applied : min(cut, last_state)]:
+            _apply(event, sounding)
+        applied = max(applied, min(cut, last_state))
+        symbols = _tie_section(sounding) if ties else []
+        symbols += _event_symbols(events[cut:next_cut], border, codec, onsets_only)
+        segments.append(_symbols_to_tokens(symbols, codec, granularity))
+    return segments
+
+
+def _apply(event: NoteEvent, sounding: Sounding) -> None:
+    if not event.is_drum:
+        sounding[event.program, event.pitch] = event.velocity_bin
+
+
+def _tie_section(sounding: Sounding) -> list[Event]:
+    symbols = []
+    for (program, pitch), velocity_bin in sorted(sounding.items()):
+        if velocity_bin:
+            symbols += [Event("program", program), Event("pitch", pitch)]
+    return [*symbols, Event("tie", 0)]
+
+
+def _event_symbols(
+    events: Sequence[NoteEvent], start_step: int, codec: Codec, onsets_only: bool
+) -> list[Event]:
+    symbols, step = [], start_step
+    for event in events:
+        if event.step > step:
+            step = event.step
+            symbols += shift_symbols(step - start_step, codec)
+        if onsets_only:
+            symbols.append(Event("pitch", event.pitch))
+        elif event.is_drum:
+            symbols += [Event("velocity", event.velocity_bin), Event("drum", event.pitch)]
+        else:
+            symbols += [
+                Event("program", event.program),
+                Event("velocity", event.velocity_bin),
+                Event("pitch", event.pitch),
+            ]
+    return symbols
+
+
+def shift_symbols(steps: int, codec: Codec) -> list[Event]:
+    """`steps` since the start of the segment, as one shift or several that add up."""
+    full, rest = divmod(steps, codec.max_shift_steps)
+    values = [codec.max_shift_steps] * full + ([rest] if rest else [])
+    return [Event("shift", value) for value in values]
+
+
+def _symbols_to_tokens(symbols: Iterable[Event], codec: Codec, granularity: str) -> list[int]:
+    mapped = []
+    for symbol in symbols:
+        if symbol.type == "program":
+            if granularity == "flat":
+                continue
+            symbol = Event("program", map_program(symbol.value, granularity))
+        mapped.append(codec.encode(symbol))
+    return [*drop_repeated_states(mapped, codec), EOS]
+
+
+def drop_repeated_states(tokens: Iterable[int], codec: Codec) -> list[int]:
+    """Removes each velocity and program token that repeats the last one of its type."""
+    ranges = {kind: codec.token_range(kind) for kind in ("velocity", "program")}
+    current: dict[str, int] = {}
+    kept = []
+    for token in tokens:
+        for kind, (first, last) in ranges.items():
+            if first <= token <= last:
+                if current.get(kind) != token:
+                    kept.append(token)
+                current[kind] = token
+                break
+        else:
+            kept.append(token)
+    return kept
+
+
+def merge_segments(segments: Iterable[Sequence[int]], codec: Codec) -> list[int]:
+    """Merges segments that sound together into one, ordered by time, then by segment.
+
+    Each is a list of tokens without tie section, its shifts counted from the segment's start and
+    not yet split; PAD ends it. This is the mixing augmentation of Gardner et al. (ISMIR 2022
+    release); repeated states are still to be dropped.
+    """
+    first, last = codec.token_range("shift")
+    timed: list[tuple[int, int]] = []  # (step, token)
+    for tokens in segments:
+        step, after_shift = 0, False
+        for token in tokens:
+            if token == 0:
+                break
+            if first <= token <= last:
+                step = token - first + (step if after_shift else 0)
+                after_shift = True
+            else:
+                timed.append((step, token))
+                after_shift = False
+    merged, now = [], 0
+    for step, token in sorted(timed, key=lambda t: t[0]):
+        if step > now:
+            merged += [codec.encode(shift) for shift in shift_symbols(step, codec)]
+            now = step
+        merged.append(token)
+    return merged
