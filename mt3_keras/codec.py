@@ -118,7 +118,7 @@ class Codec:
     def classes_to_tokens(self, classes: NDArray[np.integer]) -> NDArray[np.integer]:
         """MT3 codec ids -> tokens, any shape, dtype kept; ValueError if one is out of range."""
         classes = np.asarray(classes)
-        if classes.size and not (0 <= classes.min() and classes.max() < self.num_events):
+        if classes.size and not (classes.min() >= 0 and classes.max() < self.num_events):
             raise ValueError(
                 f"codec ids must be in [0, {self.num_events}): "
                 f"got {classes.min()} to {classes.max()}"

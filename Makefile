@@ -1,0 +1,69 @@
+# `make` lists the targets. The first of them to need packages sets up .venv; after that, only a
+# changed requirements file does so again.
+
+# TensorFlow 2.21 ends at Python 3.13.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+RUNTIME := $(VENV)/runtime.stamp
+DEVELOPMENT := $(VENV)/development.stamp
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
+
+# The recipe reads these from its environment, so that no character in a path means anything to it.
+override AUDIO := $(value AUDIO)
+override MODEL := $(value MODEL)
+override OUT := $(value OUT)
+export AUDIO MODEL OUT
+
+.DEFAULT_GOAL := help
+.PHONY: help transcribe test lint format clean
+
+help:
+	@echo 'make transcribe AUDIO=song.mp3   write the notes of a recording, or of a folder of them, as MIDI'
+	@echo '       MODEL=...  shipped model or folder of one     OUT=...  folder to write to'
+	@echo '       ARGS=...   further flags: $(RUN) -m mt3_keras transcribe --help'
+	@echo 'make test                        lint, then run all tests; ARGS=... goes to pytest'
+	@echo 'make lint                        check style and types'
+	@echo 'make format                      put the code into the one style'
+	@echo 'make clean                       remove .venv and caches'
+	@echo 'Each sets up what it needs in .venv first; PYTHON=... picks the Python (3.11 to 3.13).'
+
+transcribe: check-audio $(RUNTIME)
+	@$(RUN) -m mt3_keras transcribe "$$AUDIO" $${MODEL:+--model "$$MODEL"} \
+		$${OUT:+--output_dir "$$OUT"} $(ARGS)
+
+.PHONY: check-audio
+check-audio:
+	@test -n "$$AUDIO" || { echo 'Which recording? make transcribe AUDIO=song.mp3' >&2; exit 1; }
+	@test -e "$$AUDIO" || { echo "AUDIO must be a file or a folder: there is no $$AUDIO" >&2; exit 1; }
+
+test: lint
+	$(RUN) -m pytest -rs $(ARGS)
+
+lint: $(DEVELOPMENT)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(DEVELOPMENT)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUNTIME): requirements.txt
+	@for python in $(PYTHON); do \
+		$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && \
+		echo 'Setting up .venv: about 3 GB on disk, 2 to 5 minutes, once.' && \
+		exec $$python -m venv $(VENV); \
+	done; \
+	echo 'Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.11 ...' >&2; exit 1
+	@$(INSTALL) -r requirements.txt
+	@touch $@
+
+$(DEVELOPMENT): requirements-dev.txt $(RUNTIME)
+	@echo 'Setting up the development tools in .venv.'
+	@$(INSTALL) -r requirements-dev.txt
+	@touch $@

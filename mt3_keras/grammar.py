@@ -1,0 +1,209 @@
+"""What the tokens so far imply, and which tokens may follow.
+
+Runs inside the compiled search, on a batch of sequences at once; all state is fixed in shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from mt3_keras.codec import EOS, NUM_SPECIAL, Codec
+from mt3_keras.config import ModelConfig
+
+State = dict[str, Any]
+
+OTHER, SHIFT, PITCH, VELOCITY, TIE, PROGRAM, DRUM = range(7)
+KINDS = {"shift": SHIFT, "pitch": PITCH, "velocity": VELOCITY, "tie": TIE, "program": PROGRAM}
+KINDS["drum"] = DRUM
+TIE_SECTION, BODY = 0, 1
+
+# More tokens than any chord needs between two shifts: beyond, a sequence is only repeating itself.
+MAX_TOKENS_WITHOUT_PROGRESS = 160
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What a search may write. The default is all the original's search may.
+
+    Attributes:
+      programs: only these programs may appear; None allows all.
+      drums: whether drums may appear.
+      constrained: only tokens that are legal in the current state: the tie section first and in
+        order, time never backwards, no note-off for a silent note, each note-on once per time, no
+        state that changes nothing, nothing left unfinished. A young or confused model is kept
+        from most of its nonsense; an attentive one is not disturbed.
+      stop_runaways: end a segment that passes its own end or that writes on and on without
+        getting ahead in time. Such a segment otherwise runs into `max_tokens`.
+    """
+
+    programs: frozenset[int] | None = None
+    drums: bool = True
+    constrained: bool = False
+    stop_runaways: bool = False
+
+    @property
+    def restricts_tokens(self) -> bool:
+        return self.constrained or self.programs is not None or not self.drums
+
+
+class Grammar:
+    """Follows a batch of token sequences, each within one segment.
+
+    The state of B sequences is a dict of int32 and bool tensors: "time" (steps since the start of
+    the segment), "program" and "velocity" (-1 before the first), "section" (`TIE_SECTION` or
+    `BODY`), "last" (kind of the last token) and what only some rules need.
+    """
+
+    def __init__(self, config: ModelConfig, rules: Rules) -> None:
+        self.codec = Codec(config.vocabulary.num_velocity_bins)
+        self.rules = rules
+        self._has_ties = config.vocabulary.ties
+        self._has_programs = config.vocabulary.granularity != "flat"
+        self._num_rows = config.network.vocabulary_rows
+        # The last frame begins within the segment, its event may round up.
+        self._max_step = int(np.ceil(config.segment_seconds * self.codec.steps_per_second))
+        self._kinds = np.zeros(self._num_rows, np.int32)
+        self._values = np.zeros(self._num_rows, np.int32)
+        for name, kind in KINDS.items():
+            first, last = self.codec.token_range(name)
+            self._kinds[first : last + 1] = kind
+            self._values[first : last + 1] = np.arange(last + 1 - first)
+        allowed = rules.programs
+        self._program_allowed = np.array([allowed is None or p in allowed for p in range(128)])
+
+    def start(self, batch_size: int) -> State:
+        """The state before the first token."""
+
+        def full(value: int) -> Any:
+            return ops.full((batch_size,), value, "int32")
+
+        state = {
+            "time": full(0),
+            "program": full(-1 if self._has_programs else 0),
+            "velocity": full(-1),
+            "section": full(TIE_SECTION if self._has_ties else BODY),
+            "last": full(OTHER),
+        }
+        if self.rules.stop_runaways:
+            state |= {"furthest": full(0), "without_progress": full(0)}
+        if self.rules.constrained:
+            state |= {
+                "tied_pitch": full(-1),
+                "sounding": ops.zeros((batch_size, 128, 128), "bool"),  # program, pitch
+                "struck": ops.zeros((batch_size, 128, 128), "bool"),  # at the current time
+                "struck_drums": ops.zeros((batch_size, 128), "bool"),
+            }
+        return state
+
+    def advance(self, state: State, tokens: Any) -> State:
+        """The state after one more token for each sequence, int32 [B]."""
+        kind = ops.take(self._kinds, tokens)
+        value = ops.take(self._values, tokens)
+        is_shift = kind == SHIFT
+        before = ops.where(state["last"] == SHIFT, state["time"], 0)  # shifts in a row add up
+        new = {
+            **state,
+            "time": ops.where(is_shift, before + value, state["time"]),
+            "program": ops.where(kind == PROGRAM, value, state["program"]),
+            "velocity": ops.where(kind == VELOCITY, value, state["velocity"]),
+            "section": ops.where(kind == TIE, BODY, state["section"]),
+            "last": kind,
+        }
+        if self.rules.stop_runaways:
+            gets_ahead = new["time"] > state["furthest"]
+            new["furthest"] = ops.maximum(new["time"], state["furthest"])
+            new["without_progress"] = ops.where(gets_ahead, 0, state["without_progress"] + 1)
+        if self.rules.constrained:
+            new |= self._advance_sounding(state, kind, value)
+        return new
+
+    def _advance_sounding(self, state: State, kind: Any, value: Any) -> State:
+        value_B128 = value[:, None] == np.arange(128)
+        program_B128 = state["program"][:, None] == np.arange(128)
+        is_pitch = (kind == PITCH)[:, None, None]
+        note = program_B128[:, :, None] & value_B128[:, None, :] & is_pitch
+        in_ties = (state["section"] == TIE_SECTION)[:, None, None]
+        is_on = (state["velocity"] > 0)[:, None, None] | in_ties
+        resets = (kind == SHIFT)[:, None]
+        is_drum = (kind == DRUM)[:, None]
+        tied = ops.where((kind == PITCH) & (state["section"] == TIE_SECTION), value, -1)
+        return {
+            "tied_pitch": ops.where(kind == PROGRAM, -1, ops.maximum(tied, state["tied_pitch"])),
+            "sounding": ops.where(note, is_on, state["sounding"]),
+            "struck": (state["struck"] | (note & is_on & ~in_ties)) & ~resets[:, :, None],
+            "struck_drums": (state["struck_drums"] | (value_B128 & is_drum)) & ~resets,
+        }
+
+    def runs_away(self, state: State) -> Any:
+        """Bool [B]: sequences that should end here."""
+        too_far = state["time"] > self._max_step
+        return too_far | (state["without_progress"] > MAX_TOKENS_WITHOUT_PROGRESS)
+
+    def legal_tokens(self, state: State) -> Any:
+        """Bool [B, V]: which tokens the rules allow next."""
+        size = {name: last - first + 1 for name, (first, last) in self._ranges().items()}
+
+        def some(condition_B: Any, count: int) -> Any:
+            return ops.broadcast_to(condition_B[:, None], (condition_B.shape[0], count))
+
+        always = ops.ones_like(state["time"], dtype="bool")
+        program = state["program"]
+        known = (program >= 0) & (ops.take(self._program_allowed, ops.maximum(program, 0)))
+        if self.rules.programs is None:
+            known = always
+        parts = {name: some(always, count) for name, count in size.items()}
+        parts["pitch"] &= known[:, None]
+        parts["program"] &= ops.convert_to_tensor(self._program_allowed)[None]
+        if not self.rules.drums:
+            parts["drum"] &= ops.zeros_like(parts["drum"])
+        ends = always
+        if self.rules.constrained:
+            ends, legal = self._legal_in_context(state)
+            parts = {name: part & legal[name] for name, part in parts.items()}
+        special = ops.concatenate([some(ends, NUM_SPECIAL)], axis=1)
+        special &= ops.convert_to_tensor(np.arange(NUM_SPECIAL) == EOS)[None]
+        used = NUM_SPECIAL + self.codec.num_events
+        rest = ops.zeros((program.shape[0], self._num_rows - used), "bool")
+        return ops.concatenate([special, *(parts[name] for name in KINDS), rest], axis=1)
+
+    def _ranges(self) -> dict[str, tuple[int, int]]:
+        return {name: self.codec.token_range(name) for name in KINDS}
+
+    def _legal_in_context(self, state: State) -> tuple[Any, dict[str, Any]]:
+        """Whether a segment may end here, and for each kind bool [B, n] or [B, 1]."""
+        program, velocity, last = state["program"], state["velocity"], state["last"]
+        in_ties, in_body = state["section"] == TIE_SECTION, state["section"] == BODY
+        is_last = {kind: last == kind for kind in range(7)}
+        complete = is_last[OTHER] | is_last[PITCH] | is_last[DRUM] | is_last[TIE]
+        starts_note = complete | is_last[SHIFT]
+        has_program = program >= 0
+
+        index = ops.maximum(program, 0)[:, None, None]
+        sounding_B128 = ops.take_along_axis(state["sounding"], index, axis=1)[:, 0]
+        struck_B128 = ops.take_along_axis(state["struck"], index, axis=1)[:, 0]
+        can_release = ops.any(sounding_B128, axis=1) & has_program
+        values = np.arange(128)
+        is_on, is_off = velocity > 0, velocity == 0
+        pitch = (is_on[:, None] & ~struck_B128) | (is_off[:, None] & sounding_B128)
+        pitch &= (in_body & has_program)[:, None]
+        tied = (in_ties & has_program)[:, None] & (values > state["tied_pitch"][:, None])
+        body_program = (in_body & starts_note)[:, None] & (values != program[:, None])
+        tie_program = (in_ties & complete)[:, None] & (values > program[:, None])
+        bins = np.arange(self.codec.num_velocity_bins + 1)
+        new_velocity = (bins != velocity[:, None]) & ((bins > 0) | can_release[:, None])
+        new_velocity &= (in_body & (starts_note | is_last[PROGRAM]))[:, None]
+        steps = np.arange(self.codec.max_shift_steps + 1)
+        shift = (steps > state["time"][:, None]) & (steps <= self._max_step)
+        legal = {
+            "shift": shift & (in_body & complete)[:, None],
+            "pitch": pitch | tied,
+            "velocity": new_velocity,
+            "tie": (in_ties & complete)[:, None],
+            "program": (body_program | tie_program) & self._has_programs,
+            "drum": (in_body & is_on & ~is_last[PROGRAM])[:, None] & ~state["struck_drums"],
+        }
+        return in_body & complete, legal

@@ -1,0 +1,219 @@
+"""The blocks of MT3's T5: pre-norm residuals, no biases, fixed sinusoid positions.
+
+Shape letters: B batch, T frames, L tokens, C cached positions, D width, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from mt3_keras.config import NetworkConfig
+
+MASKED = -1e10  # added to scores of positions that must not be seen, as in the original
+
+
+def sinusoid_positions(num_positions: int, width: int) -> NDArray[np.float32]:
+    """Fixed position table [num_positions, width]: sines, then cosines.
+
+    The frequencies run from 1 to exactly 1/10000: the exponent is i / (width / 2 - 1).
+    """
+    half = width // 2
+    frequencies = np.exp(np.arange(half) * (-math.log(10_000.0) / max(half - 1, 1)))
+    angles = np.arange(num_positions)[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def dense(
+    units: int, name: str, dtype: Any, *, truncated: bool = False, scale: float = 1.0
+) -> keras.layers.Dense:
+    """A projection without bias, its weights of variance scale / fan-in, as in T5X.
+
+    Queries have a scale of 1 / head_width: attention itself is not scaled.
+    """
+    shape = "truncated_normal" if truncated else "untruncated_normal"
+    initializer = keras.initializers.VarianceScaling(scale, "fan_in", shape)
+    return keras.layers.Dense(
+        units, use_bias=False, kernel_initializer=initializer, dtype=dtype, name=name
+    )
+
+
+def rms_norm(name: str, dtype: Any) -> Any:
+    """Root-mean-square norm with a scale, no mean and no bias (epsilon 1e-6)."""
+    return keras.layers.RMSNormalization(epsilon=1e-6, dtype=dtype, name=name)
+
+
+def broadcast_dropout(rate: float, dtype: Any) -> Any:
+    """Dropout [B, L, D] whose mask is shared by all positions of a sequence, as in T5X."""
+    return keras.layers.Dropout(rate, noise_shape=(None, 1, None), dtype=dtype)
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head attention with the projections apart, so that keys and values can be kept.
+
+    `call` is training's whole-sequence form. Decoding uses `heads` and `attend_cached`.
+    """
+
+    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_heads, self.head_width = network.num_heads, network.head_width
+        inner = self.num_heads * self.head_width
+        self.query = dense(inner, "query", self.dtype_policy, scale=1 / self.head_width)
+        self.key = dense(inner, "key", self.dtype_policy)
+        self.value = dense(inner, "value", self.dtype_policy)
+        self.out = dense(network.width, "out", self.dtype_policy)
+        # One mask for all queries of a head.
+        self.dropout = keras.layers.Dropout(
+            network.dropout, noise_shape=(None, None, 1, None), dtype=self.dtype_policy
+        )
+
+    def build(self, query_shape: Any, memory_shape: Any = None) -> None:
+        memory_shape = memory_shape or query_shape
+        self.query.build(query_shape)
+        self.key.build(memory_shape)
+        self.value.build(memory_shape)
+        self.out.build((*query_shape[:-1], self.num_heads * self.head_width))
+
+    def heads(self, projected_BLJ: Any) -> Any:
+        """[B, L, H * K] -> [B, H, L, K]."""
+        length = projected_BLJ.shape[1]
+        split = ops.reshape(projected_BLJ, (-1, length, self.num_heads, self.head_width))
+        return ops.transpose(split, (0, 2, 1, 3))
+
+    def keys_and_values(self, memory_BTD: Any) -> tuple[Any, Any]:
+        """Keys and values [B, H, T, K] of a sequence."""
+        return self.heads(self.key(memory_BTD)), self.heads(self.value(memory_BTD))
+
+    def call(self, query: Any, memory: Any = None, bias: Any = None, training: Any = None) -> Any:
+        memory = query if memory is None else memory
+        keys_BHTK, values_BHTK = self.keys_and_values(memory)
+        scores_BHLT = ops.einsum("bhlk,bhtk->bhlt", self.heads(self.query(query)), keys_BHTK)
+        if bias is not None:
+            scores_BHLT += ops.cast(bias, scores_BHLT.dtype)
+        weights = self.dropout(ops.softmax(scores_BHLT), training=training)
+        return self.merge(ops.einsum("bhlt,bhtk->bhlk", weights, values_BHTK))
+
+    def merge(self, attended_BHLK: Any) -> Any:
+        """[B, H, L, K] -> output projection [B, L, D]."""
+        length = attended_BHLK.shape[2]
+        joined = ops.transpose(attended_BHLK, (0, 2, 1, 3))
+        return self.out(ops.reshape(joined, (-1, length, self.num_heads * self.head_width)))
+
+    def attend_memory(self, query_BD: Any, keys_BHTK: Any, values_BHTK: Any) -> Any:
+        """One position attends over kept keys and values: [B, D] -> [B, D]."""
+        query_BHK = ops.reshape(self.query(query_BD), (-1, self.num_heads, self.head_width))
+        scores_BHT = ops.einsum("bhk,bhtk->bht", query_BHK, keys_BHTK)
+        attended = ops.einsum("bht,bhtk->bhk", ops.softmax(scores_BHT), values_BHTK)
+        return self.out(ops.reshape(attended, (-1, self.num_heads * self.head_width)))
+
+    def attend_cache(
+        self, query_BD: Any, keys_BHCK: Any, values_BHCK: Any, bias_BC: Any
+    ) -> tuple[Any, Any, Any]:
+        """One position attends over cached positions and itself.
+
+        Args:
+          query_BD: the position's input.
+          keys_BHCK, values_BHCK: cached rows; those to be ignored have a bias of `MASKED`.
+
+        Returns:
+          The output [B, D] and the position's own key and value rows [B, H, K], which the caller
+          writes into the cache: copying whole caches would cost more than the arithmetic.
+        """
+        shape = (-1, self.num_heads, self.head_width)
+        query_BHK = ops.reshape(self.query(query_BD), shape)
+        key_BHK = ops.reshape(self.key(query_BD), shape)
+        value_BHK = ops.reshape(self.value(query_BD), shape)
+        scores_BHC = ops.einsum("bhk,bhck->bhc", query_BHK, keys_BHCK) + bias_BC[:, None, :]
+        own_BH1 = ops.sum(query_BHK * key_BHK, axis=-1, keepdims=True)
+        weights = ops.softmax(ops.concatenate([scores_BHC, own_BH1], axis=-1))
+        attended = ops.einsum("bhc,bhck->bhk", weights[..., :-1], values_BHCK)
+        attended += weights[..., -1:] * value_BHK
+        output = self.out(ops.reshape(attended, (-1, self.num_heads * self.head_width)))
+        return output, key_BHK, value_BHK
+
+
+class GatedMLP(keras.layers.Layer):
+    """gelu(x wi_0) * (x wi_1), then wo; gelu by its tanh approximation."""
+
+    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mlp_width = network.mlp_width
+        self.wi_0 = dense(network.mlp_width, "wi_0", self.dtype_policy, truncated=True)
+        self.wi_1 = dense(network.mlp_width, "wi_1", self.dtype_policy, truncated=True)
+        self.wo = dense(network.width, "wo", self.dtype_policy, truncated=True)
+        self.dropout = broadcast_dropout(network.dropout, self.dtype_policy)
+
+    def build(self, shape: Any) -> None:
+        self.wi_0.build(shape)
+        self.wi_1.build(shape)
+        self.wo.build((*shape[:-1], self.mlp_width))
+
+    def call(self, x: Any, training: Any = None) -> Any:
+        gated = ops.gelu(self.wi_0(x), approximate=True) * self.wi_1(x)
+        if training:  # decoding has no length axis to share a mask over
+            gated = self.dropout(gated, training=training)
+        return self.wo(gated)
+
+
+class EncoderLayer(keras.layers.Layer):
+    """Self-attention and MLP, [B, T, D] -> [B, T, D]; every frame sees every frame."""
+
+    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.attention_norm = rms_norm("attention_norm", policy)
+        self.attention = Attention(network, dtype=policy, name="attention")
+        self.mlp_norm = rms_norm("mlp_norm", policy)
+        self.mlp = GatedMLP(network, dtype=policy, name="mlp")
+        self.dropout = broadcast_dropout(network.dropout, policy)
+
+    def build(self, shape: Any) -> None:
+        for part in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
+            part.build(shape)
+
+    def call(self, x: Any, training: Any = None) -> Any:
+        attended = self.attention(self.attention_norm(x), training=training)
+        x = x + self.dropout(attended, training=training)
+        return x + self.dropout(self.mlp(self.mlp_norm(x), training=training), training=training)
+
+
+class DecoderLayer(keras.layers.Layer):
+    """Causal self-attention, cross-attention and MLP, [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.self_norm = rms_norm("self_norm", policy)
+        self.self_attention = Attention(network, dtype=policy, name="self_attention")
+        self.cross_norm = rms_norm("cross_norm", policy)
+        self.cross_attention = Attention(network, dtype=policy, name="cross_attention")
+        self.mlp_norm = rms_norm("mlp_norm", policy)
+        self.mlp = GatedMLP(network, dtype=policy, name="mlp")
+        self.dropout = broadcast_dropout(network.dropout, policy)
+
+    def build(self, x_shape: Any, encoded_shape: Any) -> None:
+        for part in (self.self_norm, self.self_attention, self.cross_norm, self.mlp_norm, self.mlp):
+            part.build(x_shape)
+        self.cross_attention.build(x_shape, encoded_shape)
+
+    def call(self, x: Any, encoded: Any, bias: Any, training: Any = None) -> Any:
+        """Whole sequences; `bias` [B, 1, L, L] hides what a position must not see."""
+        attended = self.self_attention(self.self_norm(x), bias=bias, training=training)
+        x = x + self.dropout(attended, training=training)
+        attended = self.cross_attention(self.cross_norm(x), encoded, training=training)
+        x = x + self.dropout(attended, training=training)
+        return x + self.dropout(self.mlp(self.mlp_norm(x), training=training), training=training)
+
+    def step(self, x_BD: Any, cache: tuple[Any, Any], bias_BC: Any, memory: tuple[Any, Any]) -> Any:
+        """One position; returns the output [B, D] and its key and value rows [B, H, K]."""
+        attended, key, value = self.self_attention.attend_cache(
+            self.self_norm(x_BD), *cache, bias_BC
+        )
+        x_BD = x_BD + attended
+        x_BD = x_BD + self.cross_attention.attend_memory(self.cross_norm(x_BD), *memory)
+        return x_BD + self.mlp(self.mlp_norm(x_BD)), key, value
