@@ -430,9 +430,10 @@ def _run_ffmpeg(path: pathlib.Path, refusal: str) -> Iterator[_Stream]:
                     yield sound
             is_failure = process.wait() != 0 or not is_sound
             log.seek(0)
-            complaint = log.read(2000).decode(errors="replace").partition("\n")[0]
-            if is_failure or "ended prematurely" in complaint:
-                complaint = re.sub(r"^(\[[^]]*\] )+", "", complaint) or "no reason given"
+            complaints = log.read(2**16).decode(errors="replace")
+            if is_failure or "ended prematurely" in complaints:  # cut short, to it no failure
+                first = complaints.partition("\n")[0]
+                complaint = re.sub(r"^(\[[^]]*\] )+", "", first) or "no reason given"
                 raise AudioError(
                     f"{path}: ffmpeg cannot read all of it as audio ({complaint});"
                     " copy or download it again, or convert it to WAV"

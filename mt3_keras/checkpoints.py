@@ -203,6 +203,52 @@ def check_leaves(leaves: Mapping[str, NDArray[Any]], config: ModelConfig) -> Non
         raise CheckpointError(f"leaves do not make an MT3 model: {'; '.join(found)}; {CURE}")
 
 
+def assign_leaves(leaves: Mapping[str, NDArray[np.float32]], model: Any) -> None:
+    """Sets the weights of an `MT3Backbone` built for the same config; every leaf is used."""
+    encoder, decoder = model.encoder, model.decoder
+    variables = {
+        "encoder.continuous_inputs_projection.kernel": encoder.projection.kernel,
+        "encoder.encoder_norm.scale": encoder.norm.scale,
+        "decoder.token_embedder.embedding": decoder.embedding.embeddings,
+        "decoder.decoder_norm.scale": decoder.norm.scale,
+        "decoder.logits_dense.kernel": decoder.logits.kernel,
+    }
+    for i, layer in enumerate(encoder.layers):
+        blocks = {"attention": layer.attention, "mlp": layer.mlp}
+        norms = {"pre_attention": layer.attention_norm, "pre_mlp": layer.mlp_norm}
+        variables |= _layer_variables(f"encoder.layers_{i}", blocks, norms)
+    for i, layer in enumerate(decoder.layers):
+        blocks = {
+            "self_attention": layer.self_attention,
+            "encoder_decoder_attention": layer.cross_attention,
+            "mlp": layer.mlp,
+        }
+        norms = {
+            "pre_self_attention": layer.self_norm,
+            "pre_cross_attention": layer.cross_norm,
+            "pre_mlp": layer.mlp_norm,
+        }
+        variables |= _layer_variables(f"decoder.layers_{i}", blocks, norms)
+    if set(variables) != set(leaves) or len(variables) != len(model.weights):
+        raise CheckpointError(
+            f"the checkpoint has {len(leaves)} leaves, the model {len(model.weights)} weights: "
+            "build the model from the checkpoint's own config"
+        )
+    for name, variable in variables.items():
+        variable.assign(leaves[name])
+
+
+def _layer_variables(layer: str, blocks: dict[str, Any], norms: dict[str, Any]) -> dict[str, Any]:
+    """A layer's variables by the names that T5X gives them."""
+    variables = {f"{layer}.{name}_layer_norm.scale": norm.scale for name, norm in norms.items()}
+    for block_name, block in blocks.items():
+        parts = ("wi_0", "wi_1", "wo") if block_name == "mlp" else ("query", "key", "value", "out")
+        variables |= {
+            f"{layer}.{block_name}.{part}.kernel": getattr(block, part).kernel for part in parts
+        }
+    return variables
+
+
 def _layer_leaves(layer: str, attention_norms: dict[str, str], net: NetworkConfig) -> Shapes:
     leaves: Shapes = {
         f"{layer}.pre_mlp_layer_norm.scale": (net.width,),

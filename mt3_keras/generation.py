@@ -95,7 +95,7 @@ class Search:
                 state = _resize_cache(state, cache_length)
 
     def _to_arrays(self, pool: list[tuple[int, AudioSegment]], is_last: bool) -> tuple[Any, ...]:
-        """Waiting segments as arrays of fixed shape, how many there are, and if they are the last."""
+        """Waiting segments as arrays of fixed shape, their number, and if they are the last."""
         config = self.model.model_config
         num_samples = config.segment_samples + config.spectrogram.overhang_samples
         samples = np.zeros((self.batch_size, num_samples), np.float32)
@@ -203,7 +203,7 @@ class Search:
         position, cache = state["position"], state["cache"]
         cache_length = next(iter(cache.values())).shape[2]
         slot = state["step"] % cache_length
-        # Slots by age: this step's own is 0 (or a whole round old), its segment's are 1 to position.
+        # Slots by age: 0 is this step's own, those of the row's segment are 1 to position.
         age = (slot - ops.arange(cache_length)) % cache_length
         is_seen = (age >= 1)[None] & (age[None] <= position[:, None])
         bias = ops.where(is_seen, 0.0, MASKED)

@@ -36,7 +36,7 @@ Sounding = dict[tuple[int, int], int]  # (program, pitch) -> velocity bin
 
 
 def time_to_step(time: float, steps_per_second: int) -> int:
-    """The last step of the grid that is not after `time`, decided in floats as the original does."""
+    """The last step of the grid not after `time`, decided in floats as the original does."""
     step = math.floor(time * steps_per_second)
     while step / steps_per_second > time:
         step -= 1
@@ -124,7 +124,7 @@ def encode_segments(
     last_state = bisect.bisect_left(steps, steps[-1]) if steps else 0
     sounding: Sounding = {}
     applied, segments = 0, []
-    for border, cut, next_cut in zip(borders, cuts, cuts[1:]):
+    for border, cut, next_cut in zip(borders, cuts, cuts[1:], strict=False):
         for event in events[applied : min(cut, last_state)]:
             _apply(event, sounding)
         applied = max(applied, min(cut, last_state))

@@ -96,7 +96,8 @@ def apply_sustain(notes: Sequence[Note], pedal: Iterable[PedalChange]) -> list[N
     events += [(note.onset, 2, i) for i, note in enumerate(held)]
     events += [(note.offset, 3, i) for i, note in enumerate(held)]
     offsets = [note.offset for note in held]
-    is_down, sounding, time = False, [], 0.0  # sounding: indices into held, in order of onset
+    is_down, time = False, 0.0
+    sounding: list[int] = []  # indices into held, in order of onset
     for time, kind, index in sorted(events, key=lambda e: e[:2]):
         if kind == 0:
             is_down = True

@@ -187,6 +187,17 @@ def test_tags_around_mp3_change_nothing(quiet_after_loud_mp3: pathlib.Path) -> N
         path.write_bytes(path.read_bytes()[len(id3) : -len(ape) - 128])
 
 
+def test_flac_without_length_is_read_to_its_end(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "a.flac", noise(40000), 16000)
+    expected = read(path)
+    contents = bytearray(path.read_bytes())
+    contents[21] &= 0xF0  # the 36 bits that hold the number of samples; 0 is "unknown"
+    contents[22:26] = bytes(4)
+    path.write_bytes(contents)
+    np.testing.assert_array_equal(read(path, block_seconds=1.0), expected)
+    assert audio.duration(path) is None
+
+
 # ---------------------------------------------------------------- bad files
 
 
@@ -328,7 +339,7 @@ def test_other_formats_are_read_through_ffmpeg(
     [
         "sys.exit('[mov @ 0x1] broken\\nmore')",
         "out.write(header + bytes(80000)); sys.exit('[mov @ 0x1] [aac @ 0x2] broken')",
-        "out.write(header + bytes(80000)); sys.stderr.write('broken: ended prematurely')",
+        "out.write(header + bytes(80000)); sys.stderr.write('broken\\nended prematurely')",
         "out.write(b'broken' * 100000)",
         "out.write(header)",
         "",

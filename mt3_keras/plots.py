@@ -1,0 +1,68 @@
+"""Pictures of notes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")  # pictures go to files; no screen is needed
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.patches import Rectangle
+
+from mt3_keras.midi import instrument_name, replacing
+from mt3_keras.notes import Note
+
+COLORS = [*matplotlib.color_sequences["tab20"][::2], *matplotlib.color_sequences["tab20"][1::2]]
+SECONDS_PER_INCH = 2.5
+MAX_INCHES = 200.0
+
+
+def plot_piano_roll(
+    notes: Sequence[Note], path: str | os.PathLike[str], *, title: str = "", duration: float = 0.0
+) -> None:
+    """Draws notes as a PNG: pitch over time, a colour for each instrument, drums in a row below.
+
+    Args:
+      duration: seconds to show; at least up to the last note.
+    """
+    duration = max([duration, 1.0, *(note.offset for note in notes)])
+    parts: dict[tuple[bool, int], list[Note]] = {}
+    for note in notes:
+        parts.setdefault((note.is_drum, 0 if note.is_drum else note.program), []).append(note)
+    width = min(MAX_INCHES, max(8.0, duration / SECONDS_PER_INCH))
+    figure, (pitched, drums) = pyplot.subplots(
+        2, 1, sharex=True, figsize=(width, 6.5), height_ratios=[4, 1], layout="constrained"
+    )
+    handles = []
+    for (is_drum, program), part in sorted(parts.items()):
+        color = "0.25" if is_drum else COLORS[len(handles) % len(COLORS)]
+        handles.append(
+            Rectangle((0, 0), 1, 1, color=color, label=instrument_name(program, is_drum))
+        )
+        _draw(drums if is_drum else pitched, part, color)
+    _frame_axes(pitched, [n.pitch for n in notes if not n.is_drum] or [60], "pitch (MIDI)")
+    _frame_axes(drums, [n.pitch for n in notes if n.is_drum] or [40], "drum (MIDI)")
+    drums.set_xlim(0, duration)
+    drums.set_xlabel("time (s)")
+    pitched.set_title(title or f"{len(notes)} notes", loc="left")
+    if handles:
+        figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+    pyplot.close(figure)
+
+
+def _draw(axes: Axes, part: Sequence[Note], color: object) -> None:
+    boxes = [Rectangle((n.onset, n.pitch - 0.4), max(n.offset - n.onset, 0.02), 0.8) for n in part]
+    axes.add_collection(PatchCollection(boxes, facecolor=color, edgecolor="none"))
+
+
+def _frame_axes(axes: Axes, pitches: Sequence[int], label: str) -> None:
+    axes.set_ylim(min(pitches) - 2, max(pitches) + 2)
+    axes.set_ylabel(label)
+    axes.grid(axis="x", alpha=0.3)

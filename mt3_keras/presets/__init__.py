@@ -1,0 +1,112 @@
+"""Models by name or folder: those shipped here, KerasHub presets, T5X checkpoints."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TYPE_CHECKING
+
+from mt3_keras.checkpoints import assign_leaves, load_t5x
+from mt3_keras.config import ModelConfig
+
+if TYPE_CHECKING:
+    from mt3_keras.model import MT3Backbone
+
+FOLDER = pathlib.Path(__file__).parent
+
+
+class ModelError(ValueError):
+    """A model that cannot be found or read; one line that names it and the cure."""
+
+
+def shipped_names() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+
+
+def find_preset(name: str | pathlib.Path) -> pathlib.Path:
+    """The folder of a model: a shipped name, a preset folder or a T5X checkpoint folder.
+
+    Raises:
+      ModelError: there is no such model.
+    """
+    shipped = FOLDER / str(name)
+    if str(name) in shipped_names():
+        return shipped
+    folder = pathlib.Path(name)
+    names = f"shipped are: {', '.join(shipped_names())}" if shipped_names() else "none is shipped"
+    if not folder.exists():
+        raise ModelError(f"{name}: no such model; {names}; or give a preset or T5X folder")
+    if not folder.is_dir():
+        raise ModelError(f"{name}: a model is a folder; {names}; or give a preset or T5X folder")
+    return folder
+
+
+def is_preset(folder: pathlib.Path) -> bool:
+    """Whether a folder is a KerasHub preset, as opposed to a T5X checkpoint."""
+    return (folder / "config.json").exists()
+
+
+def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> MT3Backbone:
+    """Builds the network of a model and loads its weights.
+
+    Args:
+      name: see `find_preset`.
+      log_floor: replaces the model's own (see `SpectrogramConfig`).
+
+    Raises:
+      ModelError, CheckpointError: the model cannot be found or read; one line, naming the file.
+    """
+    folder = find_preset(name)
+    if not is_preset(folder):
+        config, leaves = load_t5x(folder)
+        model = _build(config, log_floor)
+        assign_leaves(leaves, model)
+        return model
+    try:
+        model = _build(ModelConfig.from_preset(folder), log_floor)
+        model.load_weights(str(_weights_path(folder)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{folder}: cannot read the model ({reason}); copy it again") from error
+    return model
+
+
+def _weights_path(folder: pathlib.Path) -> pathlib.Path:
+    path = folder / "model.weights.h5"
+    if not path.is_file():
+        raise OSError(f"{path.name} is missing")
+    return path
+
+
+def _build(config: ModelConfig, log_floor: str | None) -> MT3Backbone:
+    from mt3_keras.model import MT3Backbone
+
+    parts = config.to_dict()
+    if log_floor:
+        parts["spectrogram"]["log_floor"] = log_floor
+    return MT3Backbone(**parts)
+
+
+def convert_t5x(checkpoint: str | pathlib.Path, output: str | pathlib.Path) -> None:
+    """Writes a T5X checkpoint as a preset folder, which appears whole or not at all.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged or foreign.
+      ModelError: the output exists already or cannot be written.
+    """
+    output = pathlib.Path(output)
+    if output.exists():
+        raise ModelError(f"{output}: already exists; remove it or give another folder")
+    model = load_model(checkpoint)
+    save_preset(model, output)
+
+
+def save_preset(model: MT3Backbone, output: pathlib.Path) -> None:
+    """`model.save_to_preset`, complete or not at all."""
+    partial = output.with_name(f".{output.name}.part")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        model.save_to_preset(str(partial))
+        partial.rename(output)
+    except OSError as error:
+        raise ModelError(f"{output}: cannot be written ({error.strerror or error})") from error

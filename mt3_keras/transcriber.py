@@ -1,0 +1,224 @@
+"""Transcriber: audio -> notes, the whole path."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from numpy.typing import ArrayLike
+
+from mt3_keras.audio import AudioSegment, check_samples, cut_segments, read_blocks
+from mt3_keras.codec import Codec
+from mt3_keras.midi import write_midi
+from mt3_keras.note_decoder import NoteDecoder
+from mt3_keras.notes import Note
+from mt3_keras.presets import load_model
+
+if TYPE_CHECKING:
+    from mt3_keras.grammar import Rules
+    from mt3_keras.model import MT3Backbone
+
+
+class Segment(NamedTuple):
+    """What the model wrote for one window: `start` in seconds, token ids up to and with EOS."""
+
+    start: float
+    tokens: list[int]
+
+
+class Progress(NamedTuple):
+    """A segment just read, where it ends, and the notes that ended in it.
+
+    The notes still sounding at the end of the recording come with the last segment.
+    """
+
+    segment: Segment
+    end: float
+    notes: list[Note]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcription:
+    """Notes of a recording and how they came about.
+
+    Attributes:
+      notes: ordered by onset.
+      segments: the model's own words.
+      invalid_events: tokens that meant nothing where they stood.
+      dropped_events: tokens past the end of their segment.
+      duration: seconds of audio.
+    """
+
+    notes: list[Note]
+    segments: list[Segment]
+    invalid_events: int
+    dropped_events: int
+    duration: float
+
+    def write_midi(self, path: str | os.PathLike[str]) -> None:
+        """Writes the notes as a MIDI file, one named track for each instrument."""
+        write_midi(self.notes, path)
+
+
+class Transcriber:
+    """Transcribes music with one model, loaded once.
+
+    Args:
+      model: the network with its weights.
+      exact: the original's path to the token: segments padded with zeros, its logarithm's floor,
+        its segment starts, plain greedy search. No other option may then be given.
+      context: "full" lets the last spectrogram frames of a segment see the audio that follows;
+        "segment" pads every segment with zeros, as the original does.
+      method: "greedy" or "beam1" (see `generation.Search`).
+      rules: what the search may write; None stops runaway segments and allows all else.
+      batch_size: segments decoded side by side.
+      max_tokens: longest token sequence of a segment; None takes the model's own limit.
+    """
+
+    def __init__(
+        self,
+        model: MT3Backbone,
+        *,
+        exact: bool = False,
+        context: Literal["segment", "full"] | None = None,
+        method: Literal["greedy", "beam1"] = "greedy",
+        rules: Rules | None = None,
+        batch_size: int = 16,
+        max_tokens: int | None = None,
+    ) -> None:
+        from mt3_keras.generation import Search
+        from mt3_keras.grammar import Rules
+
+        if exact and (context == "full" or method != "greedy" or rules or max_tokens):
+            raise ValueError("exact=True is the original's path: give no other option beside it")
+        if context not in (None, "segment", "full"):
+            raise ValueError(f"context must be 'segment' or 'full': got {context!r}")
+        self.model_config = model.model_config
+        self.exact = exact
+        self.context = "segment" if exact else context or "full"
+        if rules is None:
+            rules = Rules(stop_runaways=not exact)
+        self._search = Search(
+            model, rules=rules, method=method, batch_size=batch_size, max_tokens=max_tokens
+        )
+
+    @classmethod
+    def from_preset(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        engine: Literal["auto", "keras", "litert"] = "auto",
+        exact: bool = False,
+        log_floor: Literal["zero", "clamp"] | None = None,
+        **options: Any,
+    ) -> Transcriber:
+        """Loads a model by the name of a shipped one, or its preset or T5X folder.
+
+        Args:
+          engine: what runs the network. "auto" picks the best there is.
+          log_floor: replaces the model's own (see `SpectrogramConfig`).
+          **options: of `Transcriber`.
+
+        Raises:
+          ValueError: the model cannot be found or read, or an option is wrong; one line.
+        """
+        if engine not in ("auto", "keras", "litert"):
+            raise ValueError(f"engine must be auto, keras or litert: got {engine!r}")
+        if engine == "litert":
+            raise ValueError(f"{name}: holds no edge bundle, so engine='litert' cannot run it")
+        if exact and log_floor == "clamp":
+            raise ValueError("exact=True is the original's path: give no other option beside it")
+        if exact:
+            log_floor = "zero"
+        return cls(load_model(pathlib.Path(name), log_floor=log_floor), exact=exact, **options)
+
+    def transcribe(
+        self,
+        audio: str | os.PathLike[str] | ArrayLike,
+        *,
+        on_segment: Callable[[Progress], None] | None = None,
+    ) -> Transcription:
+        """Transcribes a recording of any length, in bounded memory.
+
+        Args:
+          audio: a file, or samples: float32 [n], 16 kHz mono.
+          on_segment: called for each segment in order of time, as soon as it is read.
+
+        Raises:
+          AudioError: the audio cannot be used; one line, naming the file.
+        """
+        reading = _Reading(self)
+        for progress in reading.run(_to_blocks(audio)):
+            if on_segment:
+                on_segment(progress)
+        return reading.finish()
+
+
+def _to_blocks(audio: str | os.PathLike[str] | ArrayLike) -> Iterable[Any]:
+    if isinstance(audio, (str, os.PathLike)):
+        return read_blocks(audio)
+    return [check_samples(audio)]
+
+
+class _Reading:
+    """One recording on its way: segments finish in any order and are read in order of time."""
+
+    def __init__(self, transcriber: Transcriber) -> None:
+        config = transcriber.model_config
+        self._transcriber = transcriber
+        self._decoder = NoteDecoder(
+            Codec(config.vocabulary.num_velocity_bins),
+            ties=config.vocabulary.ties,
+            segment_start="original" if transcriber.exact else "grid",
+        )
+        self._starts: list[float] = []
+        self._segments: list[Segment] = []
+        self._waiting: dict[int, list[int]] = {}
+        self._notes: list[Note] = []
+        self._is_complete = False
+        self.duration = 0.0
+
+    def run(self, blocks: Iterable[Any]) -> Iterator[Progress]:
+        transcriber = self._transcriber
+        segments = cut_segments(blocks, transcriber.model_config, transcriber.context)
+        for index, tokens in transcriber._search.decode(self._watch(segments)):
+            self._waiting[index] = tokens
+            yield from self._read_waiting()
+        yield from self._read_waiting()
+
+    def _watch(self, segments: Iterable[AudioSegment]) -> Iterator[AudioSegment]:
+        rate = self._transcriber.model_config.spectrogram.frames_per_second
+        for segment in segments:
+            self._starts.append(segment.start)
+            self.duration = segment.start + segment.num_frames / rate
+            yield segment
+        self._is_complete = True
+
+    def _read_waiting(self) -> Iterator[Progress]:
+        """Reads what is next in time, if it is known where it ends."""
+        while (index := len(self._segments)) in self._waiting:
+            is_last = index + 1 == len(self._starts)
+            if is_last and not self._is_complete:
+                return
+            start = self._starts[index]
+            end = None if is_last else self._starts[index + 1]
+            segment = Segment(start, self._waiting.pop(index))
+            notes = self._decoder.feed(start, segment.tokens, end)
+            self._segments.append(segment)
+            if is_last:
+                num_ended = len(self._decoder.notes)
+                self._notes = self._decoder.finish()
+                notes = notes + self._decoder.notes[num_ended:]
+            yield Progress(segment, self.duration if end is None else end, notes)
+
+    def finish(self) -> Transcription:
+        return Transcription(
+            notes=self._notes,
+            segments=self._segments,
+            invalid_events=self._decoder.invalid_events,
+            dropped_events=self._decoder.dropped_events,
+            duration=self.duration,
+        )
