@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +17,16 @@ from typing import IO, Any, NamedTuple
 
 from absl import flags
 
+from mt3_keras.command_line import (
+    UsageError,
+    define_model_flags,
+    load_transcriber,
+    silence_tensorflow,
+)
 from mt3_keras.notes import Note
 
 FORMATS = ("mid", "json", "csv", "jsonl", "png")
 NOTE_COLUMNS = ("onset", "offset", "pitch", "velocity", "program", "is_drum", "instrument")
-
-
-class UsageError(ValueError):
-    """A command line that cannot be followed."""
 
 
 class Command(NamedTuple):
@@ -54,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     command.define(values)
     if any(argument in ("-h", "--help", "-help") for argument in argv[1:]):
         print(f"usage: python -m mt3_keras {argv[0]} {command.usage}\n")
-        print(values.get_help(prefix="  ").strip("\n"))
+        print(_describe_flags(values))
         return 0
     try:
         arguments = values([f"mt3_keras {argv[0]}", *argv[1:]])[1:]
@@ -65,6 +68,20 @@ def main(argv: Sequence[str]) -> int:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("stopped", 130)
+
+
+def _describe_flags(values: flags.FlagValues) -> str:
+    """One paragraph a flag: its name, default and meaning."""
+    lines = []
+    for name in sorted(set(values) - {"undefok"}):
+        flag = values[name]
+        default = "" if flag.default in (None, "") else f" (default {flag.default_as_str})"
+        switch = f"--[no]{name}" if flag.boolean else f"--{name}"
+        choices = (
+            f" {{{','.join(flag.parser.enum_values)}}}" if flag.flag_type() == "string enum" else ""
+        )
+        lines += [f"  {switch}", f"      {flag.help}{default}"]
+    return "\n".join(lines)
 
 
 def _fail(message: str, code: int) -> int:
@@ -101,47 +118,23 @@ def _commands() -> dict[str, Command]:
 
 
 def _define_transcribe(values: flags.FlagValues) -> None:
-    def string(name: str, default: str | None, text: str) -> None:
-        flags.DEFINE_string(name, default, text, flag_values=values)
-
-    def boolean(name: str, default: bool, text: str) -> None:
-        flags.DEFINE_boolean(name, default, text, flag_values=values)
-
-    def integer(name: str, default: int | None, text: str) -> None:
-        flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=values)
-
-    string("model", None, "A shipped model's name, a preset folder or a T5X checkpoint folder.")
-    string(
+    define_model_flags(values)
+    flags.DEFINE_string(
         "output_dir",
         "out",
         "Where to write; '-' writes the notes to standard output as JSON lines.",
-    )
-    string("formats", "mid", f"What to write for each recording: of {', '.join(FORMATS)}.")
-    boolean("resume", False, "Skip recordings whose outputs are all there.")
-    string("instruments", None, "Only these: General MIDI names, classes or numbers, and drums.")
-    boolean("constrained", False, "Allow only tokens that are legal where they stand.")
-    boolean("stop_runaways", True, "End segments that write on and on without getting ahead.")
-    boolean("exact", False, "The original's path to the token; no other decoding flag beside it.")
-    flags.DEFINE_enum(
-        "context", None, ["segment", "full"],
-        "What the last frames of a segment see: zeros, or the audio that follows (default).",
         flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_enum(
-        "log_floor", None, ["zero", "clamp"],
-        "How silence enters the logarithm; by default as the model says.", flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_enum(
-        "search", "greedy", ["greedy", "beam1"],
-        "Greedy, or the original's beam search of one beam with brevity 0.6.", flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_enum(
-        "engine", "auto", ["auto", "keras", "litert"], "What runs the network.", flag_values=values
     )
-    integer("batch_size", 16, "Segments decoded side by side.")
-    integer("max_tokens", None, "Longest token sequence of a segment; by default the model's own.")
-    integer("threads", None, "Processor cores to use; by default all.")
-    boolean("progress", True, "Show a progress bar.")
+    flags.DEFINE_list(
+        "formats",
+        ["mid"],
+        f"What to write for each recording: of {', '.join(FORMATS)}.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "resume", False, "Skip recordings whose outputs are all there.", flag_values=values
+    )
+    flags.DEFINE_boolean("progress", True, "Show a progress bar.", flag_values=values)
 
 
 def _run_transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -150,14 +143,6 @@ def _run_transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     formats = _parse_formats(values.formats)
     if not arguments:
         raise UsageError("name at least one recording")
-    if values.model is None:
-        from mt3_keras.presets import shipped_names
-
-        if "small" not in shipped_names():
-            raise UsageError(
-                "--model is needed: a preset or T5X checkpoint folder "
-                "(README: where to get the official weights)"
-            )
     recordings = find_audio(arguments)
     if not recordings:
         raise UsageError("no recordings found in what was named")
@@ -170,7 +155,7 @@ def _run_transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
         if not jobs:
             print("all done before", file=sys.stderr)
             return 0
-    transcriber = _load_transcriber(values)
+    transcriber = load_transcriber(values)
     num_failed = 0
     for number, (recording, outputs) in enumerate(jobs, 1):
         label = f"[{number}/{len(jobs)}] {recording.name}" if len(jobs) > 1 else recording.name
@@ -184,8 +169,8 @@ def _run_transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     return 0
 
 
-def _parse_formats(text: str) -> list[str]:
-    formats = [name.strip().lower() for name in text.split(",") if name.strip()]
+def _parse_formats(names: Sequence[str]) -> list[str]:
+    formats = [name.strip().lower() for name in names if name.strip()]
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UsageError(f"unknown format {unknown[0]!r}: use {', '.join(FORMATS)}")
     if not formats:
@@ -223,44 +208,6 @@ def _plan_outputs(
         if not os.access(folder, os.W_OK):
             raise UsageError(f"{folder}: no permission to write; choose another --output_dir")
     return jobs
-
-
-def _load_transcriber(values: flags.FlagValues) -> Any:
-    """Sets up the machine, then loads Keras and the model."""
-    limit_threads(values.threads)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # chatter about the build
-    options: dict[str, Any] = {"batch_size": values.batch_size, "engine": values.engine}
-    if values.exact:
-        chosen = [
-            n for n in ("context", "log_floor", "instruments", "max_tokens") if values[n].value
-        ]
-        chosen += [n for n in ("constrained",) if values[n].value]
-        chosen += [n for n in ("search",) if values[n].value != "greedy"]
-        if chosen:
-            raise UsageError(f"--exact is the original's path: drop --{' and --'.join(chosen)}")
-        options["exact"] = True
-    else:
-        from mt3_keras.midi import parse_instruments
-
-        named = parse_instruments(values.instruments) if values.instruments else (None, True)
-        from mt3_keras.grammar import Rules
-
-        options["rules"] = Rules(*named, values.constrained, values.stop_runaways)
-        options |= {"context": values.context, "method": values.search}
-        options |= {"log_floor": values.log_floor, "max_tokens": values.max_tokens}
-    from mt3_keras.transcriber import Transcriber
-
-    return Transcriber.from_preset(values.model or "small", **options)
-
-
-def limit_threads(threads: int | None) -> None:
-    """Keeps this process to a number of cores; to be called before TensorFlow is loaded."""
-    if threads is None:
-        return
-    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    if hasattr(os, "sched_setaffinity"):  # what every backend obeys, where the system has it
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def _transcribe_one(
@@ -445,9 +392,9 @@ def _run_convert(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError(f"unexpected argument {arguments[0]!r}")
     if not values.t5x_checkpoint or not values.output:
         raise UsageError("--t5x_checkpoint and --output are both needed")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from mt3_keras.presets import convert_t5x
 
+    silence_tensorflow()
     convert_t5x(values.t5x_checkpoint, values.output)
     print(f"wrote {values.output}")
     return 0
@@ -467,4 +414,6 @@ def _run_instruments(values: flags.FlagValues, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us quietly
     sys.exit(main(sys.argv[1:]))

@@ -8,19 +8,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
 SAMPLE_RATE_HZ = 16_000
+STEPS_PER_SECOND = 100  # the grid of the shift tokens
+
+# Rolls that the encoder's heads predict for every frame, and their columns: see `heads`.
+LOWEST_PITCH, NUM_PITCHES = 21, 88  # the piano's keys; other pitches have tokens only
+HEADS = {
+    "onset": NUM_PITCHES,
+    "offset": NUM_PITCHES,
+    "frame": NUM_PITCHES,
+    "drum": 128,
+    "program": 128,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class SpectrogramConfig:
-    """Log-mel front end (MT3 paper, section 3.2).
+    """The spectrum that the network hears.
 
     Attributes:
+      front_end: "mel", the log-mel spectrum of the MT3 paper (section 3.2), or "harmonic", two
+        log-frequency spectra with the harmonics of each pitch side by side.
       hop_samples: distance between frames.
-      window_samples: length of the periodic Hann window and of the Fourier transform.
+      window_samples: length of the periodic Hann window and of the Fourier transform; the longer
+        one of "harmonic".
+      short_window_samples: the second window of "harmonic".
+      bins_per_octave: of "harmonic", from A0 up; a multiple of 12.
       num_mels: number of mel bands.
       fmin_hz: lower edge of the lowest band.
       fmax_hz: upper edge of the highest band. The original never sets it and gets its spectral
@@ -30,32 +47,56 @@ class SpectrogramConfig:
         time the released weights were trained).
     """
 
+    front_end: str = "mel"
     hop_samples: int = 128
     window_samples: int = 2048
+    short_window_samples: int = 1024
+    bins_per_octave: int = 36
     num_mels: int = 512
     fmin_hz: float = 20.0
     fmax_hz: float = 7600.0
     log_floor: str = "zero"
 
     def __post_init__(self) -> None:
+        if self.front_end not in ("mel", "harmonic"):
+            raise ValueError(f"front_end must be 'mel' or 'harmonic': got {self.front_end!r}")
         if self.log_floor not in ("zero", "clamp"):
             raise ValueError(f"log_floor must be 'zero' or 'clamp': got {self.log_floor!r}")
         if not 0 <= self.fmin_hz < self.fmax_hz <= SAMPLE_RATE_HZ / 2:
             raise ValueError(
                 f"need 0 <= fmin_hz < fmax_hz <= 8000: got {self.fmin_hz} and {self.fmax_hz}"
             )
-        for name in ("hop_samples", "window_samples", "num_mels"):
+        for name in ("hop_samples", "window_samples", "short_window_samples", "num_mels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive: got {getattr(self, name)}")
+        if self.bins_per_octave < 12 or self.bins_per_octave % 12:
+            raise ValueError(
+                f"bins_per_octave must be a multiple of 12: got {self.bins_per_octave}"
+            )
+        if self.front_end == "harmonic" and not (
+            self.hop_samples <= self.short_window_samples <= self.window_samples
+        ):
+            raise ValueError(
+                "need hop_samples <= short_window_samples <= window_samples: got "
+                f"{self.hop_samples}, {self.short_window_samples}, {self.window_samples}"
+            )
 
     @property
     def frames_per_second(self) -> float:
         return SAMPLE_RATE_HZ / self.hop_samples
 
     @property
+    def lead_samples(self) -> int:
+        """Samples that the first frame's window reaches back before its own hop.
+
+        0 for "mel", whose windows begin with their hop; those of "harmonic" are centred on it.
+        """
+        return 0 if self.front_end == "mel" else (self.window_samples - self.hop_samples) // 2
+
+    @property
     def overhang_samples(self) -> int:
         """Samples that the last frame's window reaches past the end of its own hop."""
-        return max(0, self.window_samples - self.hop_samples)
+        return max(0, self.window_samples - self.hop_samples - self.lead_samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +124,19 @@ class VocabularyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of the T5 encoder-decoder.
+    """Sizes of the T5 encoder-decoder, and what it has beyond the paper's.
 
     Attributes:
       vocabulary_rows: rows of the token embedding, the vocabulary padded to a multiple of 128.
       segment_frames: spectrogram frames the encoder sees at once.
       max_tokens: longest token sequence of a segment, EOS included.
+      frames_per_position: frames that make up one position of the encoder.
+      stem_channels: of each convolution between the "harmonic" spectrum and the encoder.
+      heads: the encoder predicts the rolls `HEADS` too.
+      head_feedback: the encoder's output is given what its heads found.
+      state_inputs: the decoder is told what its tokens imply: time, program, velocity, section.
+      time_bias: the decoder looks at the encoder's output at the current time first.
+      pointer: the heads' logits at the current time are added to the tokens' logits.
     """
 
     width: int = 512
@@ -101,15 +149,36 @@ class NetworkConfig:
     segment_frames: int = 256
     max_tokens: int = 1024
     dropout: float = 0.1
+    frames_per_position: int = 1
+    stem_channels: int = 32
+    heads: bool = False
+    head_feedback: bool = False
+    state_inputs: bool = False
+    time_bias: bool = False
+    pointer: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.name != "dropout" and getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be positive: got {getattr(self, field.name)}")
+            value = getattr(self, field.name)
+            if type(field.default) is int and value < 1:
+                raise ValueError(f"{field.name} must be positive: got {value}")
+        if self.segment_frames % self.frames_per_position:
+            raise ValueError(
+                "frames_per_position must divide segment_frames: got "
+                f"{self.frames_per_position} and {self.segment_frames}"
+            )
+        for name in ("head_feedback", "pointer"):
+            if getattr(self, name) and not self.heads:
+                raise ValueError(f"{name} needs heads")
         if self.width % 2:
             raise ValueError(f"width must be even, half sines and half cosines: got {self.width}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1): got {self.dropout}")
+
+    @property
+    def num_positions(self) -> int:
+        """Length of the encoder's output."""
+        return self.segment_frames // self.frames_per_position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +194,17 @@ class ModelConfig:
         return self.network.segment_frames * self.spectrogram.hop_samples
 
     @property
+    def input_samples(self) -> int:
+        """Samples the network hears for a segment: from `lead_samples` before its start on."""
+        spectrogram = self.spectrogram
+        return spectrogram.lead_samples + self.segment_samples + spectrogram.overhang_samples
+
+    @property
+    def max_step(self) -> int:
+        """Latest time of an event in a segment, in steps: its last frame's may round up."""
+        return math.ceil(self.segment_seconds * STEPS_PER_SECOND)
+
+    @property
     def segment_seconds(self) -> float:
         return self.segment_samples / SAMPLE_RATE_HZ
 
@@ -138,14 +218,18 @@ class ModelConfig:
         Raises:
           ValueError: a key is not a field, or a value is out of range.
         """
+        types: dict[str, Any] = {
+            "spectrogram": SpectrogramConfig,
+            "vocabulary": VocabularyConfig,
+            "network": NetworkConfig,
+        }
         parts = {}
-        for field in dataclasses.fields(cls):
-            part = type(field.default)
-            given = values.get(field.name, {})
-            known = {f.name for f in dataclasses.fields(part)}
+        for name, part in types.items():
+            given = values.get(name, {})
+            known = {field.name for field in dataclasses.fields(part)}
             if unknown := sorted(set(given) - known):
-                raise ValueError(f"unknown {field.name} settings: {', '.join(unknown)}")
-            parts[field.name] = part(**given)
+                raise ValueError(f"unknown {name} settings: {', '.join(unknown)}")
+            parts[name] = part(**given)
         return cls(**parts)
 
     @classmethod
@@ -182,4 +266,22 @@ TINY = ModelConfig(
         max_tokens=256,
     ),
 )
-CONFIGS = {"mt3": MT3, "ismir2021": ISMIR2021, "tiny": TINY}
+SMALL = ModelConfig(
+    spectrogram=SpectrogramConfig(front_end="harmonic", hop_samples=256, window_samples=4096),
+    network=NetworkConfig(
+        width=320,
+        num_heads=5,
+        num_encoder_layers=4,
+        num_decoder_layers=3,
+        mlp_width=768,
+        segment_frames=128,
+        dropout=0.0,
+        frames_per_position=2,
+        heads=True,
+        head_feedback=True,
+        state_inputs=True,
+        time_bias=True,
+        pointer=True,
+    ),
+)
+CONFIGS = {"mt3": MT3, "ismir2021": ISMIR2021, "tiny": TINY, "small": SMALL}

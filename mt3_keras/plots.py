@@ -20,6 +20,7 @@ from mt3_keras.notes import Note
 COLORS = [*matplotlib.color_sequences["tab20"][::2], *matplotlib.color_sequences["tab20"][1::2]]
 SECONDS_PER_INCH = 2.5
 MAX_INCHES = 200.0
+MIN_WIDTH = 0.06  # seconds; drum hits last 0.01
 
 
 def plot_piano_roll(
@@ -38,7 +39,7 @@ def plot_piano_roll(
     figure, (pitched, drums) = pyplot.subplots(
         2, 1, sharex=True, figsize=(width, 6.5), height_ratios=[4, 1], layout="constrained"
     )
-    handles = []
+    handles: list[Rectangle] = []
     for (is_drum, program), part in sorted(parts.items()):
         color = "0.25" if is_drum else COLORS[len(handles) % len(COLORS)]
         handles.append(
@@ -58,8 +59,10 @@ def plot_piano_roll(
 
 
 def _draw(axes: Axes, part: Sequence[Note], color: object) -> None:
-    boxes = [Rectangle((n.onset, n.pitch - 0.4), max(n.offset - n.onset, 0.02), 0.8) for n in part]
-    axes.add_collection(PatchCollection(boxes, facecolor=color, edgecolor="none"))
+    boxes = [
+        Rectangle((n.onset, n.pitch - 0.4), max(n.offset - n.onset, MIN_WIDTH), 0.8) for n in part
+    ]
+    axes.add_collection(PatchCollection(boxes, facecolor=color, edgecolor="white", linewidth=0.4))
 
 
 def _frame_axes(axes: Axes, pitches: Sequence[int], label: str) -> None:
