@@ -97,8 +97,7 @@ class Search:
     def _to_arrays(self, pool: list[tuple[int, AudioSegment]], is_last: bool) -> tuple[Any, ...]:
         """Waiting segments as arrays of fixed shape, their number, and if they are the last."""
         config = self.model.model_config
-        num_samples = config.segment_samples + config.spectrogram.overhang_samples
-        samples = np.zeros((self.batch_size, num_samples), np.float32)
+        samples = np.zeros((self.batch_size, config.input_samples), np.float32)
         num_frames = np.zeros(self.batch_size, np.int32)
         indices = np.full(self.batch_size, -1, np.int32)
         for i, (index, segment) in enumerate(pool):
@@ -208,7 +207,7 @@ class Search:
         is_seen = (age >= 1)[None] & (age[None] <= position[:, None])
         bias = ops.where(is_seen, 0.0, MASKED)
         logits, rows = self.model.decode_step(
-            state["token"], position, cache, bias, state["memory"]
+            state["token"], position, cache, bias, state["memory"], state["grammar"]
         )
         cache = {
             name: ops.slice_update(cache[name], (0, 0, slot, 0), rows[name][:, :, None])

@@ -20,6 +20,7 @@ OTHER, SHIFT, PITCH, VELOCITY, TIE, PROGRAM, DRUM = range(7)
 KINDS = {"shift": SHIFT, "pitch": PITCH, "velocity": VELOCITY, "tie": TIE, "program": PROGRAM}
 KINDS["drum"] = DRUM
 TIE_SECTION, BODY = 0, 1
+NUM_VALUES = 128  # of a program or a velocity, at most
 
 # More tokens than any chord needs between two shifts: beyond, a sequence is only repeating itself.
 MAX_TOKENS_WITHOUT_PROGRESS = 160
@@ -64,6 +65,7 @@ class Grammar:
         self._has_ties = config.vocabulary.ties
         self._has_programs = config.vocabulary.granularity != "flat"
         self._num_rows = config.network.vocabulary_rows
+        self._max_tokens = config.network.max_tokens
         # The last frame begins within the segment, its event may round up.
         self._max_step = int(np.ceil(config.segment_seconds * self.codec.steps_per_second))
         self._kinds = np.zeros(self._num_rows, np.int32)
@@ -120,6 +122,39 @@ class Grammar:
         if self.rules.constrained:
             new |= self._advance_sounding(state, kind, value)
         return new
+
+    def follow(self, tokens_BL: Any) -> State:
+        """Whole sequences: the state after each token, int32 [B, L], as `advance` steps to it.
+
+        "time", "program", "velocity" and "section" only.
+        """
+        kind = ops.take(self._kinds, tokens_BL)
+        value = ops.take(self._values, tokens_BL)
+        is_shift = kind == SHIFT
+        shifted = ops.cumsum(ops.where(is_shift, value, 0), axis=1)
+        begins = is_shift & ~ops.pad(is_shift, [(0, 0), (1, 0)])[:, :-1]
+        # Of each kind the last one so far: sums only grow; a value goes with its place, and a
+        # maximum over places finds the latest.
+        place = (ops.arange(ops.shape(tokens_BL)[1]) + 1) * NUM_VALUES
+        last = ops.stack(
+            [
+                ops.where(begins, shifted - value, 0),
+                ops.where(kind == PROGRAM, place + value, 0),
+                ops.where(kind == VELOCITY, place + value, 0),
+            ]
+        )
+        reach = 1
+        while reach < self._max_tokens:
+            earlier = ops.pad(last, [(0, 0), (0, 0), (reach, 0)])[:, :, : ops.shape(last)[2]]
+            last, reach = ops.maximum(last, earlier), 2 * reach
+        before, program, velocity = ops.unstack(last, 3)
+        start = self.start(1)
+        return {
+            "time": shifted - before,
+            "program": ops.where(program > 0, program % NUM_VALUES, start["program"]),
+            "velocity": ops.where(velocity > 0, velocity % NUM_VALUES, start["velocity"]),
+            "section": ops.where(ops.cumsum(kind == TIE, axis=1) > 0, BODY, start["section"]),
+        }
 
     def _advance_sounding(self, state: State, kind: Any, value: Any) -> State:
         value_B128 = value[:, None] == np.arange(128)

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from mt3_keras.config import NetworkConfig
+from mt3_keras.config import ModelConfig, NetworkConfig
 
 MASKED = -1e10  # added to scores of positions that must not be seen, as in the original
 
@@ -104,10 +104,14 @@ class Attention(keras.layers.Layer):
         joined = ops.transpose(attended_BHLK, (0, 2, 1, 3))
         return self.out(ops.reshape(joined, (-1, length, self.num_heads * self.head_width)))
 
-    def attend_memory(self, query_BD: Any, keys_BHTK: Any, values_BHTK: Any) -> Any:
+    def attend_memory(
+        self, query_BD: Any, keys_BHTK: Any, values_BHTK: Any, bias_BHT: Any = None
+    ) -> Any:
         """One position attends over kept keys and values: [B, D] -> [B, D]."""
         query_BHK = ops.reshape(self.query(query_BD), (-1, self.num_heads, self.head_width))
         scores_BHT = ops.einsum("bhk,bhtk->bht", query_BHK, keys_BHTK)
+        if bias_BHT is not None:
+            scores_BHT += bias_BHT
         attended = ops.einsum("bht,bhtk->bhk", ops.softmax(scores_BHT), values_BHTK)
         return self.out(ops.reshape(attended, (-1, self.num_heads * self.head_width)))
 
@@ -182,6 +186,117 @@ class EncoderLayer(keras.layers.Layer):
         return x + self.dropout(self.mlp(self.mlp_norm(x), training=training), training=training)
 
 
+class TimeBias(keras.layers.Layer):
+    """A learned bias of attention by the distance of an encoder position from the current one."""
+
+    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_heads, num_positions = network.num_heads, network.num_positions
+        position = np.arange(num_positions)
+        self._distances = position[None, :] - position[:, None] + num_positions - 1
+
+    def build(self) -> None:
+        num_distances = 2 * len(self._distances) - 1
+        self.bias = self.add_weight(
+            shape=(self.num_heads, num_distances), initializer="zeros", name="bias"
+        )
+
+    def call(self, place_BLP: Any) -> Any:
+        """The current position of each token, one-hot -> bias [B, H, L, T]."""
+        bias_HPT = ops.take(ops.cast(self.bias, self.compute_dtype), self._distances, axis=1)
+        return ops.einsum("blp,hpt->bhlt", place_BLP, bias_HPT)
+
+
+class StateInputs(keras.layers.Layer):
+    """What the tokens so far imply -> an input of the decoder [..., D]."""
+
+    def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.embeddings = {
+            name: keras.layers.Embedding(
+                num_values,
+                config.network.width,
+                embeddings_initializer=keras.initializers.RandomNormal(stddev=1.0),
+                dtype=self.dtype_policy,
+                name=name,
+            )
+            for name, num_values in (
+                ("time", config.max_step + 1),
+                ("program", 129),
+                ("velocity", 3),
+                ("section", 2),
+            )
+        }
+
+    def build(self) -> None:
+        for embedding in self.embeddings.values():
+            embedding.build(None)
+
+    def call(self, state: dict[str, Any]) -> Any:
+        """`state`: "time", "program", "velocity", "section" as in `grammar.Grammar`."""
+        indices = {
+            "time": ops.minimum(state["time"], self.embeddings["time"].input_dim - 1),
+            "program": state["program"] + 1,
+            "velocity": ops.clip(state["velocity"], -1, 1) + 1,  # not yet said, off, on
+            "section": state["section"],
+        }
+        time, *others = [self.embeddings[name](index) for name, index in indices.items()]
+        return sum(others, time)
+
+
+class ConvStem(keras.layers.Layer):
+    """Harmonics of pitches [B, T, N, C] -> "features" for the encoder [B, P, N * channels].
+
+    Three convolutions over time and pitch; the last one steps over `frames_per_position` frames.
+    With heads, the second one's output also gives "rolls", logits float32 [B, T, 3 * N].
+    """
+
+    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.convolutions = [
+            keras.layers.Conv2D(
+                network.stem_channels,
+                3,
+                strides=(stride, 1),
+                padding="same",
+                activation="relu",
+                kernel_initializer="he_normal",
+                dtype=policy,
+                name=f"convolution_{i}",
+            )
+            for i, stride in enumerate((1, 1, network.frames_per_position))
+        ]
+        self.norms = [
+            keras.layers.BatchNormalization(dtype=policy, name=f"norm_{i}") for i in range(3)
+        ]
+        self.rolls = None
+        if network.heads:
+            self.rolls = keras.layers.Dense(3, use_bias=False, dtype="float32", name="rolls")
+
+    def build(self, shape: Any) -> None:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            convolution.build(shape)
+            shape = (*shape[:-1], convolution.filters)
+            norm.build(shape)
+        if self.rolls:
+            self.rolls.build(shape)
+
+    def call(self, x_BTNC: Any, training: Any = None) -> dict[str, Any]:
+        outputs = {}
+        for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            x_BTNC = norm(convolution(x_BTNC), training=training)
+            if i == 1 and self.rolls:
+                rolls_BT3N = ops.transpose(self.rolls(x_BTNC), (0, 1, 3, 2))
+                outputs["rolls"] = _join_last(rolls_BT3N)
+        return {"features": _join_last(x_BTNC), **outputs}
+
+
+def _join_last(x: Any) -> Any:
+    """[B, T, M, N] -> [B, T, M * N]."""
+    return ops.reshape(x, (-1, x.shape[1], x.shape[2] * x.shape[3]))
+
+
 class DecoderLayer(keras.layers.Layer):
     """Causal self-attention, cross-attention and MLP, [B, L, D] -> [B, L, D]."""
 
@@ -192,6 +307,9 @@ class DecoderLayer(keras.layers.Layer):
         self.self_attention = Attention(network, dtype=policy, name="self_attention")
         self.cross_norm = rms_norm("cross_norm", policy)
         self.cross_attention = Attention(network, dtype=policy, name="cross_attention")
+        self.time_bias = None
+        if network.time_bias:
+            self.time_bias = TimeBias(network, dtype=policy, name="time_bias")
         self.mlp_norm = rms_norm("mlp_norm", policy)
         self.mlp = GatedMLP(network, dtype=policy, name="mlp")
         self.dropout = broadcast_dropout(network.dropout, policy)
@@ -200,20 +318,37 @@ class DecoderLayer(keras.layers.Layer):
         for part in (self.self_norm, self.self_attention, self.cross_norm, self.mlp_norm, self.mlp):
             part.build(x_shape)
         self.cross_attention.build(x_shape, encoded_shape)
+        if self.time_bias:
+            self.time_bias.build()
 
-    def call(self, x: Any, encoded: Any, bias: Any, training: Any = None) -> Any:
-        """Whole sequences; `bias` [B, 1, L, L] hides what a position must not see."""
+    def call(
+        self, x: Any, encoded: Any, bias: Any, place: Any = None, training: Any = None
+    ) -> Any:
+        """Whole sequences; `bias` [B, 1, L, L] hides what a position must not see.
+
+        `place` [B, L, T] is the current position in `encoded`, one-hot, for `time_bias`.
+        """
         attended = self.self_attention(self.self_norm(x), bias=bias, training=training)
         x = x + self.dropout(attended, training=training)
-        attended = self.cross_attention(self.cross_norm(x), encoded, training=training)
+        bias = self.time_bias(place) if self.time_bias else None
+        attended = self.cross_attention(self.cross_norm(x), encoded, bias=bias, training=training)
         x = x + self.dropout(attended, training=training)
         return x + self.dropout(self.mlp(self.mlp_norm(x), training=training), training=training)
 
-    def step(self, x_BD: Any, cache: tuple[Any, Any], bias_BC: Any, memory: tuple[Any, Any]) -> Any:
+    def step(
+        self,
+        x_BD: Any,
+        cache: tuple[Any, Any],
+        bias_BC: Any,
+        memory: tuple[Any, Any],
+        place_B1T: Any = None,
+    ) -> Any:
         """One position; returns the output [B, D] and its key and value rows [B, H, K]."""
         attended, key, value = self.self_attention.attend_cache(
             self.self_norm(x_BD), *cache, bias_BC
         )
         x_BD = x_BD + attended
-        x_BD = x_BD + self.cross_attention.attend_memory(self.cross_norm(x_BD), *memory)
+        bias_BHT = self.time_bias(place_B1T)[:, :, 0] if self.time_bias else None
+        attended = self.cross_attention.attend_memory(self.cross_norm(x_BD), *memory, bias_BHT)
+        x_BD = x_BD + attended
         return x_BD + self.mlp(self.mlp_norm(x_BD)), key, value

@@ -10,23 +10,30 @@ import keras_hub
 from keras import ops
 
 from mt3_keras.config import ModelConfig, NetworkConfig, SpectrogramConfig, VocabularyConfig
+from mt3_keras.grammar import Grammar, Rules
+from mt3_keras.heads import Heads, Pointer, Rolls, step_to_index
 from mt3_keras.layers import (
     MASKED,
+    ConvStem,
     DecoderLayer,
     EncoderLayer,
+    StateInputs,
     broadcast_dropout,
     dense,
     rms_norm,
     sinusoid_positions,
 )
-from mt3_keras.spectrogram import LogMel
+from mt3_keras.spectrogram import Harmonics, LogMel
 
 Memory = dict[str, Any]  # what the decoder needs of a segment: name -> tensor [B, ...]
 Cache = dict[str, Any]  # keys and values of past positions: name -> tensor [B, H, C, K]
+State = dict[str, Any]  # what the tokens so far imply (see `Grammar`): name -> int32 [B]
+
+STATE = ("time", "program", "velocity", "section")
 
 
 class Encoder(keras.layers.Layer):
-    """Spectrogram frames [B, T, M] -> encoded frames [B, T, D]."""
+    """Spectrogram frames [B, F, M] -> encoded positions [B, T, D]."""
 
     def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -39,7 +46,7 @@ class Encoder(keras.layers.Layer):
         self.norm = rms_norm("norm", policy)
         self.dropout = broadcast_dropout(network.dropout, policy)
         self.output_dropout = keras.layers.Dropout(network.dropout, dtype=policy)
-        self._positions = sinusoid_positions(network.segment_frames, network.width)
+        self._positions = sinusoid_positions(network.num_positions, network.width)
 
     def build(self, shape: Any) -> None:
         self.projection.build(shape)
@@ -60,10 +67,10 @@ class Encoder(keras.layers.Layer):
 class Decoder(keras.layers.Layer):
     """Tokens so far [B, L] and encoded frames [B, T, D] -> logits of the next tokens [B, L, V]."""
 
-    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)  # the heads' logits stay float32
         policy = self.dtype_policy
-        self.network = network
+        self.network = network = config.network
         self.embedding = keras.layers.Embedding(
             network.vocabulary_rows,
             network.width,
@@ -79,6 +86,15 @@ class Decoder(keras.layers.Layer):
         self.logits = dense(network.vocabulary_rows, "logits", "float32", truncated=True)
         self.dropout = broadcast_dropout(network.dropout, policy)
         self._positions = sinusoid_positions(network.max_tokens, network.width)
+        self.state_inputs = self.pointer = None
+        if network.state_inputs:
+            self.state_inputs = StateInputs(config, dtype=policy, name="state_inputs")
+        if network.pointer:
+            self.pointer = Pointer(config, name="pointer")
+        self._grammar = Grammar(config, Rules())
+        self._places = step_to_index(
+            config, network.num_positions / config.segment_seconds, network.num_positions
+        )
 
     def build(self, tokens_shape: Any, encoded_shape: Any) -> None:
         self.embedding.build(tokens_shape)
@@ -87,36 +103,76 @@ class Decoder(keras.layers.Layer):
             layer.build(shape, encoded_shape)
         self.norm.build(shape)
         self.logits.build(shape)
+        if self.state_inputs:
+            self.state_inputs.build()
+        if self.pointer:
+            self.pointer.build(self.network.width)
 
-    def call(self, tokens: Any, encoded: Any, training: Any = None) -> Any:
+    def call(self, tokens: Any, encoded: Any, rolls: Any = None, training: Any = None) -> Any:
         positions_L = ops.arange(ops.shape(tokens)[1])
-        x_BLD = self._embed(tokens, positions_L)
+        state = self._grammar.follow(tokens) if self._uses_state else None
+        x_BLD, place_BLT = self._embed(tokens, positions_L, state, encoded)
         x_BLD = self.dropout(x_BLD, training=training)
         bias_LL = ops.where(positions_L[None, :] > positions_L[:, None], MASKED, 0.0)
         for layer in self.layers:
-            x_BLD = layer(x_BLD, encoded, bias_LL[None, None], training=training)
-        return self.logits(self.dropout(self.norm(x_BLD), training=training))
+            x_BLD = layer(x_BLD, encoded, bias_LL[None, None], place_BLT, training=training)
+        x_BLD = self.dropout(self.norm(x_BLD), training=training)
+        logits = self.logits(x_BLD)
+        if self.pointer:
+            logits += self.pointer(x_BLD, state, self.pointer.tables(encoded, rolls))
+        return logits
 
-    def compute_output_spec(self, tokens: Any, encoded: Any, training: Any = None) -> Any:
+    def compute_output_spec(
+        self, tokens: Any, encoded: Any, rolls: Any = None, training: Any = None
+    ) -> Any:
         return keras.KerasTensor((*tokens.shape, self.network.vocabulary_rows), dtype="float32")
 
-    def _embed(self, tokens: Any, positions: Any) -> Any:
-        x = self.embedding(tokens)
-        return x + ops.cast(ops.take(self._positions, positions, axis=0), x.dtype)
+    @property
+    def _uses_state(self) -> bool:
+        return self.network.state_inputs or self.network.time_bias or self.network.pointer
 
-    def memory(self, encoded_BTD: Any) -> Memory:
-        """Cross-attention keys and values, computed once for a segment."""
+    def _embed(self, tokens: Any, positions: Any, state: Any, encoded_BTD: Any) -> tuple[Any, Any]:
+        """Tokens [B, L] -> the first layer's input, and where in `encoded` each is, one-hot."""
+        x = self.embedding(tokens)
+        x = x + ops.cast(ops.take(self._positions, positions, axis=0), x.dtype)
+        if self.state_inputs:
+            x = x + self.state_inputs(state)
+        if not self.network.time_bias:
+            return x, None
+        place = ops.take(self._places, ops.minimum(state["time"], len(self._places) - 1))
+        place_BLT = ops.one_hot(place, self.network.num_positions, dtype=x.dtype)
+        return x + ops.matmul(place_BLT, encoded_BTD), place_BLT
+
+    def memory(self, encoded_BTD: Any, rolls: Rolls) -> Memory:
+        """What decoding needs of a segment, computed once for it."""
         memory = {}
         for i, layer in enumerate(self.layers):
             keys, values = layer.cross_attention.keys_and_values(encoded_BTD)
             memory[f"cross_keys_{i}"], memory[f"cross_values_{i}"] = keys, values
-        return memory
+        if self.network.time_bias:
+            memory["encoded"] = encoded_BTD
+        if self.pointer:
+            memory |= self.pointer.tables(encoded_BTD, rolls)
+        return memory | {f"{head}_logits": roll for head, roll in rolls.items()}
 
     def step(
-        self, tokens_B: Any, positions_B: Any, cache: Cache, bias_BC: Any, memory: Memory
+        self,
+        tokens_B: Any,
+        positions_B: Any,
+        cache: Cache,
+        bias_BC: Any,
+        memory: Memory,
+        state: State | None,
     ) -> tuple[Any, Cache]:
         """See `MT3Backbone.decode_step`."""
-        x_BD = self._embed(tokens_B, positions_B)
+        if self._uses_state:
+            if state is None:
+                raise ValueError("decode_step of this network needs the state of the tokens so far")
+            state = {name: state[name][:, None] for name in STATE}  # a sequence of one token
+        x_B1D, place_B1T = self._embed(
+            tokens_B[:, None], positions_B[:, None], state, memory.get("encoded")
+        )
+        x_BD = x_B1D[:, 0]
         rows = {}
         for i, layer in enumerate(self.layers):
             x_BD, rows[f"keys_{i}"], rows[f"values_{i}"] = layer.step(
@@ -124,17 +180,23 @@ class Decoder(keras.layers.Layer):
                 (cache[f"keys_{i}"], cache[f"values_{i}"]),
                 bias_BC,
                 (memory[f"cross_keys_{i}"], memory[f"cross_values_{i}"]),
+                place_B1T,
             )
-        return self.logits(self.norm(x_BD)), rows
+        x_BD = self.norm(x_BD)
+        logits = self.logits(x_BD)
+        if self.pointer:
+            logits += self.pointer(x_BD[:, None], state, memory)[:, 0]
+        return logits, rows
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
 class MT3Backbone(keras_hub.models.Backbone):
     """The network of MT3 (Gardner et al., ICLR 2022): T5 over spectrogram frames.
 
-    Called with a dict it gives teacher-forced logits, float32 [B, L, V]:
+    Called with a dict it gives teacher-forced logits, float32 [B, L, V]; with heads, a dict of
+    these, "logits", and the rolls, f"{head}_logits" (see `heads`):
 
-    - "samples": float32 [B, segment_samples + overhang_samples], 16 kHz mono
+    - "samples": float32 [B, input_samples], 16 kHz mono, from `lead_samples` before the segment on
     - "num_frames": int32 [B], spectrogram frames that are real (see `LogMel`)
     - "decoder_tokens": int32 [B, L], the targets shifted right, beginning with 0
 
@@ -164,19 +226,27 @@ class MT3Backbone(keras_hub.models.Backbone):
 
         # === Layers ===
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        self.log_mel = LogMel(config.spectrogram, name="log_mel")
+        if config.spectrogram.front_end == "harmonic":
+            self.harmonics = Harmonics(config.spectrogram, name="harmonics")
+            self.stem = ConvStem(config.network, dtype=policy, name="stem")
+        else:
+            self.log_mel = LogMel(config.spectrogram, name="log_mel")
         self.encoder = Encoder(config.network, dtype=policy, name="encoder")
-        self.decoder = Decoder(config.network, dtype=policy, name="decoder")
+        if config.network.heads:
+            self.heads = Heads(config, dtype=policy, name="heads")
+        self.decoder = Decoder(config, dtype=policy, name="decoder")
+        self.model_config = config
 
         # === Functional Model ===
-        num_samples = config.segment_samples + config.spectrogram.overhang_samples
-        samples = keras.Input((num_samples,), dtype="float32", name="samples")
+        samples = keras.Input((config.input_samples,), dtype="float32", name="samples")
         num_frames = keras.Input((), dtype="int32", name="num_frames")
         tokens = keras.Input((None,), dtype="int32", name="decoder_tokens")
-        encoded = self.encoder(self.log_mel(samples, num_frames))
+        encoded, rolls = self._encode(samples, num_frames)
+        logits = self.decoder(tokens, encoded, rolls)
+        heads = {f"{head}_logits": roll for head, roll in rolls.items()}
         super().__init__(
             inputs={"samples": samples, "num_frames": num_frames, "decoder_tokens": tokens},
-            outputs=self.decoder(tokens, encoded),
+            outputs={"logits": logits, **heads} if heads else logits,
             dtype=dtype,
             **kwargs,
         )
@@ -184,12 +254,31 @@ class MT3Backbone(keras_hub.models.Backbone):
         # === Config ===
         self.model_config = config
 
+    def _encode(self, samples: Any, num_frames: Any) -> tuple[Any, Rolls]:
+        """Samples -> encoded positions [B, T, D] and the heads' rolls."""
+        network, stem_rolls = self.model_config.network, None
+        if self.model_config.spectrogram.front_end == "harmonic":
+            stem = self.stem(self.harmonics(samples))
+            frames, stem_rolls = stem["features"], stem.get("rolls")
+        else:
+            frames = self.log_mel(samples, num_frames)
+            width = network.frames_per_position * frames.shape[-1]
+            frames = ops.reshape(frames, (-1, network.num_positions, width))
+        encoded = self.encoder(frames)
+        return self.heads(encoded, stem_rolls) if network.heads else (encoded, {})
+
     def encode(self, samples: Any, num_frames: Any) -> Memory:
-        """Samples [B, segment_samples + overhang_samples] -> memory, tensors [B, ...] by name."""
-        return self.decoder.memory(self.encoder(self.log_mel(samples, num_frames)))
+        """Samples [B, input_samples] -> memory, tensors [B, ...] by name."""
+        return self.decoder.memory(*self._encode(samples, num_frames))
 
     def decode_step(
-        self, tokens: Any, positions: Any, cache: Cache, bias: Any, memory: Memory
+        self,
+        tokens: Any,
+        positions: Any,
+        cache: Cache,
+        bias: Any,
+        memory: Memory,
+        state: State | None = None,
     ) -> tuple[Any, Cache]:
         """Takes every sequence of a batch one token further.
 
@@ -201,12 +290,14 @@ class MT3Backbone(keras_hub.models.Backbone):
           cache: "keys_i", "values_i" for every layer i, each [B, H, C, K].
           bias: float32 [B, C], 0 for cached rows to be seen, `layers.MASKED` for all others.
           memory: what `encode` gave.
+          state: int32 [B] each, what the tokens so far, these included, imply: "time", "program",
+            "velocity", "section" of `Grammar`'s state. None where the network does not ask.
 
         Returns:
           Logits float32 [B, V], and the rows [B, H, K] that these tokens add to the cache, which
           the caller writes.
         """
-        return self.decoder.step(tokens, positions, cache, bias, memory)
+        return self.decoder.step(tokens, positions, cache, bias, memory, state)
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
         """Zeros for `decode_step`: room for `length` past positions."""
@@ -219,14 +310,10 @@ class MT3Backbone(keras_hub.models.Backbone):
 
     def empty_memory(self, batch_size: int) -> Memory:
         """Zeros of the shapes that `encode` gives."""
-        net = self.model_config.network
-        shape = (batch_size, net.num_heads, net.segment_frames, net.head_width)
-        names = [
-            f"cross_{kind}_{i}"
-            for i in range(net.num_decoder_layers)
-            for kind in ("keys", "values")
-        ]
-        return {name: ops.zeros(shape, self.compute_dtype) for name in names}
+        samples = keras.KerasTensor((batch_size, self.model_config.input_samples), "float32")
+        num_frames = keras.KerasTensor((batch_size,), "int32")
+        memory = self.encode(samples, num_frames)  # symbolic
+        return {name: ops.zeros(spec.shape, spec.dtype) for name, spec in memory.items()}
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self.model_config.to_dict()}

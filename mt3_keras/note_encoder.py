@@ -104,13 +104,20 @@ def encode_segments(
     starts: Sequence[float],
     *,
     end: float | None = None,
+    last_step: int | None = None,
     ties: bool = True,
     granularity: str = "full",
     onsets_only: bool = False,
+    to_mix: bool = False,
 ) -> list[list[int]]:
     """Writes events as tokens for adjoining segments that begin at `starts` (seconds).
 
-    The last segment ends at `end`; with None it takes all that is left, as at the end of a piece.
+    Args:
+      events: of the piece, or of a part of it that holds the segments and what sounds into them.
+      end: where the last segment ends; with None it takes all that is left, as at the end of a
+        piece.
+      last_step: step of the last event of the whole piece, if `events` are only a part.
+      to_mix: leave repeated states in and EOS out, as `mix_segments` needs it.
     """
     steps = [event.step for event in events]
     borders = [time_to_step(start, codec.steps_per_second) for start in starts]
@@ -121,7 +128,9 @@ def encode_segments(
         cuts.append(len(events))
     # The list of tied notes is the one before this event. It never moves past the first event of
     # the last step: the original's quirk.
-    last_state = bisect.bisect_left(steps, steps[-1]) if steps else 0
+    if last_step is None:
+        last_step = steps[-1] if steps else 0
+    last_state = bisect.bisect_left(steps, last_step)
     sounding: Sounding = {}
     applied, segments = 0, []
     for border, cut, next_cut in zip(borders, cuts, cuts[1:], strict=False):
@@ -130,7 +139,8 @@ def encode_segments(
         applied = max(applied, min(cut, last_state))
         symbols = _tie_section(sounding) if ties else []
         symbols += _event_symbols(events[cut:next_cut], border, codec, onsets_only)
-        segments.append(_symbols_to_tokens(symbols, codec, granularity))
+        tokens = _symbols_to_tokens(symbols, codec, granularity)
+        segments.append(tokens if to_mix else [*drop_repeated_states(tokens, codec), EOS])
     return segments
 
 
@@ -183,7 +193,7 @@ def _symbols_to_tokens(symbols: Iterable[Event], codec: Codec, granularity: str)
                 continue
             symbol = Event("program", map_program(symbol.value, granularity))
         mapped.append(codec.encode(symbol))
-    return [*drop_repeated_states(mapped, codec), EOS]
+    return mapped
 
 
 def drop_repeated_states(tokens: Iterable[int], codec: Codec) -> list[int]:
@@ -230,3 +240,29 @@ def merge_segments(segments: Iterable[Sequence[int]], codec: Codec) -> list[int]
             now = step
         merged.append(token)
     return merged
+
+
+def mix_segments(segments: Sequence[Sequence[int]], codec: Codec) -> list[int]:
+    """Merges segments of several pieces, written by `encode_segments(to_mix=True)`, into one.
+
+    Ends in EOS. The original merges the streams as they are, tie sections among the events; here
+    the mix gets one tie section, which lists what sounds in any of them.
+    """
+    if len(segments) == 1:
+        return [*drop_repeated_states(segments[0], codec), EOS]
+    first_tie, _ = codec.token_range("tie")
+    first_pitch, last_pitch = codec.token_range("pitch")
+    tied: set[tuple[int, ...]] = set()
+    has_ties, rests = False, []
+    for tokens in segments:
+        split = tokens.index(first_tie) if first_tie in tokens else -1
+        has_ties = has_ties or split >= 0
+        entry: list[int] = []
+        for token in tokens[: max(0, split)]:
+            entry.append(token)
+            if first_pitch <= token <= last_pitch:
+                tied.add(tuple(entry))
+                entry = []
+        rests.append(tokens[split + 1 :])
+    section = [token for entry in sorted(tied) for token in entry] + [first_tie] * has_ties
+    return [*drop_repeated_states([*section, *merge_segments(rests, codec)], codec), EOS]

@@ -96,6 +96,7 @@ class Transcriber:
             raise ValueError("exact=True is the original's path: give no other option beside it")
         if context not in (None, "segment", "full"):
             raise ValueError(f"context must be 'segment' or 'full': got {context!r}")
+        self.model = model
         self.model_config = model.model_config
         self.exact = exact
         self.context = "segment" if exact else context or "full"

@@ -17,3 +17,45 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared folder of reference data: set MT3_SHARED ({folder} is none)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A minute network with random weights, the same in every run."""
+    import keras
+
+    from mt3_keras.config import ModelConfig, NetworkConfig, SpectrogramConfig
+    from mt3_keras.model import MT3Backbone
+
+    sizes = {"width": 16, "num_heads": 2, "head_width": 8, "mlp_width": 32, "max_tokens": 64}
+    config = ModelConfig(
+        SpectrogramConfig(num_mels=16),
+        network=NetworkConfig(num_encoder_layers=1, num_decoder_layers=1, **sizes),
+    )
+    keras.utils.set_random_seed(3)
+    model = MT3Backbone(**config.to_dict())
+    kernel = keras.ops.convert_to_numpy(model.decoder.logits.kernel).copy()
+    kernel[:, 1] *= 6  # EOS comes now and then, as it does in a trained model,
+    model.decoder.logits.kernel.assign(kernel)
+    values = model.decoder.layers[0].cross_attention.value.kernel
+    values.assign(values * 4)  # and what is heard makes a difference
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_preset(tiny_model, tmp_path_factory) -> pathlib.Path:
+    """The tiny model as a preset folder."""
+    from mt3_keras.presets import save_preset
+
+    folder = tmp_path_factory.mktemp("presets") / "tiny"
+    save_preset(tiny_model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def official(shared) -> pathlib.Path:
+    """The official MT3 checkpoint."""
+    folder = shared / "checkpoints" / "mt3"
+    if not folder.is_dir():
+        pytest.skip(f"needs the official checkpoint in {folder}")
+    return folder

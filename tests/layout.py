@@ -25,8 +25,9 @@ mt3_keras.note_decoder          numpy
 mt3_keras.audio                 numpy librosa soundfile soxr
 mt3_keras.spectrogram           numpy keras
 mt3_keras.layers                numpy keras keras_hub
-mt3_keras.model                 numpy keras keras_hub
 mt3_keras.grammar               numpy keras
+mt3_keras.heads                 numpy keras
+mt3_keras.model                 numpy keras keras_hub
 mt3_keras.generation            numpy keras
 mt3_keras.litert                numpy ai_edge_litert
 mt3_keras.checkpoints           numpy msgpack
@@ -42,18 +43,24 @@ mt3_keras.datasets.cerberus4    numpy yaml
 mt3_keras.datasets.musicnet     numpy
 mt3_keras.datasets.guitarset    numpy
 mt3_keras.datasets.urmp         numpy
-mt3_keras.datasets.synthetic    numpy tinysoundfont
-mt3_keras.datasets.records      numpy apache_beam array_record
-mt3_keras.datasets.mixture      numpy
-mt3_keras.datasets.pipeline     numpy grain
-mt3_keras.__main__              absl numpy tqdm
+mt3_keras.datasets.composer     numpy
+mt3_keras.datasets.sounds       numpy | tinysoundfont
+mt3_keras.datasets.additive     numpy
+mt3_keras.datasets.augment      numpy pedalboard pyroomacoustics scipy
+mt3_keras.datasets.synthetic    numpy
+mt3_keras.datasets.records      numpy msgpack array_record
+mt3_keras.datasets.shards       numpy msgpack array_record | apache_beam
+mt3_keras.datasets.mixture
+mt3_keras.datasets.pipeline     numpy grain absl
+mt3_keras.command_line          absl | keras
+mt3_keras.__main__              absl tqdm pretty_midi
 train
 train.config
 train.objective                 numpy keras
 train.strategy                  numpy keras tensorflow
 train.callbacks                 numpy keras tensorflow
-train.evaluate                  numpy absl tqdm
-train.prepare                   numpy absl tqdm
+train.evaluate                  absl | tqdm matplotlib
+train.prepare                   absl | tqdm
 train.main                      numpy absl keras tensorflow
 export
 export.saved_model              numpy keras tensorflow

@@ -1,0 +1,234 @@
+"""Whole-file speed of this project against another implementation, side by side in one run.
+
+    python -m benchmarks.transcribe --model T5X_DIR --audio song.flac [--threads 2] [--batch 16]
+        [--peer_python PYTHON --peer_script mt3_torch.py --peer_weights mt3.safetensors]
+
+Every run is a process of its own, ours and the peer's in turn, `--runs` times; the medians are
+compared. The peer is the compact PyTorch MT3 with cached keys and values, which prints its figures
+as JSON. Ours are measured warm: the time to compile is given apart, as the peer has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+GIGA = 1e9
+
+
+def main() -> None:
+    arguments = _parse()
+    if arguments.measure:
+        print(json.dumps(measure(arguments)))
+        return
+    print(f"machine: {_describe_machine()}")
+    ours, peers = [], []
+    for _ in range(arguments.runs):
+        ours.append(_run_ours(arguments))
+        if arguments.peer_script:
+            peers.append(_run_peer(arguments))
+    print(report(ours, peers))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--audio", required=True)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--peer_python", default=sys.executable)
+    parser.add_argument("--peer_script")
+    parser.add_argument("--peer_weights")
+    parser.add_argument(
+        "--peer_options", default="", help="more flags for the peer, e.g. --quant int8"
+    )
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _run_ours(arguments: argparse.Namespace) -> dict[str, float]:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.transcribe",
+        "--measure",
+        "--model",
+        arguments.model,
+    ]
+    command += ["--audio", arguments.audio, "--threads", str(arguments.threads)]
+    return _run_json([*command, "--batch", str(arguments.batch)])
+
+
+def _run_peer(arguments: argparse.Namespace) -> dict[str, float]:
+    command = [arguments.peer_python, arguments.peer_script, arguments.audio, "--json"]
+    command += ["--weights", arguments.peer_weights, "--batch", str(arguments.batch)]
+    command += ["--threads", str(arguments.threads), *arguments.peer_options.split()]
+    found = _run_json(command)
+    total = found["mel_s"] + found["encode_s"] + found["decode_s"]
+    return {
+        "front end": found["mel_s"],
+        "encode": found["encode_s"],
+        "decode": found["decode_s"],
+        "total": total,
+        "tokens": found["tokens"],
+        "segments": found["segments"],
+        "audio": found["audio_s"],
+        "peak memory (MB)": found["peak_rss_mb"],
+    }
+
+
+def _run_json(command: list[str]) -> dict[str, float]:
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(run.stdout.strip().splitlines()[-1])
+    return found
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """One warm transcription by the exact path, its parts timed on the same segments."""
+    from mt3_keras.command_line import limit_threads, silence_tensorflow
+
+    limit_threads(arguments.threads)
+    silence_tensorflow()
+    from mt3_keras import Transcriber
+    from mt3_keras.audio import cut_segments, read_blocks
+
+    transcriber = Transcriber.from_preset(
+        arguments.model, exact=True, batch_size=arguments.batch, engine="keras"
+    )
+    start = time.perf_counter()
+    transcriber.transcribe(arguments.audio)
+    cold = time.perf_counter() - start
+    start = time.perf_counter()
+    result = transcriber.transcribe(arguments.audio)
+    total = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    segments = list(cut_segments(read_blocks(arguments.audio), transcriber.model_config, "segment"))
+    front_end, encode = _time_encoder(transcriber.model, segments)
+    return {
+        "compile": cold - total,
+        "front end": front_end,
+        "encode": encode,
+        "decode": total - front_end - encode,
+        "total": total,
+        "tokens": sum(len(segment.tokens) for segment in result.segments),
+        "segments": len(result.segments),
+        "audio": result.duration,
+        "peak memory (MB)": peak,
+        "peak GFLOP/s": _measure_peak(),
+        "encoder GFLOP": _count_encoder(transcriber.model.model_config) / GIGA,
+        "token GFLOP": _count_token(transcriber.model.model_config) / GIGA,
+    }
+
+
+def _time_encoder(model: Any, segments: list[Any]) -> tuple[float, float]:
+    """Seconds for the front end, and for encoder and cross-attention keys, of all segments."""
+    import numpy as np
+    from keras import ops
+
+    from mt3_keras.generation import compile_with_weights
+
+    weights = [ops.convert_to_tensor(v) for v in model.variables]
+    front_end = compile_with_weights(lambda _, s, n: model.log_mel(s, n), model.variables)
+    encode = compile_with_weights(lambda _, s, n: model.encode(s, n), model.variables)
+    inputs = [(s.samples[None], np.array([s.num_frames], np.int32)) for s in segments]
+    seconds = []
+    for function in (front_end, encode):
+        for samples, counts in [inputs[0], *inputs]:
+            if samples is inputs[0][0]:
+                start = time.perf_counter()  # the first call compiles: its time is dropped
+            found = function(weights, (), samples, counts)
+        first = next(iter(found.values())) if isinstance(found, dict) else found
+        ops.convert_to_numpy(first)
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1] - seconds[0]
+
+
+def _count_encoder(config: Any) -> float:
+    """Floating-point operations to encode a segment, cross-attention keys and values included."""
+    net, mels = config.network, config.spectrogram.num_mels
+    inner, frames = net.num_heads * net.head_width, net.segment_frames
+    layer = 4 * net.width * inner + 3 * net.width * net.mlp_width + 2 * frames * inner
+    cross = net.num_decoder_layers * 2 * net.width * inner
+    return 2.0 * frames * (mels * net.width + net.num_encoder_layers * layer + cross)
+
+
+def _count_token(config: Any) -> float:
+    """Floating-point operations for a token with 64 positions before it."""
+    net = config.network
+    inner = net.num_heads * net.head_width
+    layer = 6 * net.width * inner + 3 * net.width * net.mlp_width
+    layer += 2 * inner * (net.segment_frames + 64)
+    return 2.0 * (net.num_decoder_layers * layer + net.width * net.vocabulary_rows)
+
+
+def _measure_peak() -> float:
+    """GFLOP/s of a large float32 matrix product on this backend."""
+    import numpy as np
+    from keras import ops
+
+    a = ops.convert_to_tensor(np.ones((2048, 2048), np.float32))
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        ops.convert_to_numpy(ops.matmul(a, a)[0, 0])
+        seconds.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(seconds) / GIGA
+
+
+def report(ours: list[dict[str, float]], peers: list[dict[str, float]]) -> str:
+    """A table of medians, ours beside the peer's, and how near the machine's limit ours are."""
+    mine = {key: statistics.median(run[key] for run in ours) for key in ours[0]}
+    other = {key: statistics.median(run[key] for run in peers) for key in peers[0]} if peers else {}
+    lines = [f"{'median of ' + str(len(ours)):28}{'ours':>10}{'peer':>10}{'peer/ours':>11}"]
+    rows = {key: key for key in ("front end", "encode", "decode", "total", "peak memory (MB)")}
+    for key in rows:
+        lines.append(_row(f"{key} (s)" if "(" not in key else key, mine[key], other.get(key)))
+    for run in (mine, other):
+        if run:
+            run["decode (ms/token)"] = 1000 * run["decode"] / run["tokens"]
+            run["encode (ms/segment)"] = 1000 * run["encode"] / run["segments"]
+            run["real-time factor"] = run["total"] / run["audio"]
+    for key in ("decode (ms/token)", "encode (ms/segment)", "real-time factor"):
+        lines.append(_row(key, mine[key], other.get(key)))
+    encoder = mine["encoder GFLOP"] * mine["segments"] / mine["encode"]
+    decoder = mine["token GFLOP"] * mine["tokens"] / mine["decode"]
+    lines.append(
+        f"matrix product peak {mine['peak GFLOP/s']:.0f} GFLOP/s; ",
+    )
+    lines[-1] += (
+        f"encode {encoder:.0f}, decode {decoder:.0f} GFLOP/s; compiled in {mine['compile']:.1f} s"
+    )
+    return "\n".join(lines)
+
+
+def _row(name: str, mine: float, other: float | None) -> str:
+    if other is None:
+        return f"{name:28}{mine:10.3f}"
+    return f"{name:28}{mine:10.3f}{other:10.3f}{other / mine:10.2f}x"
+
+
+def _describe_machine() -> str:
+    name = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [
+            line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = models[0].split(":")[1].strip() if models else name
+    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Heads on the encoder, and the pointer by which the decoder uses them.
+
+Every head is a roll, logits float32 [B, F, N]: F is `segment_frames`, N the head's columns in
+`config.HEADS`. Frame i stands for the samples [i * hop, (i + 1) * hop) from the segment's start
+(`lead_samples` of the network's input come before). Its target is 1 in frame
+
+- "onset", "offset": floor(time * frames_per_second) of a note's on or off, column
+  pitch - `LOWEST_PITCH`, notes of all programs together, drums left out;
+- "frame": from the onset's frame to the offset's, without the latter but at least one, same columns;
+- "drum": of a drum note's onset, column its MIDI pitch 0 to 127;
+- "program": in which a note of the program sounds (as "frame"), drums left out, column the program
+  0 to 127 after the granularity's map.
+
+Pitches off the piano have no columns of their own and are left out of onset, offset and frame. Of a
+note that began before the segment only what lies inside is marked. In training the model's output
+holds a roll as f"{head}_logits" beside the tokens' "logits"; the target's name is the head's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from mt3_keras.codec import Codec
+from mt3_keras.config import HEADS, LOWEST_PITCH, NUM_PITCHES, STEPS_PER_SECOND, ModelConfig
+from mt3_keras.grammar import TIE_SECTION
+
+Rolls = dict[str, Any]  # head -> logits [B, F, N]
+
+STEM_HEADS = ("onset", "offset", "frame")  # those of single pitches, which the stem predicts too
+INITIAL_LOGIT = -4.0  # most of a roll is empty
+BACKWARDS = -30.0  # added to shifts that do not lead forward; finite, so that no target costs all
+NUM_SHIFT_LOGITS = 3
+SHIFT_FRAMES = 2  # places per frame at which a shift may lead
+
+
+def step_to_index(config: ModelConfig, per_second: float, count: int) -> NDArray[np.int32]:
+    """For each step of a segment, the interval (of `count`, `per_second`) that holds it.
+
+    A step is a time rounded to the grid of 10 ms, counted from the last point of that grid before
+    the segment: on average it lies 5 ms before its name.
+    """
+    seconds = np.arange(config.max_step + 1) / STEPS_PER_SECOND - 0.5 / STEPS_PER_SECOND
+    return np.clip(np.floor(seconds * per_second), 0, count - 1).astype(np.int32)
+
+
+class Heads(keras.layers.Layer):
+    """Encoded frames [B, P, D] -> the same with what the heads found, and the rolls.
+
+    The logits of pitches are the sum of the stem's, sharp in time, and the encoder's, which knows
+    the context.
+    """
+
+    def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)  # the stem's logits stay float32
+        self.network = config.network
+        self.rolls = keras.layers.Dense(
+            self.network.frames_per_position * sum(HEADS.values()),
+            bias_initializer=keras.initializers.Constant(INITIAL_LOGIT),
+            dtype="float32",
+            name="rolls",
+        )
+        self.feedback = None
+        if self.network.head_feedback:
+            self.feedback = keras.layers.Dense(
+                self.network.width,
+                use_bias=False,
+                kernel_initializer="zeros",
+                dtype=self.dtype_policy,
+                name="feedback",
+            )
+
+    def build(self, encoded_shape: Any) -> None:
+        self.rolls.build(encoded_shape)
+        if self.feedback:
+            self.feedback.build((*encoded_shape[:-1], self.rolls.units))
+
+    def call(self, encoded: Any, stem_rolls: Any = None) -> tuple[Any, Rolls]:
+        """`stem_rolls` float32 [B, F, 3 * NUM_PITCHES]: logits of `STEM_HEADS`, or None."""
+        logits_BFN = ops.reshape(
+            self.rolls(encoded), (-1, self.network.segment_frames, sum(HEADS.values()))
+        )
+        if stem_rolls is not None:
+            rest = sum(HEADS.values()) - len(STEM_HEADS) * NUM_PITCHES
+            logits_BFN += ops.pad(stem_rolls, [(0, 0), (0, 0), (0, rest)])
+        if self.feedback:
+            found = ops.cast(ops.sigmoid(logits_BFN), self.compute_dtype)
+            found = ops.reshape(found, (-1, self.network.num_positions, self.rolls.units))
+            encoded = encoded + self.feedback(found)
+        ends = np.cumsum(list(HEADS.values()))
+        return encoded, dict(zip(HEADS, ops.split(logits_BFN, ends[:-1], axis=-1), strict=True))
+
+
+class Pointer(keras.layers.Layer):
+    """Adds what the heads say of the current time to the logits of the next tokens.
+
+    A pitch gets its onset logit if the velocity is on, its offset logit if off, and in the tie
+    section its frame logit at the segment's start; a drum gets its onset logit; the shift to a
+    step gets three logits of that time, which have no target but the tokens. How much of each is
+    a linear function of the decoder's state, 1 in the beginning. Always float32.
+    """
+
+    def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
+        kwargs["dtype"] = "float32"
+        super().__init__(**kwargs)
+        network, per_second = config.network, config.spectrogram.frames_per_second
+        self.gains = keras.layers.Dense(
+            4 + NUM_SHIFT_LOGITS,
+            kernel_initializer="zeros",
+            bias_initializer="ones",
+            dtype="float32",
+            name="gains",
+        )
+        self.shifts = keras.layers.Dense(
+            network.frames_per_position * SHIFT_FRAMES * NUM_SHIFT_LOGITS,
+            dtype="float32",
+            name="shifts",
+        )
+        self.num_frames, self.num_rows = network.segment_frames, network.vocabulary_rows
+        num_places = SHIFT_FRAMES * self.num_frames
+        self._frames = step_to_index(config, per_second, self.num_frames)
+        self._places = step_to_index(config, SHIFT_FRAMES * per_second, num_places)
+        codec = Codec(config.vocabulary.num_velocity_bins)
+        self._first = {kind: codec.token_range(kind)[0] for kind in ("shift", "pitch", "drum")}
+
+    def build(self, width: int) -> None:
+        self.gains.build((None, width))
+        self.shifts.build((None, width))
+
+    def tables(self, encoded: Any, rolls: Rolls) -> dict[str, Any]:
+        """What is looked up in a segment, computed once: name -> float32 [B, ...]."""
+        pitches = [_all_pitches(_nearby_max(rolls[head])) for head in STEM_HEADS]
+        onset, offset, frame = pitches
+        places_BXS = ops.reshape(
+            self.shifts(encoded), (-1, SHIFT_FRAMES * self.num_frames, NUM_SHIFT_LOGITS)
+        )
+        return {
+            "pointer_rolls": ops.concatenate([onset, offset, _nearby_max(rolls["drum"])], axis=-1),
+            "pointer_ties": frame[:, 0],
+            "pointer_shifts": ops.transpose(ops.take(places_BXS, self._places, axis=1), (0, 2, 1)),
+        }
+
+    def call(self, x_BLD: Any, state: dict[str, Any], tables: dict[str, Any]) -> Any:
+        """Decoder states, and what the tokens so far imply [B, L] -> logits [B, L, V]."""
+        gains_BL7 = self.gains(x_BLD)
+        time = state["time"]
+        place = ops.take(self._frames, ops.minimum(time, len(self._frames) - 1))
+        place_BLF = ops.one_hot(place, self.num_frames, dtype="float32")
+        at_time = ops.matmul(place_BLF, tables["pointer_rolls"])
+        onset, offset, drum = ops.split(at_time, 3, axis=-1)
+        gain = ops.split(gains_BL7, [1, 2, 3, 4], axis=-1)
+        is_on = (state["velocity"] > 0)[..., None]
+        pitch = ops.where(is_on, gain[0] * onset, gain[1] * offset)
+        is_tie = (state["section"] == TIE_SECTION)[..., None]
+        pitch = ops.where(is_tie, gain[2] * tables["pointer_ties"][:, None], pitch)
+        shift = ops.matmul(gain[4], tables["pointer_shifts"])
+        goes_back = np.arange(shift.shape[-1]) <= time[..., None]
+        shift = ops.where(goes_back, BACKWARDS, shift)
+        return self._to_tokens({"shift": shift, "pitch": pitch, "drum": gain[3] * drum})
+
+    def _to_tokens(self, parts: dict[str, Any]) -> Any:
+        """Parts [B, L, n] at their places in the vocabulary [B, L, V], zeros elsewhere."""
+        starts = [0, self._first["pitch"], self._first["drum"], self.num_rows]
+        padded = []
+        for (kind, part), start, end in zip(parts.items(), starts, starts[1:], strict=False):
+            before = self._first[kind] - start
+            after = end - start - before - part.shape[-1]
+            padded.append(ops.pad(part, [(0, 0), (0, 0), (before, after)]))
+        return ops.concatenate(padded, axis=-1)
+
+
+def _nearby_max(roll_BFN: Any) -> Any:
+    """Maximum over each frame and its two neighbours: times are rounded."""
+    held = ops.concatenate([roll_BFN[:, :1], roll_BFN, roll_BFN[:, -1:]], axis=1)
+    return ops.maximum(ops.maximum(held[:, :-2], held[:, 1:-1]), held[:, 2:])
+
+
+def _all_pitches(roll_BF88: Any) -> Any:
+    """[B, F, NUM_PITCHES] -> [B, F, 128]; pitches off the piano count as silent."""
+    beyond = 128 - LOWEST_PITCH - NUM_PITCHES
+    pad = [(0, 0), (0, 0), (LOWEST_PITCH, beyond)]
+    return ops.pad(roll_BF88, pad, constant_values=INITIAL_LOGIT)

@@ -1,0 +1,260 @@
+"""python -m mt3_keras: what it writes, what it says, how it ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from mt3_keras.__main__ import main
+from mt3_keras.midi import read_midi, write_midi
+from mt3_keras.notes import Note
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def recording(tmp_path):
+    path = tmp_path / "audio" / "a song.wav"
+    path.parent.mkdir()
+    write_noise(path)
+    return path
+
+
+def write_noise(path, seconds=3.0, rate_hz=16_000, channels=1, **options):
+    rng = np.random.default_rng(1)
+    shape = (int(seconds * rate_hz), channels)
+    soundfile.write(path, 0.1 * rng.normal(size=shape), rate_hz, **options)
+
+
+@pytest.fixture
+def transcribe(tiny_preset, tmp_path):
+    def run(*arguments):
+        flags = ["--model", str(tiny_preset), "--batch_size", "2", "--max_tokens", "24"]
+        return main(
+            ["transcribe", *flags, "--output_dir", str(tmp_path / "out"), *map(str, arguments)]
+        )
+
+    return run
+
+
+def files_in(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_every_format_tells_of_the_same_notes(transcribe, recording, tmp_path, capsys):
+    assert transcribe(recording, "--formats", "mid,json,csv,jsonl,png") == 0
+    out = tmp_path / "out"
+    assert files_in(out) == [f"a song.{f}" for f in ("csv", "json", "jsonl", "mid", "png")]
+    assert "notes" in capsys.readouterr().out
+    content = json.loads((out / "a song.json").read_text())
+    lines = [json.loads(line) for line in (out / "a song.jsonl").read_text().splitlines()]
+    rows = list(csv.DictReader((out / "a song.csv").open()))
+    assert len(content["notes"]) == len(lines) == len(rows)
+    key = lambda n: (n["onset"], n["is_drum"], n["program"], n["pitch"], n["offset"])  # noqa: E731
+    told = [{k: v for k, v in line.items() if k != "file"} for line in lines]
+    assert sorted(told, key=key) == sorted(content["notes"], key=key)
+    assert (out / "a song.png").read_bytes().startswith(b"\x89PNG")
+    for part in {(n["program"], n["is_drum"]) for n in content["notes"]}:
+        assert part in {(n.program, n.is_drum) for n in read_midi(out / "a song.mid")}
+
+
+def test_a_dash_streams_json_lines_to_standard_output(transcribe, recording, tmp_path, capsys):
+    assert transcribe(recording, "--output_dir", "-") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(line["file"] == "a song.wav" for line in lines)
+    assert files_in(tmp_path) == ["audio/a song.wav"]
+
+
+def test_folders_keep_their_shape_and_names_stay_apart(transcribe, recording, tmp_path):
+    deeper = recording.parent / "disc 1"
+    deeper.mkdir()
+    write_noise(deeper / "a song.wav", 0.5)
+    write_noise(recording.with_suffix(".flac"), 0.5)
+    assert transcribe(recording.parent) == 0
+    expected = ["a song.flac.mid", "a song.wav.mid", "disc 1/a song.mid"]
+    assert files_in(tmp_path / "out") == expected
+
+
+def test_what_is_done_is_skipped_on_resume(transcribe, recording, tmp_path, capsys):
+    assert transcribe(recording) == 0
+    written = tmp_path / "out" / "a song.mid"
+    written.write_bytes(b"kept")
+    assert transcribe(recording, "--resume") == 0
+    assert written.read_bytes() == b"kept"
+    assert "all done" in capsys.readouterr().err
+
+
+def test_one_bad_file_does_not_stop_the_rest(transcribe, recording, tmp_path, capsys):
+    (recording.parent / "bad.wav").write_text("this is text")
+    assert transcribe(recording.parent) == 1
+    assert files_in(tmp_path / "out") == ["a song.mid"]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2
+    assert "bad.wav" in lines[0]
+    assert "1 of 2" in lines[1]
+
+
+def truncate(path, keep=0.5):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+
+
+def make_bad(kind, path):
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "no samples":
+        soundfile.write(path, np.zeros(0), 16_000)
+    elif kind in ("nan", "infinite"):
+        samples = np.zeros(16_000)
+        samples[100] = np.nan if kind == "nan" else np.inf
+        soundfile.write(path, samples, 16_000, subtype="FLOAT")
+    elif kind == "truncated flac":
+        write_noise(path.with_suffix(".flac"))
+        truncate(path.with_suffix(".flac"))
+        path.with_suffix(".flac").rename(path)
+    elif kind == "truncated wav":
+        write_noise(path)
+        truncate(path)
+    elif kind == "folder":
+        path.mkdir()
+
+
+BAD = ("empty", "text", "no samples", "nan", "infinite", "truncated flac", "truncated wav")
+
+
+@pytest.mark.parametrize("kind", [*BAD, "missing", "folder"])
+def test_bad_recordings_give_one_line_and_no_output(transcribe, tmp_path, capfd, kind):
+    path = tmp_path / "the file.wav"
+    make_bad(kind, path)
+    before = files_in(tmp_path)
+    assert transcribe(path, "--formats", "mid,jsonl,json") != 0
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len([line for line in lines if line.startswith("mt3_keras: ")]) == 1
+    assert "Traceback" not in "".join(lines)
+    if kind != "folder":
+        assert "the file.wav" in lines[0]
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("8 bit.wav", {"subtype": "PCM_U8"}),
+        ("24 bit.wav", {"subtype": "PCM_24"}),
+        ("192 kHz.wav", {"rate_hz": 192_000, "seconds": 0.5}),
+        ("8 channels.wav", {"channels": 8}),
+        ("10 ms.wav", {"seconds": 0.01}),
+        ("low.wav", {"rate_hz": 8000}),
+        ("stereo.mp3", {"rate_hz": 44_100, "channels": 2}),
+        ("stereo.ogg", {"rate_hz": 44_100, "channels": 2}),
+    ],
+)
+def test_recordings_of_every_kind_are_read(transcribe, tmp_path, name, options):
+    write_noise(tmp_path / name, **options)
+    assert transcribe(tmp_path / name) == 0
+    assert files_in(tmp_path / "out") == [pathlib.Path(name).stem + ".mid"]
+
+
+def test_an_unreadable_recording_is_named(transcribe, recording, capsys):
+    recording.chmod(0)
+    if os.access(recording, os.R_OK):
+        pytest.skip("this user may read everything")
+    assert transcribe(recording) == 1
+    assert "a song.wav" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(transcribe, recording, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert transcribe(recording, "--output_dir", tmp_path / "taken" / "out") == 2
+    assert "taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--formats", "mid,pdf", "x.wav"], "pdf"),
+        (["--instruments", "vioiln", "{recording}"], "violin"),
+        (["--exact", "--context", "full", "{recording}"], "--context"),
+        (["--exact", "--instruments", "piano", "{recording}"], "--instruments"),
+        (["--contxt", "full", "{recording}"], "context"),
+        (["--batch_size", "0", "{recording}"], "batch_size"),
+        ([], "at least one recording"),
+        (["--engine", "litert", "{recording}"], "engine"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_message(transcribe, recording, capsys, arguments, said):
+    assert transcribe(*[a.format(recording=recording) for a in arguments]) != 0
+    message = capsys.readouterr().err
+    assert said in message
+    assert "Traceback" not in message
+
+
+def test_a_missing_model_is_told_with_the_cure(recording, capsys):
+    assert main(["transcribe", str(recording), "--model", "nowhere"]) == 1
+    assert "nowhere: no such model" in capsys.readouterr().err
+
+
+def test_commands_explain_themselves_at_once_without_a_framework():
+    start = time.monotonic()
+    code = (
+        "import sys; from mt3_keras.__main__ import main\n"
+        "for c in (['--help'], *[[n, '--help'] for n in ('transcribe', 'evaluate', 'convert')]):\n"
+        "    assert main(c) == 0\n"
+        "assert not {'keras', 'tensorflow', 'jax', 'librosa', 'matplotlib'} & set(sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--instruments" in run.stdout
+    assert time.monotonic() - start < 30  # a hang, not a speed: that belongs in benchmarks
+
+
+def test_unknown_commands_are_told(capsys):
+    assert main(["transcirbe"]) == 2
+    assert "transcribe" in capsys.readouterr().err
+    assert main([]) == 2
+
+
+def test_evaluating_a_file_against_itself_is_perfect(tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_midi([Note(0.5, 1.5, 60, 90), Note(1, 2, 40, 80, 33)], tmp_path / folder / "x.mid")
+    files = ["--reference", str(tmp_path / "a"), "--estimate", str(tmp_path / "b")]
+    assert main(["evaluate", *files, "--json", str(tmp_path / "s.json")]) == 0
+    assert "1.0000" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["mean"]["Onset + offset F1"] == 1.0
+    (tmp_path / "b" / "x.mid").unlink()
+    assert main(["evaluate", *files]) == 2
+    assert "x.mid" in capsys.readouterr().err
+
+
+def test_a_converted_checkpoint_transcribes_as_the_original(tmp_path, capsys):
+    from mt3_keras.config import ModelConfig, NetworkConfig
+    from mt3_keras.presets import load_model
+    from tests.t5x_writer import random_leaves, write_t5x
+
+    sizes = {"width": 16, "num_heads": 1, "mlp_width": 32, "num_encoder_layers": 1}
+    config = ModelConfig(network=NetworkConfig(num_decoder_layers=1, **sizes))
+    write_t5x(tmp_path / "t5x", random_leaves(config))
+    arguments = ["--t5x_checkpoint", str(tmp_path / "t5x"), "--output", str(tmp_path / "preset")]
+    assert main(["convert", *arguments]) == 0
+    original, preset = load_model(tmp_path / "t5x"), load_model(tmp_path / "preset")
+    for a, b in zip(original.get_weights(), preset.get_weights(), strict=True):
+        assert (a == b).all()
+    assert main(["convert", *arguments]) == 1
+    assert "already exists" in capsys.readouterr().err
+    (tmp_path / "t5x" / "checkpoint").write_bytes(b"\x00")
+    arguments[-1] = str(tmp_path / "other")
+    assert main(["convert", *arguments]) == 1
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,205 @@
+"""The training loss and the optimizers, against literal transcriptions of their rules."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from mt3_keras.codec import EOS, PAD, Codec
+from mt3_keras.config import ISMIR2021, MT3
+from mt3_keras.model import MT3Backbone
+from tests.training_run import NANO, MadeUpBatches
+from train.feed import to_fit
+from train.objective import (
+    PARTS,
+    HeadLoss,
+    Objective,
+    TrainingModel,
+    head_cross_entropy,
+    token_cross_entropy,
+    token_parts,
+)
+from train.optimizers import Adafactor, Schedule, make_optimizer
+
+
+def t5x_loss(logits: np.ndarray, targets: np.ndarray, z_loss: float, smoothing: float) -> float:
+    """The sum over all tokens but padding, one token at a time, as T5X states it."""
+    total, size = 0.0, logits.shape[-1]
+    for scores, target in zip(logits.reshape(-1, size), targets.ravel(), strict=True):
+        if target == PAD:
+            continue
+        log_z = np.log(np.sum(np.exp(scores)))
+        confidence, low = 1 - smoothing, smoothing / (size - 1)
+        soft = np.full(size, low)
+        soft[target] = confidence
+        constant = -(confidence * np.log(confidence) + (size - 1) * low * np.log(low + 1e-20))
+        total += -np.sum(soft * (scores - log_z)) + z_loss * log_z**2 - constant
+    return total
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_is_that_of_t5x(smoothing: float) -> None:
+    random = np.random.default_rng(0)
+    logits = random.standard_normal((2, 5, 40)) * 3
+    targets = random.integers(0, 4, (2, 5))
+    loss, _ = token_cross_entropy(logits, targets, z_loss=1e-4, label_smoothing=smoothing)
+    summed = np.sum(ops.convert_to_numpy(loss) * (targets != PAD))
+    assert summed == pytest.approx(t5x_loss(logits, targets, 1e-4, smoothing), rel=1e-5)
+
+
+@pytest.mark.parametrize("config", [MT3, ISMIR2021])
+def test_every_event_belongs_to_the_part_that_says_it(config) -> None:
+    codec = Codec(config.vocabulary.num_velocity_bins)
+    parts = token_parts(config)
+    assert len(parts) == config.network.vocabulary_rows
+    for token, part in enumerate(parts):
+        if token == EOS:
+            assert list(PARTS)[part] == "tie"
+        elif 3 <= token < 3 + codec.num_events:
+            assert codec.decode(token).type in list(PARTS.values())[part]
+        else:
+            assert part == -1
+
+
+def losses(objective: Objective, **outputs: np.ndarray) -> tuple[float, dict[str, float]]:
+    """The loss and the log of a made-up batch."""
+    model = TrainingModel(MT3Backbone(**NANO.to_dict()), objective)
+    _, targets = to_fit(MadeUpBatches(NANO, 4).whole_batch(1))
+    random = np.random.default_rng(2)
+    logits = random.standard_normal((*targets["targets"].shape, 1536)).astype(np.float32)
+    targets |= {name.removesuffix("_logits"): np.ones((4, 3)) for name in outputs}
+    loss = model.compute_loss(y=targets, y_pred={"logits": logits, **outputs})
+    return float(loss), {name: float(value) for name, value in model.get_metrics_result().items()}
+
+
+def test_normalising_divides_the_sum() -> None:
+    total, log = losses(Objective(normalize="sum"))
+    assert losses(Objective(normalize="tokens"))[0] == pytest.approx(total / log["num_tokens"])
+    assert losses(Objective(normalize="examples"))[0] == pytest.approx(total / 4)
+
+
+def test_parts_make_up_the_whole() -> None:
+    total, log = losses(Objective(normalize="sum", z_loss=0.0))
+    assert total == pytest.approx(log["token_loss"] * log["num_tokens"], rel=1e-5)
+    only = dict.fromkeys(PARTS, 0.0)
+    shares = [losses(Objective("sum", 0.0, 0.0, {**only, part: 1.0}))[0] for part in PARTS]
+    assert sum(shares) == pytest.approx(total, rel=1e-5)
+    assert losses(Objective("sum", 0.0, 0.0, {"pitch": 3.0}))[0] == pytest.approx(
+        total + 2 * shares[list(PARTS).index("pitch")], rel=1e-5
+    )
+    mean, _ = losses(Objective("tokens", 0.0, 0.0, {**only, "timing": 5.0}))
+    assert mean == pytest.approx(log["timing_loss"], rel=1e-5)
+
+
+def test_heads_add_their_loss() -> None:
+    plain, _ = losses(Objective())
+    head = Objective(heads=(HeadLoss("onset", positive_weight=2.0, weight=0.5),))
+    total, log = losses(head, onset_logits=np.zeros((4, 3), np.float32))
+    assert log["onset_loss"] == pytest.approx(2 * np.log(2))
+    assert total == pytest.approx(plain + np.log(2), rel=1e-5)
+
+
+def test_targets_below_zero_do_not_count() -> None:
+    logits = np.array([[2.0, -1.0, 9.0]], np.float32)
+    both = head_cross_entropy(logits, np.array([[1.0, 0.0, -1.0]]), 3.0)
+    expected = np.mean([3 * np.log1p(np.exp(-2.0)), np.log1p(np.exp(-1.0))])
+    assert float(both) == pytest.approx(expected, rel=1e-5)
+
+
+def adafactor_step(
+    weights: np.ndarray, gradient: np.ndarray, state: dict[str, np.ndarray], step: int
+) -> np.ndarray:
+    """One update by T5X's rule at a learning rate of 0.02, in float64; `step` from 0."""
+    decay = 1 - (step + 1.0) ** -0.8
+    squared = gradient**2 + 1e-30
+    if gradient.ndim == 2 and min(gradient.shape) >= 128:
+        row = decay * state.get("row", 0) + (1 - decay) * squared.mean(axis=1)
+        column = decay * state.get("column", 0) + (1 - decay) * squared.mean(axis=0)
+        state |= {"row": row, "column": column}
+        update = gradient * np.outer((row / row.mean()) ** -0.5, column**-0.5)
+    else:
+        state["whole"] = decay * state.get("whole", 0) + (1 - decay) * squared
+        update = gradient * state["whole"] ** -0.5
+    update = update / max(1.0, np.sqrt(np.mean(update**2)))
+    return weights - 0.02 * max(np.sqrt(np.mean(weights**2)), 1e-3) * update
+
+
+def follow(optimizer: keras.optimizers.Optimizer, shapes: list[tuple[int, ...]]) -> list[list]:
+    """(optimizer's, transcription's) weights after five steps."""
+    random = np.random.default_rng(3)
+    weights = [random.standard_normal(shape) * 10.0**-i for i, shape in enumerate(shapes)]
+    variables = [keras.Variable(w.astype(np.float32)) for w in weights]
+    states: list[dict] = [{} for _ in shapes]
+    optimizer.build(variables)
+    for step in range(5):
+        gradients = [random.standard_normal(shape) for shape in shapes]
+        optimizer.apply([ops.convert_to_tensor(g, "float32") for g in gradients])
+        for i, gradient in enumerate(gradients):
+            weights[i] = adafactor_step(weights[i], gradient, states[i], step)
+    return [[ops.convert_to_numpy(v), w] for v, w in zip(variables, weights, strict=True)]
+
+
+SHAPES = [(128, 130), (130, 128), (128, 127), (16,), (3, 3, 4, 8), (7,)]
+
+
+def test_adafactor_is_that_of_t5x() -> None:
+    for ours, expected in follow(Adafactor(0.02), SHAPES):
+        np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-7)
+
+
+def test_keras_adafactor_agrees_where_the_rules_do() -> None:
+    optimizer = keras.optimizers.Adafactor(0.02, relative_step=False)
+    for ours, expected in follow(optimizer, [(128, 130), (130, 128), (16,)]):
+        np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-7)
+    ours, expected = follow(keras.optimizers.Adafactor(0.02, relative_step=False), [(64, 64)])[0]
+    assert np.abs(ours - expected).max() > 1e-4  # it factors small matrices too
+
+
+def test_adafactor_does_not_mind_the_size_of_the_loss() -> None:
+    def after(scale: float) -> np.ndarray:
+        variable = keras.Variable(np.arange(6, dtype=np.float32).reshape(2, 3))
+        optimizer = Adafactor(0.1)
+        optimizer.build([variable])
+        for sign in (1.0, -0.5):
+            optimizer.apply([ops.convert_to_tensor(np.full((2, 3), scale * sign, np.float32))])
+        return ops.convert_to_numpy(variable)
+
+    np.testing.assert_allclose(after(1.0), after(1000.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rates"),
+    [
+        ("constant", [0.25, 0.5, 1.0, 1.0, 1.0]),
+        ("linear", [0.25, 0.5, 1.0, 0.5, 0.0]),
+        ("cosine", [0.25, 0.5, 1.0, 0.5, 0.0]),
+        ("rsqrt", [0.25, 0.5, 1.0, 0.5774, 0.4364]),
+    ],
+)
+def test_learning_rate_rises_and_falls(kind, rates) -> None:
+    schedule = Schedule(1.0, kind, warmup_steps=4, steps=20)
+    places = [0, 1, 4, 12, 20]
+    if kind == "rsqrt":
+        places[2] = 3
+    got = [float(schedule(place)) for place in places]
+    if kind == "rsqrt":
+        rates = [0.25, 0.5, 1.0, (4 / 13) ** 0.5, (4 / 21) ** 0.5]
+    np.testing.assert_allclose(got, rates, rtol=1e-4, atol=1e-6)
+    slowed = Schedule(1.0, kind, warmup_steps=4, steps=20, batches_per_update=3)
+    assert [float(slowed(3 * place + 2)) for place in places] == got
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adam"])
+def test_average_of_the_weights_follows_them(name) -> None:
+    variable = keras.Variable(np.ones(3, np.float32))
+    optimizer = make_optimizer(name, Schedule(0.1, "constant"), ema=0.5)
+    optimizer.build([variable])
+    average = None
+    for _ in range(3):
+        optimizer.apply([ops.ones((3,))])
+        value = ops.convert_to_numpy(variable).copy()
+        average = value if average is None else 0.5 * average + 0.5 * value
+    optimizer.finalize_variable_values([variable])
+    np.testing.assert_allclose(ops.convert_to_numpy(variable), average, rtol=1e-6)

@@ -1,0 +1,536 @@
+"""Chunks, targets and batches: exact where the original is, reproducible everywhere."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mt3_keras.codec import EOS, Codec
+from mt3_keras.config import HEADS, ISMIR2021, MT3, SMALL, TINY, ModelConfig
+from mt3_keras.datasets import guitarset
+from mt3_keras.datasets.mixture import mixture_rates
+from mt3_keras.datasets.pipeline import (
+    Batch,
+    ChunkMaker,
+    PipelineConfig,
+    TrainingBatches,
+    evaluation_batches,
+    roll_targets,
+    training_batches,
+)
+from mt3_keras.datasets.records import PIECE_SAMPLES, Record, RecordsError
+from mt3_keras.datasets.shards import Loaded, Source, cut_pieces, example_source, write_records
+from mt3_keras.note_decoder import NoteDecoder
+from mt3_keras.note_encoder import encode_segments, mix_segments, notes_to_events
+from mt3_keras.notes import Note
+
+HOP = 128
+PIECE_FRAMES = PIECE_SAMPLES // HOP
+
+
+def make_chunks(model_config: ModelConfig, **options: Any) -> ChunkMaker:
+    return ChunkMaker([], PipelineConfig(data=(), **options), model_config)
+
+
+def silent_records(notes: Sequence[Note], num_frames: int) -> list[Record]:
+    return list(cut_pieces("x", np.zeros((num_frames - 1) * HOP, np.float32), notes))
+
+
+def with_vocabulary(model_config: ModelConfig, **changes: Any) -> ModelConfig:
+    vocabulary = dataclasses.replace(model_config.vocabulary, **changes)
+    return dataclasses.replace(model_config, vocabulary=vocabulary)
+
+
+# --- targets ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", ["piano", "band", "quartet"])
+@pytest.mark.parametrize("encoding", range(3))
+def test_targets_on_segment_borders_are_the_originals(
+    shared: pathlib.Path, piece: str, encoding: int
+) -> None:
+    golden = json.loads((shared / "golden" / f"enc_{piece}.json").read_text())
+    notes = [Note(*fields) for fields in golden["notes"]]
+    expected = golden["encodings"][encoding]
+    length = expected["segment_frames"]
+    model_config = with_vocabulary(
+        {256: MT3, 512: ISMIR2021}[length],
+        num_velocity_bins=expected["num_velocity_bins"],
+        ties=expected["ties"],
+        granularity=expected["granularity"],
+    )
+    make = make_chunks(model_config)
+    records = silent_records(notes, expected["num_frames"])
+    num_compared = collections.Counter[int]()
+    for i, tokens in enumerate(expected["segments"]):
+        index, start = divmod(i * length, PIECE_FRAMES)
+        index = min(index, len(records) - 1)
+        start = i * length - index * PIECE_FRAMES
+        chunk = make.chunk([records[index]], [start])
+        if chunk.num_frames == min(length, expected["num_frames"] - i * length):
+            assert chunk.tokens == tokens
+            num_compared[index] += 1
+    assert len(records) > 1 and min(num_compared.values()) > 1
+    assert sum(num_compared.values()) >= len(expected["segments"]) - (len(records) - 1)
+
+
+@st.composite
+def any_notes(draw: st.DrawFn) -> list[Note]:
+    """Few pitches and programs, so that notes of one pitch overlap in every way."""
+    onset, length = st.integers(0, 4000), st.integers(1, 2500)
+    note = st.builds(
+        lambda on, span, pitch, program, drum: Note(
+            on / 125, (on + span) / 125, pitch, 100, 0 if drum else program, drum
+        ),
+        onset,
+        length,
+        st.integers(60, 62),
+        st.integers(0, 1),
+        st.booleans(),
+    )
+    return draw(st.lists(note, min_size=1, max_size=30))
+
+
+@settings(max_examples=40, deadline=None)
+@given(notes=any_notes(), place=st.integers(0, 4050), length=st.integers(1, 300))
+def test_targets_of_a_chunk_are_those_of_the_whole_piece(
+    notes: list[Note], place: int, length: int
+) -> None:
+    num_frames = 4051
+    network = dataclasses.replace(TINY.network, segment_frames=length)
+    make = make_chunks(dataclasses.replace(TINY, network=network))
+    record = silent_records(notes, num_frames)[min(2, place // PIECE_FRAMES)]
+    first = record.first_sample // HOP
+    chunk = make.chunk([record], [place - first])
+    end = min(place + length, first + make.num_frames(record))
+    codec = Codec()
+    (expected,) = encode_segments(
+        notes_to_events(notes, codec),
+        codec,
+        [place / 125],
+        end=None if end == num_frames else end / 125,
+    )
+    assert chunk.tokens == expected
+    assert chunk.num_frames == end - place
+
+
+def test_a_chunk_may_begin_before_its_piece_and_is_clipped() -> None:
+    notes = [Note(0.01 + i / 10, 0.05 + i / 10, 60, 100) for i in range(20)]
+    samples = np.arange(32_000, dtype=np.float32) / 2**15
+    (record,) = cut_pieces("x", samples, notes)
+    make = make_chunks(MT3)
+    early, first = make.chunk([record], [-100]), make.chunk([record], [0])
+    assert early.num_frames == 156 and first.num_frames == 251  # 250 hops and one more
+    np.testing.assert_array_equal(early.samples[: 156 * HOP], samples[: 156 * HOP])
+    assert not early.samples[156 * HOP :].any()
+    assert early.tokens[:-1] == first.tokens[: len(early.tokens) - 1]
+
+
+@pytest.mark.parametrize("context", ["segment", "full"])
+def test_samples_around_a_chunk_are_zeros_or_true_audio(context: str) -> None:
+    samples = (np.arange(40 * 16_000) % 30_000 + 1).astype(np.float32) / 2**15
+    records = list(cut_pieces("x", samples, [Note(0.0, 1.0, 60, 100)]))
+    make = make_chunks(SMALL, context=context)
+    hop, lead = SMALL.spectrogram.hop_samples, SMALL.spectrogram.lead_samples
+    for start in (7, 1000 - SMALL.network.segment_frames, 950):  # inside, to the end, clipped
+        chunk = make.chunk([records[1]], [start])
+        begin = PIECE_SAMPLES + start * hop
+        end = begin + chunk.num_frames * hop
+        reach = (lead, SMALL.spectrogram.overhang_samples) if context == "full" else (0, 0)
+        expected = np.zeros(SMALL.input_samples, np.float32)
+        part = samples[begin - reach[0] : end + reach[1]]
+        expected[lead - reach[0] :][: part.size] = part
+        np.testing.assert_array_equal(chunk.samples, expected)
+
+
+# --- mixing -------------------------------------------------------------------------------------
+
+
+def test_a_mix_of_segments_decodes_to_the_notes_of_all() -> None:
+    codec = Codec()
+    parts = [
+        [Note(0.5, 3.0, 60, 127, 0), Note(2.5, 2.75, 64, 127, 0)],
+        [Note(1.0, 2.5, 48, 127, 33), Note(2.25, 2.26, 38, 127, 0, True)],
+    ]
+    decoder = NoteDecoder(codec)
+    for start, end in ((0.0, 2.0), (2.0, 4.0)):
+        written = [
+            encode_segments(notes_to_events(part, codec), codec, [start], end=end, to_mix=True)[0]
+            for part in parts
+        ]
+        decoder.feed(start, mix_segments(written, codec), end)
+    found = decoder.finish()
+    assert sorted(found) == sorted(note for part in parts for note in part)
+    assert decoder.invalid_events == 0
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_a_mix_of_one_segment_and_nothing_is_that_segment(ties: bool) -> None:
+    codec = Codec()
+    notes = [Note(0.1 * i, 0.1 * i + 2.5, 40 + i % 9, 90, i % 3) for i in range(50)]
+    events = notes_to_events(notes, codec)
+    raw = encode_segments(events, codec, [2.0], end=4.0, ties=ties, to_mix=True)[0]
+    assert (
+        mix_segments([raw], codec) == encode_segments(events, codec, [2.0], end=4.0, ties=ties)[0]
+    )
+
+
+# --- heads --------------------------------------------------------------------------------------
+
+
+def test_rolls_mark_where_notes_begin_end_and_sound() -> None:
+    notes = [
+        Note(9.5, 10.045, 60, 100, 9),  # from before the chunk
+        Note(10.0, 10.01, 21, 100, 41),  # shorter than a frame
+        Note(10.1, 11.0, 108, 100, 0),  # beyond its end
+        Note(10.05, 10.2, 20, 100, 0),  # not on the piano
+        Note(10.02, 10.03, 38, 100, 0, True),
+    ]
+    rolls = roll_targets(
+        notes,
+        500,
+        num_frames=10,
+        segment_frames=12,
+        frames_per_second=50,
+        granularity="midi_class",
+    )
+    assert {head: roll.shape for head, roll in rolls.items()} == {
+        head: (12, size) for head, size in HEADS.items()
+    }
+    found = {
+        head: sorted(zip(*(index.tolist() for index in np.nonzero(roll == 1)), strict=True))
+        for head, roll in rolls.items()
+    }
+    assert found["onset"] == [(0, 0), (5, 87)]
+    assert found["offset"] == [(0, 0), (2, 39)]
+    assert found["frame"] == [(0, 0), (0, 39), (1, 39), *((i, 87) for i in range(5, 10))]
+    assert found["drum"] == [(1, 38)]
+    assert found["program"] == [(0, 8), (0, 40), (1, 8), *((i, 0) for i in range(2, 10))]
+    assert all((roll[10:] == -1).all() and (roll[:10] >= 0).all() for roll in rolls.values())
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def load(level: float, seconds: float, num_notes: int) -> Loaded:
+    """Audio of one value, by which its batch rows are known."""
+    notes = [
+        Note(i * seconds / num_notes, (i + 1) * seconds / num_notes, 40 + i % 40, 100)
+        for i in range(num_notes)
+    ]
+    return np.full(round(16_000 * seconds), level, np.float32), notes
+
+
+def write(folder: pathlib.Path, name: str, levels: Sequence[float], num_notes: int = 8) -> str:
+    sources = [
+        Source(f"{i}", functools.partial(load, level, 2.5, num_notes))
+        for i, level in enumerate(levels)
+    ]
+    write_records(sources, folder, name=name, split="train", num_shards=2, num_workers=1)
+    return str(folder)
+
+
+LEVELS = tuple(i / 64 for i in range(1, 9))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write(tmp_path_factory.mktemp("data"), "eight", LEVELS)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Three data sets of 1, 4 and 32 records, told apart by their level."""
+    counts = {"one": (1, 0.25), "four": (4, 0.5), "many": (32, 0.75)}
+    root = tmp_path_factory.mktemp("mixture")
+    return tuple(
+        write(root / name, name, [level] * count) for name, (count, level) in counts.items()
+    )
+
+
+def take(batches: TrainingBatches, count: int) -> list[Batch]:
+    return [next(batches) for _ in range(count)]
+
+
+def assert_same(first: Sequence[Batch], second: Sequence[Batch]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].dtype == other[name].dtype
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def row_levels(batch: Batch) -> NDArray[np.float32]:
+    return batch["samples"][:, 0]
+
+
+def test_a_batch_has_what_the_model_takes(folder: str) -> None:
+    batch = next(training_batches(PipelineConfig(data=(folder,)), TINY, 3))
+    assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
+        "samples": ((3, TINY.input_samples), "float32"),
+        "num_frames": ((3,), "int32"),
+        "decoder_tokens": ((3, TINY.network.max_tokens), "int32"),
+        "targets": ((3, TINY.network.max_tokens), "int32"),
+    }
+    for inputs, targets in zip(batch["decoder_tokens"], batch["targets"], strict=True):
+        end = int(np.argmax(targets == EOS))
+        assert end > 0 and not targets[end + 1 :].any() and targets[:end].all()
+        assert inputs[0] == 0 and (inputs[1:] == targets[:-1]).all()
+
+
+def test_a_network_with_heads_gets_their_rolls(folder: str) -> None:
+    batch = next(training_batches(PipelineConfig(data=(folder,)), SMALL, 2))
+    for head, size in HEADS.items():
+        assert batch[head].shape == (2, SMALL.network.segment_frames, size)
+        assert batch[head].dtype == np.int8
+
+
+def test_chunks_begin_anywhere_that_leaves_a_frame(folder: str) -> None:
+    batches = training_batches(PipelineConfig(data=(folder,)), TINY, 50)
+    counts = np.concatenate([batch["num_frames"] for batch in take(batches, 8)])
+    length, total = TINY.network.segment_frames, round(2.5 * 125) + 1
+    assert counts.min() >= 1 and counts.max() == length
+    whole = (total - length + 1) / (total + length - 1)  # share of chunks that are not clipped
+    spread = np.sqrt(whole * (1 - whole) / counts.size)
+    assert abs((counts == length).mean() - whole) < 4 * spread
+
+
+def test_data_sets_are_drawn_by_the_power_of_their_size(mixture: tuple[str, ...]) -> None:
+    batches = training_batches(PipelineConfig(data=mixture), TINY, 20)
+    levels = np.concatenate([row_levels(batch) for batch in take(batches, 20)])
+    powers = np.array([1, 4, 32]) ** 0.3
+    for share, level in zip(powers / powers.sum(), (0.25, 0.5, 0.75), strict=True):
+        spread = np.sqrt(share * (1 - share) / levels.size)
+        assert abs((levels == level).mean() - share) < 3 * spread
+
+
+def test_folders_of_one_data_set_count_as_one(tmp_path: pathlib.Path) -> None:
+    levels = {"a": (0.125, 0.25), "b": (0.5,)}
+    data = tuple(write(tmp_path / name, "same", found) for name, found in levels.items())
+    batch = next(training_batches(PipelineConfig(data), TINY, 3))
+    assert sorted(row_levels(batch).tolist()) == [0.125, 0.25, 0.5]
+
+
+def test_rates_follow_exponent_and_weights() -> None:
+    counts = {"a": 100, "b": 800}
+    rates = mixture_rates(counts)
+    assert rates["b"] / rates["a"] == pytest.approx(8**0.3)
+    assert mixture_rates(counts, exponent=1) == pytest.approx({"a": 1 / 9, "b": 8 / 9})
+    assert mixture_rates(counts, exponent=0) == {"a": 0.5, "b": 0.5}
+    assert mixture_rates(counts, weights={"b": 0.0, "a": 3.0}) == {"a": 1.0, "b": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "reason"),
+    [
+        ({}, {}, "must have records"),
+        ({"a": 0}, {}, "must have records"),
+        ({"a": 1}, {"exponent": -1}, "exponent must be 0 to 1"),
+        ({"a": 1}, {"weights": {"b": 1.0}}, "a, b is in one only"),
+        ({"a": 1}, {"weights": {"a": 0.0}}, "not all 0"),
+        ({"a": 1}, {"weights": {"a": float("nan")}}, "finite"),
+    ],
+)
+def test_rates_out_of_range_are_refused(
+    counts: dict[str, int], options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        mixture_rates(counts, **options)
+
+
+def test_a_weight_of_zero_leaves_a_data_set_out(mixture: tuple[str, ...]) -> None:
+    weights = {"one": 0.0, "four": 1.0, "many": 0.0}
+    batches = training_batches(PipelineConfig(data=mixture, weights=weights), TINY, 10)
+    assert set(row_levels(next(batches)).tolist()) == {0.5}
+
+
+@pytest.mark.parametrize("buckets", [(), (24, 40)])
+@pytest.mark.parametrize("num_used", [0, 4])
+def test_a_resumed_stream_gives_the_same_batches(
+    folder: str, buckets: tuple[int, ...], num_used: int
+) -> None:
+    config = PipelineConfig(data=(folder,), buckets=buckets, window_batches=3, num_mixed=2)
+    whole = take(training_batches(config, TINY, 4), num_used + 3)
+    batches = training_batches(config, TINY, 4)
+    take(batches, num_used)
+    state = json.loads(json.dumps(batches.get_state()))
+    assert_same(take(batches, 3), whole[num_used:])
+    batches.set_state(state)
+    assert_same(take(batches, 3), whole[num_used:])
+    fresh = training_batches(config, TINY, 4)
+    fresh.set_state(state)
+    assert_same(take(fresh, 3), whole[num_used:])
+
+
+def test_a_state_of_another_stream_is_refused(folder: str) -> None:
+    state = training_batches(PipelineConfig(data=(folder,)), TINY, 4).get_state()
+    for config, size in ((PipelineConfig((folder,), seed=1), 4), (PipelineConfig((folder,)), 5)):
+        with pytest.raises(ValueError, match="other data or settings"):
+            training_batches(config, TINY, size).set_state(state)
+
+
+def test_workers_change_nothing(folder: str) -> None:
+    config = PipelineConfig(data=(folder,), buckets=(24,), window_batches=2)
+    alone = training_batches(config, TINY, 4)
+    helped = training_batches(dataclasses.replace(config, num_workers=2), TINY, 4)
+    try:
+        assert_same(take(alone, 5), take(helped, 5))
+        state = alone.get_state()  # also across different numbers of workers
+        assert helped.get_state() == state
+        helped.set_state({**state, "num_batches": 1})
+        again = training_batches(config, TINY, 4)
+        take(again, 1)
+        assert_same(take(helped, 2), take(again, 2))
+    finally:
+        helped.close()
+
+
+def test_the_seed_decides_order_and_chunks(folder: str) -> None:
+    first, again, other = (
+        next(training_batches(PipelineConfig(data=(folder,), seed=seed), TINY, 8))
+        for seed in (3, 3, 4)
+    )
+    assert_same([first], [again])
+    assert (row_levels(first) != row_levels(other)).any()
+    assert (first["num_frames"] != other["num_frames"]).any()
+
+
+def test_hosts_side_by_side_are_one_host_and_see_every_record_once_an_epoch(folder: str) -> None:
+    hosts = [
+        take(training_batches(PipelineConfig((folder,), shard_index=i, num_shards=2), TINY, 2), 4)
+        for i in range(2)
+    ]
+    joined = [
+        {name: np.concatenate([one[name], other[name]]) for name in one}
+        for one, other in zip(*hosts, strict=True)
+    ]
+    assert_same(joined, take(training_batches(PipelineConfig((folder,)), TINY, 4), 4))
+    for epoch in (joined[:2], joined[2:]):
+        levels = np.concatenate([row_levels(batch) for batch in epoch])
+        assert sorted(levels.tolist()) == list(LEVELS)
+
+
+def test_each_epoch_has_another_order(folder: str) -> None:
+    first, second = take(training_batches(PipelineConfig((folder,)), TINY, 8), 2)
+    assert row_levels(first).tolist() != row_levels(second).tolist()
+
+
+def test_buckets_shorten_batches_and_lose_nothing(folder: str) -> None:
+    config = PipelineConfig((folder,))
+    plain = take(training_batches(config, TINY, 2), 8)
+    config = dataclasses.replace(config, buckets=(16, 24, 1000), window_batches=4)
+    sorted_ones = take(training_batches(config, TINY, 2), 8)
+    assert {batch["targets"].shape[1] for batch in sorted_ones} > {24}
+    assert {batch["targets"].shape[1] for batch in sorted_ones} <= {16, 24, 256}
+
+    def rows(batches: Sequence[Batch]) -> list[bytes]:
+        padded = [np.pad(b["targets"], ((0, 0), (0, 256 - b["targets"].shape[1]))) for b in batches]
+        return sorted(row.tobytes() for targets in padded for row in targets)
+
+    for window in (slice(0, 4), slice(4, 8)):
+        assert rows(plain[window]) == rows(sorted_ones[window])
+
+
+def test_chunks_with_too_many_tokens_are_drawn_anew_and_counted(tmp_path: pathlib.Path) -> None:
+    data = (write(tmp_path, "dense", [0.5], num_notes=40),)
+    batches = training_batches(PipelineConfig(data, target_tokens=60), TINY, 20)
+    batch = next(batches)
+    assert batch["targets"].shape == (20, 60)
+    has_end = (batch["targets"] == EOS).any(axis=1)
+    assert has_end.mean() > 0.5 and not batch["targets"][~has_end].any()
+    assert batches.num_too_long > 0
+    assert batches.get_state()["num_too_long"] == batches.num_too_long
+    with pytest.raises(ValueError, match="tokens in a chunk, target_tokens is 60; raise it"):
+        next(training_batches(PipelineConfig(data, target_tokens=60, too_long="error"), TINY, 20))
+    hopeless = next(training_batches(PipelineConfig(data, target_tokens=1), TINY, 2))
+    assert not hopeless["targets"].any()  # nothing is learned from these rows
+
+
+def test_mixed_chunks_are_sums_at_full_scale(folder: str) -> None:
+    config = PipelineConfig(data=(folder,), num_mixed=3)
+    levels = collections.Counter[float]()
+    for batch in take(training_batches(config, TINY, 16), 4):
+        peaks = np.abs(batch["samples"]).max(axis=1)
+        np.testing.assert_allclose(peaks, 1, rtol=1e-6)
+        levels.update(np.unique(np.round(row, 4)).size for row in batch["samples"])
+    assert max(levels) >= 3  # parts of different length lie one over the other
+
+
+def test_evaluation_covers_every_segment_once_and_hosts_agree_in_number(folder: str) -> None:
+    batches = list(evaluation_batches(PipelineConfig((folder,)), TINY, 5))
+    num_frames = np.concatenate([batch["num_frames"] for batch in batches])
+    assert num_frames.tolist() == [256, 57] * 8 + [0] * 4  # 313 frames a record
+    empty = num_frames == 0
+    targets = np.concatenate([batch["targets"] for batch in batches])
+    assert not targets[empty].any() and (targets[~empty] == EOS).any(axis=1).all()
+    hosts = [
+        list(evaluation_batches(PipelineConfig((folder,), shard_index=i, num_shards=3), TINY, 3))
+        for i in range(3)
+    ]
+    assert {len(host) for host in hosts} == {2}
+    joined = np.concatenate([b["num_frames"] for step in zip(*hosts, strict=True) for b in step])
+    assert joined.tolist() == [256, 57] * 8 + [0] * 2
+
+
+def test_a_damaged_shard_stops_the_stream_with_its_name(tmp_path: pathlib.Path) -> None:
+    data = (write(tmp_path, "test", [0.5, 0.5]),)
+    path = tmp_path / "test-train-00001-of-00002.array_record"
+    content = path.read_bytes()
+    path.write_bytes(content[:400] + b"\xff" * 100 + content[500:])
+    for num_workers in (0, 1):
+        batches = training_batches(PipelineConfig(data, num_workers=num_workers), TINY, 4)
+        with pytest.raises(RecordsError, match=path.name):
+            take(batches, 2)
+        batches.close()
+    path.write_bytes(content[:-70_000])
+    with pytest.raises(RecordsError, match=f"{path.name}: damaged or cut short"):
+        training_batches(PipelineConfig(data), TINY, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"context": "none"}, "context must be"),
+        ({"too_long": "cut"}, "too_long must be"),
+        ({"shard_index": 1}, "shard_index must be"),
+        ({"num_mixed": 0}, "num_mixed must be positive"),
+        ({"buckets": (0,)}, "must not be negative"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        PipelineConfig(data=(), **options)
+
+
+def test_a_real_data_set_reaches_the_batches(shared: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    examples = guitarset.find(
+        shared / "data" / "slices" / "guitarset", "train", audio="mic", skip_missing=True
+    )
+    sources = [example_source(example) for example in examples]
+    write_records(sources, tmp_path, name="guitarset", split="train", num_workers=1)
+    batches = list(evaluation_batches(PipelineConfig((str(tmp_path),)), MT3, 4))
+    decoder = NoteDecoder(Codec())
+    rows = np.concatenate([batch["targets"] for batch in batches])
+    num_frames = np.concatenate([batch["num_frames"] for batch in batches])
+    starts = np.concatenate([[0], np.cumsum(num_frames)]) / 125
+    for row, start, end in zip(rows, starts, starts[1:], strict=False):
+        if row.any():
+            decoder.feed(float(start), row.tolist(), float(end))
+    notes = examples[0].load_notes()
+    found = decoder.finish()
+    assert len(found) == len(notes)
+    by_pitch = [sorted(some, key=lambda n: (n.pitch, n.onset)) for some in (found, notes)]
+    for note, expected in zip(*by_pitch, strict=True):
+        assert abs(note.onset - expected.onset) < 0.011 and note.pitch == expected.pitch

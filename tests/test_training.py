@@ -1,0 +1,386 @@
+"""Training runs on made-up batches: gone on with, stopped, started from others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+
+from mt3_keras.config import TINY, ModelConfig
+from mt3_keras.presets import load_model
+from tests.training_run import (
+    NANO,
+    MadeUpBatches,
+    final_arrays,
+    finish,
+    run,
+    start_process,
+    tiny_run,
+)
+from train import main as train_main
+from train.callbacks import TrainingError, training_flops
+from train.config import RunConfig, config_from_flags, define_flags
+from train.feed import Feed
+from train.main import make_model, spans
+from train.state import StateError, load_newest, saved_steps
+
+TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+
+def assert_same_arrays(one: list[np.ndarray], other: list[np.ndarray]) -> None:
+    for ours, expected in zip(one, other, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def weights_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    return {v.path: keras.ops.convert_to_numpy(v) for v in load_model(folder).weights}
+
+
+def log_of(folder: pathlib.Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+# --- Going on ---
+
+
+def test_a_killed_run_ends_as_one_never_killed(tmp_path: pathlib.Path) -> None:
+    network = dataclasses.replace(NANO.network, dropout=0.1)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model.json").write_text(
+        json.dumps({"config": dataclasses.replace(NANO, network=network).to_dict()})
+    )
+    settings: dict[str, Any] = {
+        "model": str(tmp_path / "a" / "model.json"),
+        "steps": 60,
+        "optimizer": "adafactor",
+        "ema": 0.9,
+        "deterministic": True,
+    }
+    whole = start_process(tiny_run(tmp_path / "whole", **settings))
+    killed = tiny_run(tmp_path / "killed", **settings)
+    process = start_process(killed, "--pause=0.1")
+    deadline = time.monotonic() + 120
+    while not saved_steps(tmp_path / "killed" / "checkpoints"):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+    time.sleep(random.uniform(0, 1))
+    process.kill()
+    process.communicate()
+    assert saved_steps(tmp_path / "killed" / "checkpoints")[-1] < 60
+    assert "going on from step" in finish(start_process(killed))
+    finish(whole)
+    assert_same_arrays(final_arrays(tmp_path / "killed"), final_arrays(tmp_path / "whole"))
+    steps = [entry["step"] for entry in log_of(tmp_path / "killed")]
+    assert steps == list(range(2, 61, 2))
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    """Sends this process Ctrl-C when a batch is made."""
+    make = MadeUpBatches.whole_batch
+
+    def whole_batch(self: MadeUpBatches, at: int) -> dict[str, np.ndarray]:
+        if at == place:
+            os.kill(os.getpid(), signal.SIGINT)
+        return make(self, at)
+
+    monkeypatch.setattr(MadeUpBatches, "whole_batch", whole_batch)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"steps": 10, "log_steps": 5, "checkpoint_steps": 5}
+    settings |= {"validate_steps": 5, "ema": 0.9}
+    whole = run(tiny_run(tmp_path / "whole", **settings))
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt, match=r"stopped and saved at step \d of 10"):
+            run(tiny_run(tmp_path / "stopped", **settings), pause=0.1)
+    assert signal.getsignal(signal.SIGINT) is before
+    (stopped_at,) = saved_steps(tmp_path / "stopped" / "checkpoints")
+    assert 0 < stopped_at < 5
+    run(tiny_run(tmp_path / "stopped", **settings))
+    for ours, expected in zip(final_arrays(tmp_path / "stopped"), final_arrays(whole), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
+    assert [entry["step"] for entry in log_of(tmp_path / "stopped")] == [stopped_at, 5, 10]
+
+
+@pytest.mark.parametrize("file", ["arrays.npz", "state.json"])
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    config = tiny_run(tmp_path / "run", steps=6)
+    expected = final_arrays(run(config))
+    newest = tmp_path / "run" / "checkpoints" / "step_00000006" / file
+    newest.write_bytes(newest.read_bytes()[:-100])
+    run(config)
+    printed = capsys.readouterr().err
+    assert "step_00000006: damaged" in printed and "going on from step 4" in printed
+    for ours, whole in zip(final_arrays(tmp_path / "run"), expected, strict=True):
+        np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_is_trained_over_damaged_checkpoints_alone(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "checkpoints"
+    (folder / "step_00000002").mkdir(parents=True)
+    with pytest.raises(StateError, match="every checkpoint is damaged"):
+        load_newest(folder, lambda line: None)
+    assert load_newest(tmp_path / "none", print) is None
+
+
+def test_old_checkpoints_are_removed(tmp_path: pathlib.Path) -> None:
+    run(tiny_run(tmp_path / "run", steps=8, keep=2))
+    assert saved_steps(tmp_path / "run" / "checkpoints") == [6, 8]
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: pathlib.Path) -> None:
+    config = tiny_run(tmp_path / "run")
+    expected = final_arrays(run(config))
+    assert_same_arrays(final_arrays(run(config)), expected)
+
+
+def test_a_run_is_not_gone_on_with_as_another(tmp_path: pathlib.Path) -> None:
+    config = tiny_run(tmp_path / "run", steps=2)
+    run(config)
+    with pytest.raises(StateError, match=r"step_00000002: .*run\.flags"):
+        run(dataclasses.replace(config, steps=4, optimizer="adafactor"))
+    with pytest.raises(ValueError, match="run of another network"):
+        run(dataclasses.replace(config, model="tiny"))
+
+
+def test_spans_meet_and_end_at_the_last_step() -> None:
+    for step in range(0, 31):
+        reached = step
+        for first, end, length in spans(step, 30, 10):
+            assert reached // 10 == first
+            reached += (end - first) * length
+        assert reached == max(step, 30)
+
+
+def test_the_feed_begins_anew_where_it_is_told() -> None:
+    batches = MadeUpBatches(NANO, 2)
+    batches.set_state({"place": 7})
+    feed = Feed(batches, start=7)
+    plain = [MadeUpBatches(NANO, 2).whole_batch(place) for place in range(20)]
+    for start in (7, 9, 8, 7):
+        reader = feed.read(start)
+        for place in range(start, start + 4):
+            inputs, _ = next(reader)
+            np.testing.assert_array_equal(inputs["samples"], plain[place]["samples"])
+            assert feed.state_at(place + 1) == {"place": place + 1}
+
+
+# --- Stopping ---
+
+
+def test_training_stops_where_the_loss_is_no_number(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(TrainingError, match=r"is nan after step 4: lower --learning_rate"):
+        run(tiny_run(tmp_path / "run", steps=6), poison=2)
+    assert saved_steps(tmp_path / "run" / "checkpoints") == [2]
+    assert all(np.isfinite(array).all() for array in weights_of(tmp_path / "run").values())
+
+
+# --- What is trained ---
+
+
+def test_a_batch_in_parts_trains_as_the_whole(tmp_path: pathlib.Path) -> None:
+    settings: dict[str, Any] = {"normalize": "examples", "clip_norm": 0.05, "ema": 0.5}
+    whole = run(tiny_run(tmp_path / "whole", **settings))
+
+    class Halves(MadeUpBatches):
+        """The same examples, half a batch at a time."""
+
+        def whole_batch(self, place: int) -> dict[str, np.ndarray]:
+            batch = MadeUpBatches(self.config, 4).whole_batch(place // 2)
+            return {k: v[place % 2 * 2 : place % 2 * 2 + 2] for k, v in batch.items()}
+
+    config = tiny_run(
+        tmp_path / "parts", gradient_accumulation_steps=2, steps_per_execution=2, **settings
+    )
+    train_main.train(config, lambda run, model, size, i, n: train_main.Data(Halves(model, size)))
+    expected = weights_of(whole)
+    for path, array in weights_of(tmp_path / "parts").items():
+        np.testing.assert_allclose(array, expected[path], atol=2e-5)
+
+
+def test_frozen_variables_stay_as_they_are(tmp_path: pathlib.Path) -> None:
+    start = run(tiny_run(tmp_path / "start"))
+    tuned = run(tiny_run(tmp_path / "tuned", model="", init_from=str(start), freeze="^encoder"))
+    before, after = weights_of(start), weights_of(tuned)
+    for path, array in after.items():
+        assert np.array_equal(array, before[path]) == path.startswith("encoder"), path
+    with pytest.raises(ValueError, match="finds none of the variables"):
+        make_model(tiny_run(tmp_path / "tuned", freeze="nothing"))
+
+
+def test_low_rank_additions_are_all_that_is_trained(tmp_path: pathlib.Path) -> None:
+    start = run(tiny_run(tmp_path / "start"))
+    config = tiny_run(tmp_path / "tuned", model="", init_from=str(start), lora_rank=2)
+    names = {v.path.split("/")[-1] for v in make_model(config).trainable_variables}
+    assert names == {"lora_kernel_a", "lora_kernel_b"}
+    before, after = weights_of(start), weights_of(run(config))
+    changed = {path for path in after if not np.array_equal(after[path], before[path])}
+    assert changed == {path for path in after if "/query/" in path or "/value/" in path}
+
+
+def test_the_average_of_the_weights_is_what_is_written(tmp_path: pathlib.Path) -> None:
+    written = weights_of(run(tiny_run(tmp_path / "run", ema=0.9)))
+    config = tiny_run(tmp_path / "run", ema=0.9)
+    model = make_model(config)
+    state = load_newest(tmp_path / "run" / "checkpoints", print)
+    assert state
+    values = dict(enumerate(state.arrays))
+    paths = [v.path for v in model.backbone.variables]
+    for place, path in enumerate(paths):
+        if path in written:
+            assert not np.array_equal(values[place], written[path])
+            averages = [a for a in state.arrays[len(paths) :] if np.array_equal(a, written[path])]
+            assert averages, path
+
+
+def test_a_run_starts_from_another_with_other_dropout(tmp_path: pathlib.Path) -> None:
+    start = run(tiny_run(tmp_path / "start"))
+    model = make_model(tiny_run(tmp_path / "next", model="", init_from=str(start), dropout=0.5))
+    assert model.backbone.model_config.network.dropout == 0.5
+    for path, array in weights_of(start).items():
+        (ours,) = (v for v in model.backbone.weights if v.path == path)
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(ours), array)
+    with pytest.raises(ValueError, match="do not fit --model"):
+        make_model(tiny_run(tmp_path / "next", model="tiny", init_from=str(start)))
+    with pytest.raises(ValueError, match="--model or --init_from is needed"):
+        make_model(tiny_run(tmp_path / "next", model=""))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_compiled_training_learns_and_its_log_is_whole(tmp_path: pathlib.Path, dtype: str) -> None:
+    policy = keras.config.dtype_policy()
+    try:
+        run(
+            tiny_run(
+                tmp_path / "run",
+                steps=20,
+                log_steps=10,
+                checkpoint_steps=20,
+                validate_steps=10,
+                steps_per_execution=5,
+                jit_compile=True,
+                tensorboard=True,
+                dtype=dtype,
+                learning_rate=0.01,
+                pitch_weight=2.0,
+                label_smoothing=0.1,
+            ),
+            validate=dtype == "float32",
+        )
+    finally:
+        keras.config.set_dtype_policy(policy)
+    first, last = log_of(tmp_path / "run")
+    assert last["tie_loss"] < first["tie_loss"] - 1  # segments end, whatever they say
+    assert {"timing_loss", "pitch_loss", "tie_loss", "tokens_per_second"} <= set(last)
+    assert 0 < last["flop_utilization"] < 1
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    if dtype == "float32":
+        assert {"val_loss", "val_onset_f1"} <= set(last)
+        assert (tmp_path / "run" / "pictures" / "estimate_00000020.png").exists()
+    assert load_model(tmp_path / "run").dtype_policy.name == "float32"
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="compares the other backend with TensorFlow")
+def test_jax_trains_without_tensorflow_and_tensorflow_reads_it(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("jax", reason="needs jax: pip install -r requirements-dev.txt")
+    settings: dict[str, Any] = {"tensorboard": True, "learning_rate": 1e-4}
+    config = tiny_run(tmp_path / "jax", **settings)
+    start = make_model(config).backbone.get_weights()  # both backends begin with these
+    begin = tmp_path / "begin"
+    model = load_model(run(tiny_run(begin, steps=2)))
+    model.set_weights(start)
+    model.save_weights(begin / "model.weights.h5")
+    config = dataclasses.replace(config, model="", init_from=str(begin))
+    finish(start_process(config, "--without=tensorflow", environment={"KERAS_BACKEND": "jax"}))
+    ours = run(dataclasses.replace(config, out_dir=str(tmp_path / "tensorflow")))
+    expected = weights_of(ours)
+    for path, array in weights_of(tmp_path / "jax").items():
+        np.testing.assert_allclose(array, expected[path], atol=1e-5)
+
+
+# --- Settings ---
+
+
+def test_every_setting_survives_its_flagfile(tmp_path: pathlib.Path) -> None:
+    config = dataclasses.replace(
+        RunConfig(), data=("a", "b"), buckets=(64, 128), jit_compile=False, freeze="a|b=c", ema=0.5
+    )
+    path = tmp_path / "run.flags"
+    path.write_text(config.to_flagfile())
+    values = flags.FlagValues()
+    define_flags(values)
+    flags.DEFINE_string("flagfile", "", "", flag_values=values)
+    values(["program", f"--flagfile={path}"])
+    assert config_from_flags(values) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"steps": 150}, "steps must be a multiple of log_steps"),
+        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"batch_size": 3, "gradient_accumulation_steps": 2}, "batch_size must be a multiple"),
+        ({"steps_per_execution": 3}, "steps_per_execution must divide"),
+        ({"ema": 1.0}, "ema must be in"),
+        ({"optimizer": "sgd"}, "optimizer must be adafactor or adam"),
+    ],
+)
+def test_nonsense_is_refused(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        dataclasses.replace(RunConfig(), **settings)
+
+
+def test_the_command_complains_in_one_line(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_main.main(["--steps=many"]) == 2
+    assert train_main.main(["--model=tiny"]) == 1
+    assert "--out_dir is needed" in capsys.readouterr().err
+    assert train_main.main([f"--out_dir={tmp_path}", "--model=huge"]) == 1
+    assert "model must be" in capsys.readouterr().err
+
+
+def test_help_answers_without_loading_keras() -> None:
+    program = (
+        "import sys, train.main as m; m.main(['--help']); "
+        "print('LOADED', sorted({'keras', 'tensorflow', 'jax', 'numpy'} & set(sys.modules)))"
+    )
+    start = time.monotonic()
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert "LOADED []" in printed and "--learning_rate" in printed
+    assert time.monotonic() - start < 5  # a second, on a machine with nothing else to do
+
+
+def test_flops_agree_with_the_parameters() -> None:
+    def parameters(config: ModelConfig) -> int:
+        net = config.network
+        inner = net.num_heads * net.head_width
+        layer = 4 * net.width * inner + 3 * net.width * net.mlp_width
+        return net.num_encoder_layers * layer
+
+    longer = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, width=128))
+    extra = training_flops(longer, 0) - training_flops(TINY, 0)
+    frames = TINY.network.segment_frames
+    memory = 2 * 64 * 64 * TINY.network.num_decoder_layers  # more keys and values
+    assert extra == 6 * frames * (parameters(longer) - parameters(TINY) + memory)

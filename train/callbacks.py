@@ -1,0 +1,338 @@
+"""What happens between the epochs of `fit`; an epoch is `log_steps` updates of the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from mt3_keras.codec import Codec, trim_eos
+from mt3_keras.config import ModelConfig
+from mt3_keras.metrics import onset_scores
+from mt3_keras.midi import replacing
+from mt3_keras.note_decoder import NoteDecoder
+from mt3_keras.notes import Note
+from train.feed import Batch, Feed
+from train.objective import TrainingModel
+from train.state import save_state, value_of
+
+
+class TrainingError(ValueError):
+    """Training cannot go on: one line with the cure."""
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Ends training with a `TrainingError` when a loss is no number."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        for name, value in (logs or {}).items():
+            if not math.isfinite(value):
+                step = num_updates(self.model)
+                raise TrainingError(
+                    f"{name} is {value} after step {step}: lower --learning_rate, set "
+                    "--clip_norm or look at the data; the last checkpoint is whole"
+                )
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Saves the run's state and its weights as a preset, at intervals and when training stops.
+
+    Args:
+      out_dir: of the run.
+      feed: whose state is saved too.
+      interval: updates between two checkpoints.
+      last: the update after which training ends.
+      keep: how many.
+      is_writer: whether this process writes; with several, the others do nothing.
+    """
+
+    def __init__(
+        self,
+        out_dir: pathlib.Path,
+        feed: Feed,
+        *,
+        interval: int,
+        last: int,
+        keep: int,
+        is_writer: bool,
+    ) -> None:
+        super().__init__()
+        self.out_dir, self.feed = out_dir, feed
+        self.interval, self.last = interval, last
+        self.keep, self.is_writer = keep, is_writer
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        step = num_updates(self.model)
+        is_due = step % self.interval == 0 or step == self.last or self.model.stop_training
+        if self.is_writer and is_due:
+            self.save(step)
+
+    def save(self, step: int) -> None:
+        data = self.feed.state_at(num_batches(self.model))
+        variables = run_variables(self.model)
+        folder = self.out_dir / "checkpoints"
+        save_state(folder, step, variables, data, keep=self.keep)
+        write_weights(self.model, self.out_dir)
+
+
+def run_variables(model: TrainingModel) -> list[Any]:
+    """All that training changes: weights, random states, the optimizer's variables."""
+    return [*model.backbone.variables, *model.optimizer.variables]
+
+
+def num_batches(model: TrainingModel) -> int:
+    """Batches trained on so far."""
+    parts = model.optimizer.gradient_accumulation_steps or 1
+    return num_updates(model) * parts  # `fit` is only looked at between updates
+
+
+def num_updates(model: TrainingModel) -> int:
+    """Updates of the weights so far."""
+    return int(value_of(model.optimizer.iterations))
+
+
+def write_weights(model: TrainingModel, out_dir: pathlib.Path) -> None:
+    """Writes `model.weights.h5`, the averaged weights if the optimizer keeps them."""
+    own = [value_of(v) for v in model.trainable_variables]
+    optimizer = model.optimizer
+    type(optimizer).finalize_variable_values(optimizer, model.trainable_variables)
+    partial = out_dir / ".partial.weights.h5"
+    try:
+        model.backbone.save_weights(partial)
+        os.replace(partial, out_dir / "model.weights.h5")  # noqa: PTH105
+    finally:
+        if optimizer.use_ema:
+            for variable, value in zip(model.trainable_variables, own, strict=True):
+                variable.assign(value)
+
+
+class StopOnSignal(keras.callbacks.Callback):
+    """Ctrl-C and SIGTERM end training after the update at hand; a second one ends it at once."""
+
+    def __init__(self, batches_per_update: int) -> None:
+        super().__init__()
+        self.batches_per_update = batches_per_update
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+
+    def restore(self) -> None:
+        """Gives the signals back to whom they belonged."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        print("\nstopping after this step; once more to stop without saving", file=sys.stderr)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.received is not None and (batch + 1) % self.batches_per_update == 0:
+            self.model.stop_training = True
+
+
+class Recorder(keras.callbacks.Callback):
+    """Writes the figures of every epoch to `log.jsonl`, and to TensorBoard if asked.
+
+    Besides those of `fit`: "step", "learning_rate", "tokens_per_second", "audio_per_second"
+    (seconds of audio trained on) and "flop_utilization", the share of the measured speed of a
+    matrix product that goes into the matrix products of encoder and decoder. The first epoch of a
+    process is timed without its first batch, which is compiled.
+
+    Args:
+      peak: floating-point operations per second (see `matmul_speed`).
+      writer: a `tensorboardX.SummaryWriter`, or None.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        model_config: ModelConfig,
+        *,
+        batch_size: int,
+        peak: float,
+        writer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.path, self.model_config, self.writer = path, model_config, writer
+        self.batch_size, self.peak = batch_size, peak
+        self._is_first = True
+        self._start, self._end, self._first, self._last = 0.0, 0.0, 0, 0
+
+    def drop_after(self, step: int) -> None:
+        """Removes what a run that was killed had logged after its last checkpoint."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _logged_step(line) <= step]
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(kept))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._start, self._first, self._last = time.perf_counter(), 0, 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._is_first:
+            self._start, self._first, self._is_first = _finish(logs), batch + 1, False
+        self._last = batch + 1
+        if self._last == self.params["steps"] or self.model.stop_training:
+            self._end = _finish(logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        figures = {name: float(value) for name, value in (logs or {}).items()}
+        figures |= self._speed(figures.get("num_tokens", 0.0), self._end - self._start)
+        figures["learning_rate"] = float(value_of(self.model.optimizer.learning_rate))
+        step = num_updates(self.model)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "time": time.time(), **figures}) + "\n")
+        if self.writer:
+            for name, value in figures.items():
+                group = "validation" if name.startswith("val_") else "training"
+                self.writer.add_scalar(f"{group}/{name.removeprefix('val_')}", value, step)
+            self.writer.flush()
+
+    def _speed(self, num_tokens: float, seconds: float) -> dict[str, float]:
+        timed = self._last - self._first
+        if timed <= 0 or seconds <= 0:
+            return {}
+        batches_per_second = timed / seconds
+        tokens_per_batch = num_tokens / max(self._last, 1)
+        flops = training_flops(self.model_config, tokens_per_batch / self.batch_size)
+        examples_per_second = batches_per_second * self.batch_size
+        return {
+            "tokens_per_second": batches_per_second * tokens_per_batch,
+            "audio_per_second": examples_per_second * self.model_config.segment_seconds,
+            "flop_utilization": examples_per_second * flops / self.peak,
+        }
+
+
+def _finish(logs: Any) -> float:
+    """The time when the step that these figures are from is done."""
+    float(np.ravel(ops.convert_to_numpy((logs or {}).get("loss", 0.0)))[0])
+    return time.perf_counter()
+
+
+def _logged_step(line: str) -> int:
+    """The step of a line of the log; a line that was cut short counts as later than all."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize
+
+
+def training_flops(config: ModelConfig, num_tokens: float) -> float:
+    """Operations of one example's forward and backward pass in encoder and decoder.
+
+    Counts matrix products only, and tokens, not their padding.
+    """
+    net, frames = config.network, float(config.network.segment_frames)
+    inner = net.num_heads * net.head_width
+    attention, mlp = 4 * net.width * inner, 3 * net.width * net.mlp_width
+    encoder = frames * net.num_encoder_layers * (attention + mlp + 2 * frames * inner)
+    own = attention + mlp + num_tokens * inner
+    cross = attention // 2 + 2 * frames * inner
+    decoder = num_tokens * (
+        net.num_decoder_layers * (own + cross) + net.width * net.vocabulary_rows
+    )
+    memory = frames * net.num_decoder_layers * attention // 2
+    return 3 * 2 * (encoder + decoder + memory)
+
+
+def matmul_speed(dtype: str, size: int = 1024, num_products: int = 6) -> float:
+    """Measured floating-point operations per second of a square matrix product."""
+    matrix = ops.cast(np.random.default_rng(0).standard_normal((size, size)) / size**0.5, dtype)
+    best = math.inf
+    for _ in range(num_products):
+        start = time.perf_counter()
+        float(ops.cast(ops.sum(ops.matmul(matrix, matrix)), "float32"))
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+class Pictures(keras.callbacks.Callback):
+    """Transcribes a few validation segments and shows them beside their targets.
+
+    Adds "val_onset_f1" to the epoch's figures, so it stands before `Recorder`, and writes
+    `pictures/estimate_<step>.png` and `pictures/reference.png`.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        batch: Batch,
+        *,
+        interval: int,
+        num_segments: int = 8,
+        writer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.folder, self.interval = folder, interval
+        self.batch = {name: array[:num_segments] for name, array in batch.items()}
+        self.writer = writer
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        from mt3_keras.plots import plot_piano_roll
+
+        step = num_updates(self.model)
+        if step % self.interval:
+            return
+        config = self.model.backbone.model_config
+        reference = tokens_to_notes(self.batch["targets"].tolist(), config)
+        estimate = tokens_to_notes(self._transcribe(), config)
+        if logs is not None:
+            logs["val_onset_f1"] = onset_scores(reference, estimate)[2]
+        self.folder.mkdir(exist_ok=True)
+        duration = len(self.batch["targets"]) * config.segment_seconds
+        pictures = {f"estimate_{step:08d}": estimate, "reference": reference}
+        for name, notes in pictures.items():
+            path = self.folder / f"{name}.png"
+            plot_piano_roll(notes, path, title=name, duration=duration)
+            if self.writer:
+                from matplotlib import pyplot
+
+                image = pyplot.imread(path)[:, :, :3]
+                tag = f"pictures/{name.split('_')[0]}"
+                self.writer.add_image(tag, image, step, dataformats="HWC")
+
+    def _transcribe(self) -> list[list[int]]:
+        from mt3_keras.audio import AudioSegment
+        from mt3_keras.generation import Search
+        from mt3_keras.grammar import Rules
+
+        samples, num_frames = self.batch["samples"], self.batch["num_frames"]
+        segments = [AudioSegment(0.0, *pair) for pair in zip(samples, num_frames, strict=True)]
+        search = Search(
+            self.model.backbone, rules=Rules(stop_runaways=True), batch_size=len(segments)
+        )
+        return [tokens for _, tokens in sorted(search.decode(segments))]
+
+
+def tokens_to_notes(segments: Sequence[list[int]], config: ModelConfig) -> list[Note]:
+    """Notes of segments that have nothing to do with each other, laid out one after the other."""
+    notes = []
+    for i, tokens in enumerate(segments):
+        decoder = NoteDecoder(
+            Codec(config.vocabulary.num_velocity_bins), ties=config.vocabulary.ties
+        )
+        decoder.feed(0.0, trim_eos(tokens), config.segment_seconds)
+        start = i * config.segment_seconds
+        notes += [
+            note._replace(onset=start + note.onset, offset=start + note.offset)
+            for note in decoder.finish()
+        ]
+    return notes

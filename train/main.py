@@ -1,0 +1,439 @@
+"""Trains a model.
+
+    python -m train.main --flagfile=train/configs/tiny.flags --data=DIR --out_dir=runs/tiny
+
+The run's folder holds `run.flags` and `config.json`, the newest weights as a preset
+(`model.weights.h5`), `log.jsonl`, TensorBoard's files and `checkpoints/`. The same command goes on
+with a run that was stopped or killed, to the same weights. Ctrl-C saves first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from mt3_keras.command_line import UsageError, silence_tensorflow
+from train.config import RunConfig, config_from_flags, define_flags
+
+if TYPE_CHECKING:
+    from mt3_keras.config import ModelConfig
+    from mt3_keras.model import MT3Backbone
+    from train.feed import Batch, Batches, Feed
+    from train.objective import Objective, TrainingModel
+
+
+class RunError(ValueError):
+    """A run that cannot be begun or gone on with: one line with the cure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run is fed with.
+
+    Attributes:
+      batches: this process's share of the training batches.
+      validation: a few batches to validate on, or none.
+    """
+
+    batches: Batches
+    validation: Sequence[Batch] = ()
+
+
+# Opens the data for (run, network, batch size of this process, its number, number of processes).
+OpenData = Callable[[RunConfig, "ModelConfig", int, int, int], Data]
+
+
+def train(config: RunConfig, open_data: OpenData) -> pathlib.Path:
+    """Runs or goes on with a run.
+
+    Returns:
+      Its folder, which is a preset.
+
+    Raises:
+      ValueError: settings, model, data or checkpoints cannot be used, or the loss is no longer a
+        number; one line with the cure.
+      KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved.
+    """
+    if not config.out_dir:
+        raise RunError("--out_dir is needed: the folder of the run")
+    _set_up_backend(config)
+    from train.strategy import make_strategy, num_replicas, scope
+
+    out_dir = pathlib.Path(config.out_dir)
+    strategy = make_strategy(config.strategy)
+    if config.fit_batch_size % num_replicas(strategy):
+        raise RunError(
+            f"batch_size must be a multiple of the {num_replicas(strategy)} devices "
+            f"(times gradient_accumulation_steps): got {config.batch_size}"
+        )
+    if num_replicas(strategy) > 1 and config.gradient_accumulation_steps > 1:
+        raise RunError(
+            "gradient_accumulation_steps must be 1 with several devices: "
+            f"got {config.gradient_accumulation_steps}"
+        )
+    with scope(strategy):
+        model = make_model(config, num_replicas(strategy))
+        _write_description(config, model.backbone, out_dir)
+        return _run(config, model, strategy, out_dir, open_data)
+
+
+def _set_up_backend(config: RunConfig) -> None:
+    """Everything that Keras must know before a variable exists."""
+    silence_tensorflow()
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if config.num_threads:
+            tf.config.threading.set_intra_op_parallelism_threads(config.num_threads)
+        if config.deterministic:
+            tf.config.experimental.enable_op_determinism()
+    elif keras.backend.backend() != "jax":
+        raise RunError(f"KERAS_BACKEND must be tensorflow or jax: got {keras.backend.backend()}")
+    keras.config.set_dtype_policy(config.dtype)
+    keras.utils.set_random_seed(config.seed)
+
+
+def make_model(config: RunConfig, num_replicas: int = 1) -> TrainingModel:
+    """The network with its weights, objective and optimizer, compiled for `fit`.
+
+    Raises:
+      ValueError: the network or its first weights cannot be had.
+    """
+    from train.objective import TrainingModel
+    from train.optimizers import Schedule, make_optimizer
+    from train.strategy import mend_gradients
+
+    backbone = _make_backbone(config)
+    if config.lora_rank:
+        backbone.enable_lora(config.lora_rank)
+    if config.freeze:
+        _freeze(backbone, config.freeze)
+    model = TrainingModel(
+        backbone, make_objective(config, has_heads=backbone.model_config.network.heads)
+    )
+    schedule = Schedule(
+        config.learning_rate,
+        config.schedule,
+        warmup_steps=config.warmup_steps,
+        steps=config.steps,
+        batches_per_update=config.gradient_accumulation_steps,
+    )
+    optimizer = make_optimizer(
+        config.optimizer,
+        schedule,
+        clip_norm=config.clip_norm,
+        ema=config.ema,
+        num_replicas=num_replicas,
+    )
+    # `fit` would put the averages in the place of the weights that training goes on with.
+    optimizer.finalize_variable_values = lambda variables: None
+    mend_gradients(optimizer, sum_first=num_replicas > 1 and config.clip_norm > 0)
+    optimizer.build(model.trainable_variables)
+    model.compile(
+        optimizer,
+        # One XLA program cannot span several devices.
+        jit_compile=config.jit_compile and config.strategy in ("one", "tpu"),
+        steps_per_execution=config.steps_per_execution,
+    )
+    return model
+
+
+def make_objective(config: RunConfig, *, has_heads: bool = False) -> Objective:
+    """The losses that a run asks for, those of the encoder's heads if the network has them."""
+    from mt3_keras.config import HEADS
+    from train.objective import PARTS, HeadLoss, Objective
+
+    weights = {part: getattr(config, f"{part}_weight") for part in PARTS}
+    return Objective(
+        normalize=config.normalize,
+        z_loss=config.z_loss,
+        label_smoothing=config.label_smoothing,
+        part_weights=weights if any(weight != 1 for weight in weights.values()) else {},
+        heads=tuple(
+            HeadLoss(name, config.head_positive_weight, config.head_weight)
+            for name in (HEADS if has_heads else ())
+        ),
+    )
+
+
+def _make_backbone(config: RunConfig) -> MT3Backbone:
+    from mt3_keras.model import MT3Backbone
+    from mt3_keras.presets import load_model
+
+    model_config = config.model_config()
+    start = load_model(config.init_from) if config.init_from else None
+    if start is not None:
+        model_config = model_config or start.model_config
+    if model_config is None:
+        raise RunError("--model or --init_from is needed: the network to train")
+    if config.dropout >= 0:
+        network = dataclasses.replace(model_config.network, dropout=config.dropout)
+        model_config = dataclasses.replace(model_config, network=network)
+    if start is not None and model_config == start.model_config:
+        return start
+    backbone = MT3Backbone(**model_config.to_dict())
+    if start is not None:
+        given = [tuple(v.shape) for v in start.weights]
+        if given != [tuple(v.shape) for v in backbone.weights]:
+            raise RunError(f"--init_from={config.init_from}: its weights do not fit --model")
+        backbone.set_weights(start.get_weights())
+    return backbone
+
+
+def _freeze(backbone: MT3Backbone, pattern: str) -> None:
+    import re
+
+    try:
+        frozen = [v for v in backbone.trainable_variables if re.search(pattern, v.path)]
+    except re.error as error:
+        raise RunError(f"freeze must be a regular expression: {error}") from error
+    if not frozen or len(frozen) == len(backbone.trainable_variables):
+        example = backbone.trainable_variables[0].path
+        share = "all" if frozen else "none"
+        raise RunError(f"freeze={pattern!r} finds {share} of the variables, such as {example}")
+    for variable in frozen:
+        variable.trainable = False
+
+
+def _write_description(config: RunConfig, backbone: MT3Backbone, out_dir: pathlib.Path) -> None:
+    """`config.json` and `run.flags`; RunError if the folder is of a run of another network."""
+    from mt3_keras.config import ModelConfig
+
+    if (out_dir / "config.json").exists():
+        if ModelConfig.from_preset(out_dir) != backbone.model_config:
+            raise RunError(f"{out_dir}: holds a run of another network; give another --out_dir")
+    else:
+        _write_config(backbone, out_dir)
+    (out_dir / "run.flags").write_text(config.to_flagfile())
+
+
+def _write_config(backbone: MT3Backbone, out_dir: pathlib.Path) -> None:
+    """As `save_to_preset` writes it, but always of a float32 network: so are the weights."""
+    import json
+    import shutil
+    import tempfile
+
+    import keras
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_dir) as folder:
+        backbone.save_to_preset(folder)
+        path = pathlib.Path(folder) / "config.json"
+        stored = json.loads(path.read_text())
+        stored["config"]["dtype"] = keras.dtype_policies.serialize(
+            keras.dtype_policies.get("float32")
+        )
+        path.write_text(json.dumps(stored, indent=2) + "\n")
+        shutil.move(pathlib.Path(folder) / "metadata.json", out_dir / "metadata.json")
+        path.rename(out_dir / "config.json")
+
+
+def _run(
+    config: RunConfig,
+    model: TrainingModel,
+    strategy: Any,
+    out_dir: pathlib.Path,
+    open_data: OpenData,
+) -> pathlib.Path:
+    from train.callbacks import StopOnSignal, num_updates, run_variables
+    from train.feed import Feed
+    from train.state import assign_state, load_newest
+    from train.strategy import worker
+
+    index, num_workers = worker(strategy)
+    share = config.fit_batch_size // num_workers
+    data = open_data(config, model.backbone.model_config, share, index, num_workers)
+    folder = out_dir / "checkpoints"
+    if state := load_newest(folder, lambda line: print(line, file=sys.stderr)):
+        assign_state(state, run_variables(model), folder / f"step_{state.step:08d}")
+        data.batches.set_state(state.data)
+        print(f"going on from step {state.step}", file=sys.stderr)
+    step = num_updates(model)
+    feed = Feed(data.batches, step * config.gradient_accumulation_steps)
+    stopper = StopOnSignal(config.gradient_accumulation_steps)
+    try:
+        _fit(config, model, strategy, feed, data, stopper, out_dir)
+    finally:
+        stopper.restore()
+    if stopper.received is not None:
+        step = num_updates(model)
+        raise KeyboardInterrupt(f"stopped and saved at step {step} of {config.steps}")
+    return out_dir
+
+
+def spans(step: int, steps: int, log_steps: int) -> list[tuple[int, int, int]]:
+    """How to get from `step` to `steps`: calls of `fit` as (first epoch, end, updates each).
+
+    A run that was stopped within an epoch first finishes it.
+    """
+    result = []
+    if step % log_steps and step < steps:
+        result.append((step // log_steps, step // log_steps + 1, log_steps - step % log_steps))
+    first = -(-step // log_steps)
+    if first < steps // log_steps:
+        result.append((first, steps // log_steps, log_steps))
+    return result
+
+
+def _fit(
+    config: RunConfig,
+    model: TrainingModel,
+    strategy: Any,
+    feed: Feed,
+    data: Data,
+    stopper: Any,
+    out_dir: pathlib.Path,
+) -> None:
+    from train.callbacks import num_batches, num_updates
+    from train.feed import training_dataset, validation_dataset
+    from train.strategy import distribute, worker
+
+    share = config.fit_batch_size // worker(strategy)[1]
+    callbacks = _make_callbacks(config, model, feed, data, out_dir, worker(strategy)[0] == 0)
+    if config.strategy == "one":
+        callbacks = [stopper, *callbacks]
+    validation: dict[str, Any] = {}
+    if data.validation:
+        dataset = validation_dataset(data.validation)
+        validation = {
+            "validation_data": distribute(dataset, strategy, share),
+            "validation_steps": len(data.validation),
+            "validation_freq": config.validate_steps // config.log_steps,
+        }
+    parts = config.gradient_accumulation_steps
+    for first, end, length in spans(num_updates(model), config.steps, config.log_steps):
+        dataset = training_dataset(feed, num_batches(model), length_varies=bool(config.buckets))
+        model.fit(
+            distribute(dataset, strategy, share),
+            initial_epoch=first,
+            epochs=end,
+            steps_per_epoch=length * parts,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=(1 if sys.stderr.isatty() else 2) if worker(strategy)[0] == 0 else 0,
+            **validation,
+        )
+        if model.stop_training:
+            return
+
+
+def _make_callbacks(
+    config: RunConfig,
+    model: TrainingModel,
+    feed: Feed,
+    data: Data,
+    out_dir: pathlib.Path,
+    is_writer: bool,
+) -> list[Any]:
+    from train.callbacks import (
+        Checkpoints,
+        Pictures,
+        Recorder,
+        StopOnNaN,
+        matmul_speed,
+        num_updates,
+    )
+
+    callbacks: list[Any] = [StopOnNaN()]
+    writer = None
+    if is_writer and config.tensorboard:
+        from tensorboardX import SummaryWriter
+
+        writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=num_updates(model) + 1)
+    if is_writer:
+        if data.validation and config.strategy == "one":
+            folder, batch = out_dir / "pictures", data.validation[0]
+            callbacks.append(Pictures(folder, batch, interval=config.validate_steps, writer=writer))
+        recorder = Recorder(
+            out_dir / "log.jsonl",
+            model.backbone.model_config,
+            batch_size=config.fit_batch_size,
+            peak=matmul_speed(model.backbone.compute_dtype),
+            writer=writer,
+        )
+        recorder.drop_after(num_updates(model))
+        callbacks.append(recorder)
+    callbacks.append(
+        Checkpoints(
+            out_dir,
+            feed,
+            interval=config.checkpoint_steps,
+            last=config.steps,
+            keep=config.keep,
+            is_writer=is_writer,
+        )
+    )
+    return callbacks
+
+
+def open_prepared_data(
+    config: RunConfig, model_config: ModelConfig, batch_size: int, index: int, num_workers: int
+) -> Data:
+    """The data that `train.prepare` wrote (see `OpenData`).
+
+    Raises:
+      ValueError: there is none, or it is damaged.
+    """
+    import itertools
+
+    from mt3_keras.datasets.pipeline import PipelineConfig, training_batches
+
+    if not config.data:
+        raise RunError("--data is needed: one or more folders made by train.prepare")
+    settings = PipelineConfig(
+        folders=config.data,
+        temperature=config.temperature,
+        seed=config.seed,
+        shard_index=index,
+        num_shards=num_workers,
+        num_workers=config.num_workers,
+        context=config.context,
+        target_tokens=config.target_tokens,
+        buckets=config.buckets,
+        max_mixed=config.max_mixed,
+        heads=model_config.network.heads,
+        head_rate=model_config.spectrogram.frames_per_second,
+    )
+    validation: list[Batch] = []
+    if config.validation_split:
+        held_out = dataclasses.replace(
+            settings, split=config.validation_split, max_mixed=1, buckets=(), num_workers=0
+        )
+        batches = training_batches(held_out, model_config, batch_size)
+        validation = list(itertools.islice(batches, config.validation_batches))
+    return Data(training_batches(settings, model_config, batch_size), validation)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped and saved."""
+    values = flags.FlagValues()
+    define_flags(values)
+    flags.DEFINE_string("flagfile", "", "Reads further flags from this file.", flag_values=values)
+    if any(argument in ("-h", "--help") for argument in argv):
+        print(f"{__doc__}\n{values.get_help()}")
+        return 0
+    try:
+        if rest := values(["train.main", *argv])[1:]:
+            raise UsageError(f"unexpected argument {rest[0]!r}")
+        train(config_from_flags(values), open_prepared_data)
+    except (UsageError, flags.Error) as error:
+        print(f"train.main: {error}\nSee python -m train.main --help.", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"train.main: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stopped:
+        print(f"train.main: {stopped or 'stopped without saving'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

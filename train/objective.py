@@ -1,0 +1,200 @@
+"""What training makes small, and the figures that tell how it goes.
+
+Shape letters: B batch, L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from mt3_keras.codec import EOS, PAD, Codec
+from mt3_keras.config import ModelConfig
+from mt3_keras.model import MT3Backbone
+from train.strategy import ReplicaModel, sum_over_replicas
+
+# Each part of a transcription and the event types that say it; the end of a segment goes with the
+# tie, since both say what the segment is, not what sounds.
+PARTS: dict[str, tuple[str, ...]] = {
+    "timing": ("shift",),
+    "pitch": ("pitch",),
+    "instrument": ("program", "drum"),
+    "velocity": ("velocity",),
+    "tie": ("tie",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadLoss:
+    """Binary cross-entropy of one of the encoder's heads.
+
+    Attributes:
+      name: of the batch's target, bool or float in [0, 1]; what is below 0 does not count. The
+        model's output, logits of the same shape, is f"{name}_logits".
+      positive_weight: how much more a 1 counts than a 0.
+      weight: of this loss beside the tokens'.
+    """
+
+    name: str
+    positive_weight: float = 1.0
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The loss: tokens and, if there are any, heads.
+
+    Attributes:
+      normalize: what the sum over the batch's tokens is divided by: its "tokens", its "examples",
+        or nothing ("sum", as in the original).
+      z_loss, label_smoothing: see `token_cross_entropy`.
+      part_weights: part of `PARTS` -> weight of its tokens; 1 if not named.
+      heads: losses of further outputs of the model.
+    """
+
+    normalize: Literal["tokens", "examples", "sum"] = "tokens"
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    part_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    heads: tuple[HeadLoss, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.part_weights) - set(PARTS)):
+            raise ValueError(f"part_weights must name parts of {list(PARTS)}: got {unknown}")
+
+
+def token_parts(config: ModelConfig) -> NDArray[np.int32]:
+    """Token -> index of its part in `PARTS`, int32 [V]; -1 for padding and unused ids."""
+    codec = Codec(config.vocabulary.num_velocity_bins)
+    parts = np.full(config.network.vocabulary_rows, -1, np.int32)
+    for i, event_types in enumerate(PARTS.values()):
+        for event_type in event_types:
+            first, last = codec.token_range(event_type)
+            parts[first : last + 1] = i
+    parts[EOS] = list(PARTS).index("tie")
+    return parts
+
+
+def token_cross_entropy(
+    logits: Any, targets: Any, *, z_loss: float = 0.0, label_smoothing: float = 0.0
+) -> tuple[Any, Any]:
+    """T5X's loss of each token.
+
+    Args:
+      logits: float [B, L, V].
+      targets: int [B, L].
+      z_loss: weight of the squared logarithm of the softmax's normaliser, which keeps it near 1.
+      label_smoothing: probability spread evenly over the other V - 1 tokens. The entropy of the
+        smoothed targets is subtracted, so that a perfect prediction costs nothing.
+
+    Returns:
+      The loss, and the plain cross-entropy in nats, both float32 [B, L], padding included.
+    """
+    logits = ops.cast(logits, "float32")
+    log_z_BL = ops.logsumexp(logits, axis=-1)
+    right_BL = ops.take_along_axis(logits, ops.cast(targets, "int32")[..., None], axis=-1)[..., 0]
+    plain_BL = log_z_BL - right_BL
+    loss_BL = plain_BL + z_loss * ops.square(log_z_BL)
+    if label_smoothing:
+        num_others = logits.shape[-1] - 1
+        sure, other = 1.0 - label_smoothing, label_smoothing / num_others
+        mean_BL = (ops.sum(logits, axis=-1) - right_BL) / num_others
+        entropy = -sure * math.log(sure) - label_smoothing * math.log(other)
+        loss_BL = loss_BL + label_smoothing * (right_BL - mean_BL) - entropy
+    return loss_BL, plain_BL
+
+
+def head_cross_entropy(logits: Any, targets: Any, positive_weight: float = 1.0) -> Any:
+    """Mean binary cross-entropy over the targets that are not below 0, a scalar."""
+    logits, targets = ops.cast(logits, "float32"), ops.cast(targets, "float32")
+    counts = ops.cast(targets >= 0, "float32")
+    targets = ops.maximum(targets, 0.0)
+    loss = positive_weight * targets * ops.softplus(-logits) + (1 - targets) * ops.softplus(logits)
+    return ops.sum(loss * counts) / ops.maximum(ops.sum(counts), 1.0)
+
+
+class TrainingModel(ReplicaModel):
+    """A backbone with its objective, to be compiled with an optimizer alone and given to `fit`.
+
+    Takes batches (inputs, targets): the inputs are the backbone's, the targets a dict of
+    "targets", int32 [B, L] padded with 0, and one entry for each head. Several devices that share
+    a batch come to the loss that one device with the whole batch has.
+
+    Logs, all but the first unweighted means over the tokens concerned: "loss", the objective;
+    "token_loss" and "<part>_loss", cross-entropy in nats; "accuracy", the share of tokens that are
+    the likeliest; "<head>_loss"; "num_tokens", their number so far.
+    """
+
+    def __init__(self, backbone: MT3Backbone, objective: Objective, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.backbone = backbone
+        self.objective = objective
+        self._token_parts = token_parts(backbone.model_config)
+        weights = [objective.part_weights.get(part, 1.0) for part in PARTS]
+        self._part_weights = np.array([*weights, 1.0], np.float32)  # the last: no part, index -1
+        names = ["token", *PARTS, *(head.name for head in objective.heads)]
+        self.means = {name: keras.metrics.Mean(name=f"{name}_loss") for name in names}
+        self.accuracy = keras.metrics.Mean(name="accuracy")
+        self.num_tokens = keras.metrics.Sum(name="num_tokens")
+        self.built = True
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        return self.backbone(inputs, training=training)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: Any = True,
+    ) -> Any:
+        outputs = y_pred if isinstance(y_pred, dict) else {"logits": y_pred}
+        loss = self._token_loss(outputs["logits"], y["targets"])
+        for head in self.objective.heads:
+            head_loss = head_cross_entropy(
+                outputs[f"{head.name}_logits"], y[head.name], head.positive_weight
+            )
+            self.means[head.name].update_state(head_loss)
+            num_replicas = sum_over_replicas(ops.ones(()))
+            loss += head.weight * head_loss / num_replicas
+        return loss
+
+    def _token_loss(self, logits: Any, targets: Any) -> Any:
+        objective = self.objective
+        loss_BL, plain_BL = token_cross_entropy(
+            logits,
+            targets,
+            z_loss=objective.z_loss,
+            label_smoothing=objective.label_smoothing,
+        )
+        is_token_BL = ops.cast(targets != PAD, "float32")
+        parts_BL = ops.take(self._token_parts, targets, axis=0)
+        self._record(logits, targets, plain_BL, is_token_BL, parts_BL)
+        weights_BL = is_token_BL
+        if objective.part_weights:
+            index_BL = ops.where(parts_BL < 0, len(PARTS), parts_BL)
+            weights_BL = weights_BL * ops.take(self._part_weights, index_BL, axis=0)
+        loss = ops.sum(loss_BL * weights_BL)
+        if objective.normalize == "tokens":
+            loss /= ops.maximum(sum_over_replicas(ops.sum(weights_BL)), 1.0)
+        elif objective.normalize == "examples":
+            loss /= sum_over_replicas(ops.cast(ops.shape(targets)[0], "float32"))
+        return loss
+
+    def _record(
+        self, logits: Any, targets: Any, plain_BL: Any, is_token_BL: Any, parts_BL: Any
+    ) -> None:
+        self.num_tokens.update_state(is_token_BL)
+        self.means["token"].update_state(plain_BL, is_token_BL)
+        for i, part in enumerate(PARTS):
+            self.means[part].update_state(plain_BL, ops.cast(parts_BL == i, "float32"))
+        is_right_BL = ops.cast(ops.argmax(logits, axis=-1) == ops.cast(targets, "int32"), "float32")
+        self.accuracy.update_state(is_right_BL, is_token_BL)

@@ -1,0 +1,225 @@
+"""Prepares a data set for training: shards of 16-second pieces, audio and notes together.
+
+    python -m train.prepare --dataset maestro --root DIR --out_dir DIR
+    python -m train.prepare --dataset synthetic --root DIR_OF_MIDI --soundfonts a.sf2,b.sf3 \\
+        --num_examples 8000 --out_dir DIR
+    python -m train.prepare --dataset slakh --root DIR --out_dir DIR --runner FlinkRunner \\
+        -- --flink_master=HOST:8081
+
+Stopped, it goes on where it was when the same command is run again. An example that cannot be used
+is left out and named at the end. What follows `--` are flags of Apache Beam. Options of data sets,
+given as `--option name=value`: slakh num_mixes, seed, bass; cerberus4 bass; musicnet labels;
+guitarset audio; synthetic seed, seconds, max_instruments and the other fields of SyntheticConfig.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import logging
+import pathlib
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from mt3_keras.command_line import UsageError
+
+if TYPE_CHECKING:
+    from mt3_keras.datasets.example import Example
+    from mt3_keras.datasets.synthetic import SyntheticConfig
+
+SYNTHETIC = "synthetic"
+DATASETS = ("maestro", "slakh", "cerberus4", "musicnet", "guitarset", "urmp", SYNTHETIC)
+EXAMPLES_PER_SYNTHETIC_SHARD = 64
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    def text(name: str, meaning: str) -> None:
+        flags.DEFINE_string(name, "", meaning, flag_values=values)
+
+    def count(name: str, default: int, meaning: str) -> None:
+        flags.DEFINE_integer(name, default, meaning, lower_bound=0, flag_values=values)
+
+    def switch(name: str, meaning: str) -> None:
+        flags.DEFINE_boolean(name, False, meaning, flag_values=values)
+
+    def words(name: str, default: list[str], meaning: str) -> None:
+        flags.DEFINE_list(name, default, meaning, flag_values=values)
+
+    flags.DEFINE_enum("dataset", None, DATASETS, "Which data set.", flag_values=values)
+    text("root", "Its folder; of synthetic MIDI files, or their tar archive, or nothing.")
+    text("out_dir", "Folder for the shards; several data sets and splits may share one.")
+    words("split", ["train"], "Splits, separated by commas.")
+    switch("list", "Print what is there, hours and instruments, and write nothing.")
+    switch("skip_missing", "Leave out examples whose files are not all there.")
+    flags.DEFINE_multi_string(
+        "option", [], "name=value, an option of the data set; may be repeated.", flag_values=values
+    )
+    words("soundfonts", [], "Of synthetic: .sf2 and .sf3 files; none uses built-in sounds.")
+    count("num_examples", 1000, "Of synthetic: excerpts to render for each split.")
+    count("num_shards", 0, "Files a split; 0 follows from the number of examples.")
+    count("num_workers", 0, "Processes of the local runner; 0 is one for each core.")
+    text("runner", "Beam's runner, such as FlinkRunner; by default on this machine.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped."""
+    values = flags.FlagValues()
+    _define_flags(values)
+    own, beam_args = list(argv), []
+    if "--" in own:
+        own, beam_args = own[: own.index("--")], own[own.index("--") + 1 :]
+    if any(argument in ("-h", "--help") for argument in own):
+        print(f"{__doc__}\n{values.get_help()}")
+        return 0
+    try:
+        if rest := values(["train.prepare", *own])[1:]:
+            raise UsageError(f"unexpected argument {rest[0]!r}")
+        _check_usage(values)
+        if values.runner:
+            beam_args.append(f"--runner={values.runner}")
+        for split in values.split:
+            if values.list:
+                print(_describe_split(values, split))
+            else:
+                _prepare_split(values, split, beam_args)
+    except (UsageError, flags.Error) as error:
+        print(f"train.prepare: {error}\nSee python -m train.prepare --help.", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"train.prepare: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("train.prepare: stopped; run it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _check_usage(values: flags.FlagValues) -> None:
+    if values.dataset is None:
+        raise UsageError(f"--dataset is needed: one of {', '.join(DATASETS)}")
+    if not values.root and values.dataset != SYNTHETIC:
+        raise UsageError("--root is needed: the folder of the data set")
+    if not values.out_dir and not values.list:
+        raise UsageError("--out_dir is needed: the folder to write to")
+
+
+def _parse_options(given: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
+    """ "name=value" each -> values as Python reads them, text where it does not."""
+    options: dict[str, Any] = {}
+    for option in given:
+        name, separator, value = option.partition("=")
+        if not separator or name not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise UsageError(f"--option must be name=value, names {known}: got {option!r}")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
+
+
+def _find(values: flags.FlagValues, split: str) -> tuple[list[Example], dict[str, Any]]:
+    from mt3_keras.datasets import cerberus4, guitarset, maestro, musicnet, slakh, urmp
+
+    modules: tuple[Any, ...] = (cerberus4, guitarset, maestro, musicnet, slakh, urmp)
+    module = next(module for module in modules if values.dataset == module.NAME)
+    allowed = set(inspect.signature(module.find).parameters) - {"root", "split", "skip_missing"}
+    options = _parse_options(values.option, sorted(allowed))
+    return module.find(values.root, split, skip_missing=values.skip_missing, **options), options
+
+
+def _synthetic_config(values: flags.FlagValues, split: str) -> SyntheticConfig:
+    from mt3_keras.datasets.synthetic import SyntheticConfig
+
+    own = {"midi", "soundfonts", "split", "augmentation", "other_sources"}
+    allowed = [name for name in SyntheticConfig.__dataclass_fields__ if name not in own]
+    options = _parse_options(values.option, allowed)
+    try:
+        return SyntheticConfig(
+            midi=values.root, soundfonts=tuple(values.soundfonts), split=split, **options
+        )
+    except TypeError as error:
+        raise UsageError(f"an --option has a value of the wrong kind ({error})") from error
+
+
+def _describe_split(values: flags.FlagValues, split: str) -> str:
+    if values.dataset != SYNTHETIC:
+        from mt3_keras.datasets.example import summarize
+
+        return summarize(_find(values, split)[0])
+    config = _synthetic_config(values, split)
+    if not config.midi:
+        return f"{SYNTHETIC} {split}: random music"
+    from mt3_keras.datasets import synthetic
+
+    return f"{SYNTHETIC} {split}: {len(synthetic.find(config.midi, split))} MIDI files"
+
+
+def _prepare_split(values: flags.FlagValues, split: str, beam_args: Sequence[str]) -> None:
+    from mt3_keras.datasets.shards import example_source, synthetic_source, write_records
+
+    num_shards = values.num_shards
+    if values.dataset == SYNTHETIC:
+        config = _synthetic_config(values, split)
+        sources = [synthetic_source(config, index) for index in range(values.num_examples)]
+        options: dict[str, Any] = {"config": repr(config)}
+        num_shards = num_shards or -(-len(sources) // EXAMPLES_PER_SYNTHETIC_SHARD)
+    else:
+        examples, options = _find(values, split)
+        sources = [example_source(example) for example in examples]
+    logging.getLogger().setLevel(logging.CRITICAL)  # What Beam logs comes as an error too.
+    with _progress(pathlib.Path(values.out_dir), f"{values.dataset}-{split}"):
+        summary = write_records(
+            sources,
+            values.out_dir,
+            name=values.dataset,
+            split=split,
+            num_shards=num_shards,
+            options=options,
+            num_workers=values.num_workers,
+            beam_args=beam_args,
+        )
+    for skipped in summary["skipped"]:
+        print(
+            f"left out {skipped['id']}: {skipped['reason']}; once mended, delete "
+            f"{skipped['file']} and run this again",
+            file=sys.stderr,
+        )
+    print(
+        f"{values.dataset} {split}: {summary['num_records']} records of "
+        f"{summary['num_examples']} examples, {summary['hours']:.2f} h, "
+        f"{len(summary['skipped'])} left out, in {values.out_dir}"
+    )
+
+
+@contextlib.contextmanager
+def _progress(folder: pathlib.Path, name: str) -> Iterator[None]:
+    """Counts the shards as they appear, whatever machine writes them."""
+    from tqdm import tqdm
+
+    def count() -> int:
+        return len(list(folder.glob(f"{name}-*-of-*.array_record")))
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            bar.update(count() - bar.n)
+
+    done = threading.Event()
+    with tqdm(desc=name, initial=count(), unit=" shards", disable=None) as bar:
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+            bar.update(count() - bar.n)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
