@@ -53,7 +53,7 @@ clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(RUNTIME): requirements.txt requirements-fonts.txt
+$(RUNTIME): requirements.txt
 	@for python in $(PYTHON); do \
 		$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && \
 		echo 'Setting up .venv: about 3 GB on disk, 2 to 5 minutes, once.' && \
@@ -61,10 +61,10 @@ $(RUNTIME): requirements.txt requirements-fonts.txt
 	done; \
 	echo 'Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.11 ...' >&2; exit 1
 	@$(INSTALL) -r requirements.txt
-	@$(INSTALL) --no-deps -r requirements-fonts.txt
 	@touch $@
 
-$(DEVELOPMENT): requirements-dev.txt requirements-train.txt $(RUNTIME)
+$(DEVELOPMENT): requirements-dev.txt requirements-train.txt requirements-fonts.txt $(RUNTIME)
 	@echo 'Setting up the development tools in .venv.'
 	@$(INSTALL) -r requirements-dev.txt
+	@$(INSTALL) --no-deps -r requirements-fonts.txt
 	@touch $@

@@ -57,8 +57,8 @@ class AudioSegment(NamedTuple):
 
     Attributes:
       start: seconds from the start of the audio.
-      samples: float32 [segment_samples + overhang_samples]; the overhang serves the windows of
-        the last frames.
+      samples: float32 [input_samples]: the segment, with `lead_samples` before and
+        `overhang_samples` after it for the windows of its first and last frames.
       num_frames: frames of this segment; below `segment_frames` only in the last one.
     """
 
@@ -149,9 +149,9 @@ def cut_segments(
 
     Args:
       blocks: float [n], any lengths; the result does not depend on them.
-      config: sizes of hop, segment and overhang.
-      context: what follows a segment: "segment" is zeros (the original computes each segment's
-        spectrogram alone), "full" is the audio that does follow, zeros after its end.
+      config: sizes of hop, segment, lead and overhang.
+      context: what surrounds a segment: "segment" is zeros (the original computes each segment's
+        spectrogram alone), "full" is the audio around it, zeros beyond its start and end.
 
     Yields:
       The segments in order, at least one.
@@ -162,23 +162,26 @@ def cut_segments(
     if context not in ("segment", "full"):
         raise ValueError(f"context must be 'segment' or 'full': got {context!r}")
     hop_samples, length = config.spectrogram.hop_samples, config.segment_samples
-    size = length + config.spectrogram.overhang_samples
-    segment_frames = config.network.segment_frames
-    reach = size if context == "full" else length
-    for index, (window, num_left) in enumerate(_slide_window(blocks, length, size, reach)):
+    lead, segment_frames = config.spectrogram.lead_samples, config.network.segment_frames
+    reach = lead + length if context == "segment" else config.input_samples
+    for index, (window, num_left) in enumerate(_slide_window(blocks, config, reach)):
+        if context == "segment":
+            window[:lead] = 0  # what follows has not been filled in
         start = index * segment_frames / config.spectrogram.frames_per_second
         yield AudioSegment(start, window, min(segment_frames, num_left // hop_samples + 1))
 
 
 def _slide_window(
-    blocks: Iterable[NDArray[np.floating]], step: int, size: int, reach: int
+    blocks: Iterable[NDArray[np.floating]], config: ModelConfig, reach: int
 ) -> Iterator[tuple[_Samples, int]]:
-    """Windows [size] every `step` samples, zeros beyond `reach` and beyond the end.
+    """Windows [input_samples] every `segment_samples`, given once `reach` samples are there.
 
-    Each comes with the number of samples known to be left from its start on; that is exact where
-    it is below `step`. A last window, of zeros alone, follows where it would be 0.
+    Zeros lie before the start and beyond the end. Each window comes with the number of samples
+    known to be left after its lead, exact in the last ones. A last window, of
+    lead and zeros alone, follows where it would be 0.
     """
-    window, num_filled = np.zeros(size, np.float32), 0
+    step, lead = config.segment_samples, config.spectrogram.lead_samples
+    window, num_filled = np.zeros(config.input_samples, np.float32), lead
     for block in blocks:
         while block.size:
             taken = block[: reach - num_filled]
@@ -186,11 +189,11 @@ def _slide_window(
             block = block[taken.size :]
             num_filled += taken.size
             if num_filled == reach:
-                yield window, num_filled
+                yield window.copy(), num_filled - lead
                 window = np.concatenate([window[step:], np.zeros(step, np.float32)])
                 num_filled -= step
-    while num_filled >= 0:
-        yield window, num_filled
+    while num_filled >= lead:
+        yield window.copy(), num_filled - lead
         window = np.concatenate([window[step:], np.zeros(step, np.float32)])
         num_filled -= step
 

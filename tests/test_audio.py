@@ -427,11 +427,14 @@ def test_unusable_arrays_are_refused_by_name(samples: np.ndarray, complaint: str
 # ---------------------------------------------------------------- segments
 
 
-def small_config(hop: int, window: int, frames: int) -> ModelConfig:
-    return ModelConfig(
-        spectrogram=SpectrogramConfig(hop_samples=hop, window_samples=window),
-        network=NetworkConfig(segment_frames=frames),
+def small_config(hop: int, window: int, frames: int, front_end: str) -> ModelConfig:
+    """With windows that begin with their hop ("mel") or are centred on it ("harmonic")."""
+    if front_end == "harmonic":
+        window = max(window, hop)
+    spectrogram = SpectrogramConfig(
+        front_end=front_end, hop_samples=hop, window_samples=window, short_window_samples=hop
     )
+    return ModelConfig(spectrogram, network=NetworkConfig(segment_frames=frames))
 
 
 def segments_of_whole(
@@ -440,13 +443,14 @@ def segments_of_whole(
     """The original's steps on the whole recording: pad, frame, split."""
     hop = config.spectrogram.hop_samples
     frames = np.pad(samples, (0, hop - samples.size % hop)).reshape(-1, hop)
-    padded = np.pad(frames.ravel(), (0, 10_000))
+    lead = config.spectrogram.lead_samples
+    padded = np.pad(frames.ravel(), (lead, 10_000))
     segments = []
     for first in range(0, len(frames), config.network.segment_frames):
-        size = config.segment_samples
-        part = padded[first * hop : first * hop + size + config.spectrogram.overhang_samples]
+        part = padded[first * hop :][: config.input_samples]
         if context == "segment":
-            part = np.where(np.arange(part.size) < size, part, 0)
+            place = np.arange(part.size) - lead
+            part = np.where((place >= 0) & (place < config.segment_samples), part, 0)
         num_frames = len(frames[first : first + config.network.segment_frames])
         start = first / config.spectrogram.frames_per_second
         segments.append((start, part.tolist(), num_frames))
@@ -458,12 +462,13 @@ def segments_of_whole(
     cuts=st.lists(st.integers(0, 200), max_size=6),
     sizes=st.tuples(st.integers(1, 7), st.integers(1, 70), st.integers(1, 6)),
     context=st.sampled_from(["segment", "full"]),
+    front_end=st.sampled_from(["mel", "harmonic"]),
 )
 def test_segments_in_any_blocks_are_those_of_the_whole(
-    num_samples: int, cuts: list[int], sizes: tuple[int, int, int], context: str
+    num_samples: int, cuts: list[int], sizes: tuple[int, int, int], context: str, front_end: str
 ) -> None:
     samples = np.arange(1, num_samples + 1, dtype=np.float32)
-    config = small_config(*sizes)
+    config = small_config(*sizes, front_end)
     blocks = np.split(samples, sorted(min(cut, num_samples) for cut in cuts))
     segments = list(audio.cut_segments(blocks, config, context))
     assert [(s.start, s.samples.tolist(), s.num_frames) for s in segments] == segments_of_whole(

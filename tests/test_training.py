@@ -198,7 +198,7 @@ def test_training_stops_where_the_loss_is_no_number(tmp_path: pathlib.Path) -> N
 
 
 def test_a_batch_in_parts_trains_as_the_whole(tmp_path: pathlib.Path) -> None:
-    settings: dict[str, Any] = {"normalize": "examples", "clip_norm": 0.05, "ema": 0.5}
+    settings: dict[str, Any] = {"normalize": "examples", "clip_norm": 0.05}
     whole = run(tiny_run(tmp_path / "whole", **settings))
 
     class Halves(MadeUpBatches):
