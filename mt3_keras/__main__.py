@@ -392,7 +392,7 @@ def _run_convert(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError(f"unexpected argument {arguments[0]!r}")
     if not values.t5x_checkpoint or not values.output:
         raise UsageError("--t5x_checkpoint and --output are both needed")
-    from mt3_keras.presets import convert_t5x
+    from mt3_keras.loading import convert_t5x
 
     silence_tensorflow()
     convert_t5x(values.t5x_checkpoint, values.output)

@@ -67,7 +67,7 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
       UsageError: flags contradict each other.
       ValueError: the model cannot be found or read.
     """
-    from mt3_keras.presets import shipped_names
+    from mt3_keras.loading import shipped_names
 
     if values.model is None and "small" not in shipped_names():
         raise UsageError(

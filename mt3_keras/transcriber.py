@@ -15,7 +15,7 @@ from mt3_keras.codec import Codec
 from mt3_keras.midi import write_midi
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.notes import Note
-from mt3_keras.presets import load_model
+from mt3_keras.loading import load_model
 
 if TYPE_CHECKING:
     from mt3_keras.grammar import Rules

@@ -45,7 +45,7 @@ def tiny_model():
 @pytest.fixture(scope="session")
 def tiny_preset(tiny_model, tmp_path_factory) -> pathlib.Path:
     """The tiny model as a preset folder."""
-    from mt3_keras.presets import save_preset
+    from mt3_keras.loading import save_preset
 
     folder = tmp_path_factory.mktemp("presets") / "tiny"
     save_preset(tiny_model, folder)

@@ -28,10 +28,10 @@ mt3_keras.layers                numpy keras keras_hub
 mt3_keras.grammar               numpy keras
 mt3_keras.heads                 numpy keras
 mt3_keras.model                 numpy keras keras_hub
-mt3_keras.generation            numpy keras
+mt3_keras.generation            numpy keras | tensorflow jax
 mt3_keras.litert                numpy ai_edge_litert
 mt3_keras.checkpoints           numpy msgpack
-mt3_keras.presets
+mt3_keras.loading
 mt3_keras.transcriber           numpy tqdm | keras
 mt3_keras.metrics               numpy mir_eval
 mt3_keras.plots                 numpy matplotlib

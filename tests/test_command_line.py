@@ -241,7 +241,7 @@ def test_evaluating_a_file_against_itself_is_perfect(tmp_path, capsys):
 
 def test_a_converted_checkpoint_transcribes_as_the_original(tmp_path, capsys):
     from mt3_keras.config import ModelConfig, NetworkConfig
-    from mt3_keras.presets import load_model
+    from mt3_keras.loading import load_model
     from tests.t5x_writer import random_leaves, write_t5x
 
     sizes = {"width": 16, "num_heads": 1, "mlp_width": 32, "num_encoder_layers": 1}

@@ -19,7 +19,7 @@ import pytest
 from absl import flags
 
 from mt3_keras.config import TINY, ModelConfig
-from mt3_keras.presets import load_model
+from mt3_keras.loading import load_model
 from tests.training_run import (
     NANO,
     MadeUpBatches,

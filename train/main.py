@@ -165,7 +165,7 @@ def make_objective(config: RunConfig, *, has_heads: bool = False) -> Objective:
 
 def _make_backbone(config: RunConfig) -> MT3Backbone:
     from mt3_keras.model import MT3Backbone
-    from mt3_keras.presets import load_model
+    from mt3_keras.loading import load_model
 
     model_config = config.model_config()
     start = load_model(config.init_from) if config.init_from else None

@@ -11,7 +11,7 @@ from mt3_keras.config import ModelConfig
 if TYPE_CHECKING:
     from mt3_keras.model import MT3Backbone
 
-FOLDER = pathlib.Path(__file__).parent
+FOLDER = pathlib.Path(__file__).parent / "presets"
 
 
 class ModelError(ValueError):
