@@ -6,7 +6,8 @@ Every head is a roll, logits float32 [B, F, N]: F is `segment_frames`, N the hea
 
 - "onset", "offset": floor(time * frames_per_second) of a note's on or off, column
   pitch - `LOWEST_PITCH`, notes of all programs together, drums left out;
-- "frame": from the onset's frame to the offset's, without the latter but at least one, same columns;
+- "frame": from the onset's frame to the offset's, without the latter but at least one, columns
+  as above;
 - "drum": of a drum note's onset, column its MIDI pitch 0 to 127;
 - "program": in which a note of the program sounds (as "frame"), drums left out, column the program
   0 to 127 after the granularity's map.

@@ -321,9 +321,7 @@ class DecoderLayer(keras.layers.Layer):
         if self.time_bias:
             self.time_bias.build()
 
-    def call(
-        self, x: Any, encoded: Any, bias: Any, place: Any = None, training: Any = None
-    ) -> Any:
+    def call(self, x: Any, encoded: Any, bias: Any, place: Any = None, training: Any = None) -> Any:
         """Whole sequences; `bias` [B, 1, L, L] hides what a position must not see.
 
         `place` [B, L, T] is the current position in `encoded`, one-hot, for `time_bias`.

@@ -320,4 +320,6 @@ class MT3Backbone(keras_hub.models.Backbone):
 
 
 def _to_dict(part: Any) -> dict[str, Any]:
-    return dataclasses.asdict(part) if dataclasses.is_dataclass(part) else dict(part or {})
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        return dataclasses.asdict(part)
+    return dict(part or {})

@@ -180,22 +180,22 @@ def test_every_weight_has_a_gradient(name: str) -> None:
         assert np.any(ops.convert_to_numpy(weight) != old), weight.path
 
 
-def test_a_compiled_step_in_bfloat16_gives_about_the_loss_of_a_plain_one() -> None:
+def test_a_training_step_in_bfloat16_gives_about_the_loss_of_one_in_float32() -> None:
     inputs = random_inputs(MINI)
     losses = []
-    for dtype, jit_compile in (("mixed_bfloat16", True), ("float32", False)):
+    for dtype in ("mixed_bfloat16", "float32"):
         model = build(MINI, dtype)
         targets = keras.tree.map_structure(ops.zeros_like, model(inputs))
-        model.compile(optimizer="sgd", loss=_sum_of_squares(model), jit_compile=jit_compile)
+        model.compile(optimizer="sgd", loss=_sum_of_squares(model), jit_compile=False)
         losses.append(model.train_on_batch(inputs, targets, return_dict=True)["loss"])
-    np.testing.assert_allclose(*losses, rtol=0.02)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
 
 
 def _sum_of_squares(model: MT3Backbone) -> Any:
     def loss(_: Any, output: Any) -> Any:
         return ops.mean(ops.square(ops.maximum(output, -10.0)))
 
-    return {name: loss for name in model.output} if isinstance(model.output, dict) else loss
+    return dict.fromkeys(model.output, loss) if isinstance(model.output, dict) else loss
 
 
 def test_heads_are_outputs_of_the_stated_shapes() -> None:
