@@ -77,9 +77,6 @@ def _describe_flags(values: flags.FlagValues) -> str:
         flag = values[name]
         default = "" if flag.default in (None, "") else f" (default {flag.default_as_str})"
         switch = f"--[no]{name}" if flag.boolean else f"--{name}"
-        choices = (
-            f" {{{','.join(flag.parser.enum_values)}}}" if flag.flag_type() == "string enum" else ""
-        )
         lines += [f"  {switch}", f"      {flag.help}{default}"]
     return "\n".join(lines)
 

@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike
 
 from mt3_keras.audio import AudioSegment, check_samples, cut_segments, read_blocks
 from mt3_keras.codec import Codec
+from mt3_keras.loading import load_model
 from mt3_keras.midi import write_midi
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.notes import Note
-from mt3_keras.loading import load_model
 
 if TYPE_CHECKING:
     from mt3_keras.grammar import Rules

@@ -55,13 +55,17 @@ mt3_keras.datasets.pipeline     numpy grain absl
 mt3_keras.command_line          absl | keras
 mt3_keras.__main__              absl tqdm pretty_midi
 train
-train.config
+train.config                    absl
+train.strategy                  keras | tensorflow
 train.objective                 numpy keras
-train.strategy                  numpy keras tensorflow
-train.callbacks                 numpy keras tensorflow
+train.optimizers                keras
+train.model                     keras | tensorflow
+train.feed                      numpy keras | tensorflow
+train.state                     numpy keras
+train.callbacks                 numpy keras | matplotlib
 train.evaluate                  absl | tqdm matplotlib
 train.prepare                   absl | tqdm
-train.main                      numpy absl keras tensorflow
+train.main                      absl | keras tensorflow tensorboardX
 export
 export.saved_model              numpy keras tensorflow
 export.tflite                   numpy keras tensorflow | litert_quantizer

@@ -10,8 +10,8 @@ from keras import ops
 
 from mt3_keras.config import ISMIR2021, MT3, ModelConfig
 from mt3_keras.layers import MASKED, sinusoid_positions
-from mt3_keras.model import MT3Backbone
 from mt3_keras.loading import load_model
+from mt3_keras.model import MT3Backbone
 
 
 def tiny_inputs(batch_size=2, length=9):

@@ -44,9 +44,14 @@ def test_loss_is_that_of_t5x(smoothing: float) -> None:
     random = np.random.default_rng(0)
     logits = random.standard_normal((2, 5, 40)) * 3
     targets = random.integers(0, 4, (2, 5))
-    loss, _ = token_cross_entropy(logits, targets, z_loss=1e-4, label_smoothing=smoothing)
+    loss, plain, is_best = token_cross_entropy(
+        logits, targets, z_loss=1e-4, label_smoothing=smoothing
+    )
     summed = np.sum(ops.convert_to_numpy(loss) * (targets != PAD))
     assert summed == pytest.approx(t5x_loss(logits, targets, 1e-4, smoothing), rel=1e-5)
+    summed = np.sum(ops.convert_to_numpy(plain) * (targets != PAD))
+    assert summed == pytest.approx(t5x_loss(logits, targets, 0.0, 0.0), rel=1e-5)
+    np.testing.assert_array_equal(ops.convert_to_numpy(is_best), logits.argmax(-1) == targets)
 
 
 @pytest.mark.parametrize("config", [MT3, ISMIR2021])
@@ -196,10 +201,10 @@ def test_average_of_the_weights_follows_them(name) -> None:
     variable = keras.Variable(np.ones(3, np.float32))
     optimizer = make_optimizer(name, Schedule(0.1, "constant"), ema=0.5)
     optimizer.build([variable])
-    average = None
+    averages: list[np.ndarray] = []
     for _ in range(3):
         optimizer.apply([ops.ones((3,))])
         value = ops.convert_to_numpy(variable).copy()
-        average = value if average is None else 0.5 * average + 0.5 * value
+        averages.append(0.5 * averages[-1] + 0.5 * value if averages else value)
     optimizer.finalize_variable_values([variable])
-    np.testing.assert_allclose(ops.convert_to_numpy(variable), average, rtol=1e-6)
+    np.testing.assert_allclose(ops.convert_to_numpy(variable), averages[-1], rtol=1e-6)

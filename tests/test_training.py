@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,8 +34,9 @@ from train import main as train_main
 from train.callbacks import TrainingError, training_flops
 from train.config import RunConfig, config_from_flags, define_flags
 from train.feed import Feed
-from train.main import make_model, spans
-from train.state import StateError, load_newest, saved_steps
+from train.main import spans
+from train.model import make_model
+from train.state import StateError, load_newest, save_state, saved_steps
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 
@@ -50,6 +52,21 @@ def weights_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 def log_of(folder: pathlib.Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run of six steps."""
+    config = tiny_run(tmp_path_factory.mktemp("finished") / "run", steps=6, ema=0.9)
+    run(config)
+    return config
+
+
+@pytest.fixture
+def copied(finished: RunConfig, tmp_path: pathlib.Path) -> RunConfig:
+    """The same, to be changed."""
+    shutil.copytree(finished.out_dir, tmp_path / "run")
+    return dataclasses.replace(finished, out_dir=str(tmp_path / "run"))
 
 
 # --- Going on ---
@@ -71,9 +88,8 @@ def test_a_killed_run_ends_as_one_never_killed(tmp_path: pathlib.Path) -> None:
     whole = start_process(tiny_run(tmp_path / "whole", **settings))
     killed = tiny_run(tmp_path / "killed", **settings)
     process = start_process(killed, "--pause=0.1")
-    deadline = time.monotonic() + 120
     while not saved_steps(tmp_path / "killed" / "checkpoints"):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     time.sleep(random.uniform(0, 1))
     process.kill()
@@ -120,16 +136,16 @@ def test_ctrl_c_saves_and_the_run_goes_on(
 
 @pytest.mark.parametrize("file", ["arrays.npz", "state.json"])
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], file: str
+    copied: RunConfig, capsys: pytest.CaptureFixture[str], file: str
 ) -> None:
-    config = tiny_run(tmp_path / "run", steps=6)
-    expected = final_arrays(run(config))
-    newest = tmp_path / "run" / "checkpoints" / "step_00000006" / file
+    folder = pathlib.Path(copied.out_dir)
+    newest = folder / "checkpoints" / "step_00000006" / file
+    expected = final_arrays(folder)
     newest.write_bytes(newest.read_bytes()[:-100])
-    run(config)
+    run(copied)
     printed = capsys.readouterr().err
     assert "step_00000006: damaged" in printed and "going on from step 4" in printed
-    for ours, whole in zip(final_arrays(tmp_path / "run"), expected, strict=True):
+    for ours, whole in zip(final_arrays(folder), expected, strict=True):
         np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-7)
 
 
@@ -142,24 +158,31 @@ def test_nothing_is_trained_over_damaged_checkpoints_alone(tmp_path: pathlib.Pat
 
 
 def test_old_checkpoints_are_removed(tmp_path: pathlib.Path) -> None:
-    run(tiny_run(tmp_path / "run", steps=8, keep=2))
-    assert saved_steps(tmp_path / "run" / "checkpoints") == [6, 8]
-    assert not list((tmp_path / "run").rglob(".*"))
+    variable = keras.Variable(np.zeros(3, np.float32))
+    for step in (2, 10, 4, 99_999_999, 100_000_000):
+        save_state(tmp_path, step, [variable], {}, keep=2)
+    assert saved_steps(tmp_path) == [99_999_999, 100_000_000]
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path: pathlib.Path) -> None:
-    config = tiny_run(tmp_path / "run")
-    expected = final_arrays(run(config))
-    assert_same_arrays(final_arrays(run(config)), expected)
+def test_what_is_not_finite_is_not_saved(tmp_path: pathlib.Path) -> None:
+    variable = keras.Variable(np.array([0.0, np.inf], np.float32), name="scale")
+    with pytest.raises(StateError, match="scale is not finite at step 5"):
+        save_state(tmp_path / "new", 5, [variable], {}, keep=1)
+    assert not (tmp_path / "new").exists()
 
 
-def test_a_run_is_not_gone_on_with_as_another(tmp_path: pathlib.Path) -> None:
-    config = tiny_run(tmp_path / "run", steps=2)
-    run(config)
-    with pytest.raises(StateError, match=r"step_00000002: .*run\.flags"):
-        run(dataclasses.replace(config, steps=4, optimizer="adafactor"))
+def test_a_finished_run_stays_as_it_is(copied: RunConfig) -> None:
+    expected = final_arrays(pathlib.Path(copied.out_dir))
+    assert_same_arrays(final_arrays(run(copied)), expected)
+    assert [entry["step"] for entry in log_of(pathlib.Path(copied.out_dir))] == [2, 4, 6]
+
+
+def test_a_run_is_not_gone_on_with_as_another(copied: RunConfig) -> None:
+    with pytest.raises(StateError, match=r"step_00000006: .*run\.flags"):
+        run(dataclasses.replace(copied, ema=0.0))
     with pytest.raises(ValueError, match="run of another network"):
-        run(dataclasses.replace(config, model="tiny"))
+        run(dataclasses.replace(copied, model="tiny"))
 
 
 def test_spans_meet_and_end_at_the_last_step() -> None:
@@ -217,50 +240,52 @@ def test_a_batch_in_parts_trains_as_the_whole(tmp_path: pathlib.Path) -> None:
         np.testing.assert_allclose(array, expected[path], atol=2e-5)
 
 
-def test_frozen_variables_stay_as_they_are(tmp_path: pathlib.Path) -> None:
-    start = run(tiny_run(tmp_path / "start"))
-    tuned = run(tiny_run(tmp_path / "tuned", model="", init_from=str(start), freeze="^encoder"))
-    before, after = weights_of(start), weights_of(tuned)
+def tuning(start: RunConfig, out_dir: pathlib.Path, **settings: Any) -> RunConfig:
+    """A run that begins with the weights of another."""
+    return tiny_run(out_dir, model="", init_from=start.out_dir, steps=2, **settings)
+
+
+def test_frozen_variables_stay_as_they_are(finished: RunConfig, tmp_path: pathlib.Path) -> None:
+    before = weights_of(pathlib.Path(finished.out_dir))
+    after = weights_of(run(tuning(finished, tmp_path / "tuned", freeze="^encoder")))
     for path, array in after.items():
         assert np.array_equal(array, before[path]) == path.startswith("encoder"), path
     with pytest.raises(ValueError, match="finds none of the variables"):
-        make_model(tiny_run(tmp_path / "tuned", freeze="nothing"))
+        make_model(tiny_run(tmp_path / "none", freeze="nothing"))
 
 
-def test_low_rank_additions_are_all_that_is_trained(tmp_path: pathlib.Path) -> None:
-    start = run(tiny_run(tmp_path / "start"))
-    config = tiny_run(tmp_path / "tuned", model="", init_from=str(start), lora_rank=2)
+def test_low_rank_additions_are_all_that_is_trained(
+    finished: RunConfig, tmp_path: pathlib.Path
+) -> None:
+    config = tuning(finished, tmp_path / "tuned", lora_rank=2)
     names = {v.path.split("/")[-1] for v in make_model(config).trainable_variables}
     assert names == {"lora_kernel_a", "lora_kernel_b"}
-    before, after = weights_of(start), weights_of(run(config))
+    before, after = weights_of(pathlib.Path(finished.out_dir)), weights_of(run(config))
     changed = {path for path in after if not np.array_equal(after[path], before[path])}
     assert changed == {path for path in after if "/query/" in path or "/value/" in path}
 
 
-def test_the_average_of_the_weights_is_what_is_written(tmp_path: pathlib.Path) -> None:
-    written = weights_of(run(tiny_run(tmp_path / "run", ema=0.9)))
-    config = tiny_run(tmp_path / "run", ema=0.9)
-    model = make_model(config)
-    state = load_newest(tmp_path / "run" / "checkpoints", print)
-    assert state
-    values = dict(enumerate(state.arrays))
-    paths = [v.path for v in model.backbone.variables]
-    for place, path in enumerate(paths):
+def test_the_average_of_the_weights_is_what_is_written(finished: RunConfig) -> None:
+    written = weights_of(pathlib.Path(finished.out_dir))
+    paths = [v.path for v in make_model(finished).backbone.variables]
+    arrays = final_arrays(pathlib.Path(finished.out_dir))
+    for path, array in zip(paths, arrays, strict=False):
         if path in written:
-            assert not np.array_equal(values[place], written[path])
-            averages = [a for a in state.arrays[len(paths) :] if np.array_equal(a, written[path])]
+            assert not np.array_equal(array, written[path])
+            averages = [a for a in arrays[len(paths) :] if np.array_equal(a, written[path])]
             assert averages, path
 
 
-def test_a_run_starts_from_another_with_other_dropout(tmp_path: pathlib.Path) -> None:
-    start = run(tiny_run(tmp_path / "start"))
-    model = make_model(tiny_run(tmp_path / "next", model="", init_from=str(start), dropout=0.5))
+def test_a_run_starts_from_another_with_other_dropout(
+    finished: RunConfig, tmp_path: pathlib.Path
+) -> None:
+    model = make_model(tuning(finished, tmp_path / "next", dropout=0.5))
     assert model.backbone.model_config.network.dropout == 0.5
-    for path, array in weights_of(start).items():
-        (ours,) = (v for v in model.backbone.weights if v.path == path)
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(ours), array)
+    ours = {v.path: keras.ops.convert_to_numpy(v) for v in model.backbone.weights}
+    for path, array in weights_of(pathlib.Path(finished.out_dir)).items():
+        np.testing.assert_array_equal(ours[path], array)
     with pytest.raises(ValueError, match="do not fit --model"):
-        make_model(tiny_run(tmp_path / "next", model="tiny", init_from=str(start)))
+        make_model(dataclasses.replace(tuning(finished, tmp_path / "next"), model="tiny"))
     with pytest.raises(ValueError, match="--model or --init_from is needed"):
         make_model(tiny_run(tmp_path / "next", model=""))
 
@@ -277,7 +302,7 @@ def test_compiled_training_learns_and_its_log_is_whole(tmp_path: pathlib.Path, d
                 checkpoint_steps=20,
                 validate_steps=10,
                 steps_per_execution=5,
-                jit_compile=True,
+                jit_compile="on",
                 tensorboard=True,
                 dtype=dtype,
                 learning_rate=0.01,
@@ -300,19 +325,14 @@ def test_compiled_training_learns_and_its_log_is_whole(tmp_path: pathlib.Path, d
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="compares the other backend with TensorFlow")
-def test_jax_trains_without_tensorflow_and_tensorflow_reads_it(tmp_path: pathlib.Path) -> None:
+def test_jax_trains_without_tensorflow_and_tensorflow_reads_it(
+    finished: RunConfig, tmp_path: pathlib.Path
+) -> None:
     pytest.importorskip("jax", reason="needs jax: pip install -r requirements-dev.txt")
-    settings: dict[str, Any] = {"tensorboard": True, "learning_rate": 1e-4}
-    config = tiny_run(tmp_path / "jax", **settings)
-    start = make_model(config).backbone.get_weights()  # both backends begin with these
-    begin = tmp_path / "begin"
-    model = load_model(run(tiny_run(begin, steps=2)))
-    model.set_weights(start)
-    model.save_weights(begin / "model.weights.h5")
-    config = dataclasses.replace(config, model="", init_from=str(begin))
-    finish(start_process(config, "--without=tensorflow", environment={"KERAS_BACKEND": "jax"}))
-    ours = run(dataclasses.replace(config, out_dir=str(tmp_path / "tensorflow")))
-    expected = weights_of(ours)
+    config = tuning(finished, tmp_path / "jax", tensorboard=True, learning_rate=1e-4)
+    process = start_process(config, "--without=tensorflow", environment={"KERAS_BACKEND": "jax"})
+    expected = weights_of(run(dataclasses.replace(config, out_dir=str(tmp_path / "tensorflow"))))
+    finish(process)
     for path, array in weights_of(tmp_path / "jax").items():
         np.testing.assert_allclose(array, expected[path], atol=1e-5)
 
@@ -322,7 +342,13 @@ def test_jax_trains_without_tensorflow_and_tensorflow_reads_it(tmp_path: pathlib
 
 def test_every_setting_survives_its_flagfile(tmp_path: pathlib.Path) -> None:
     config = dataclasses.replace(
-        RunConfig(), data=("a", "b"), buckets=(64, 128), jit_compile=False, freeze="a|b=c", ema=0.5
+        RunConfig(),
+        data=("a", "b"),
+        buckets=(64, 128),
+        jit_compile="off",
+        deterministic=False,
+        freeze="a|b=c",
+        ema=0.5,
     )
     path = tmp_path / "run.flags"
     path.write_text(config.to_flagfile())

@@ -14,8 +14,8 @@ import soundfile
 from mt3_keras import Transcriber, read_midi
 from mt3_keras.audio import AudioError
 from mt3_keras.codec import EOS
-from mt3_keras.notes import Note, sort_notes
 from mt3_keras.loading import ModelError
+from mt3_keras.notes import Note, sort_notes
 from tests.conftest import ROOT
 
 

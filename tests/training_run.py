@@ -117,7 +117,7 @@ def tiny_run(out_dir: pathlib.Path, **settings: Any) -> RunConfig:
         "checkpoint_steps": 2,
         "validate_steps": 2,
         "optimizer": "adam",
-        "jit_compile": False,
+        "jit_compile": "off",
         "tensorboard": False,
         "deterministic": False,
     }

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from absl import flags
 
 from mt3_keras.config import CONFIGS, ModelConfig
+
+
+class RunError(ValueError):
+    """A run that cannot be begun or gone on with: one line with the cure."""
 
 
 def _setting(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
@@ -42,10 +46,13 @@ class RunConfig:
 
     data: tuple[str, ...] = _setting((), "Folders made by train.prepare, one a data set.")
     validation_split: str = _setting("validation", "Split to validate on; empty: do not validate.")
-    temperature: float = _setting(
-        10 / 3, "A data set of n pieces is drawn in proportion to n to the power of 1 / this."
+    new_data: bool = _setting(
+        False, "Go on with a run on other data than before, from that data's beginning."
     )
-    max_mixed: int = _setting(1, "Sum up to this many pieces to one example.")
+    mixture_exponent: float = _setting(
+        0.3, "A data set of n pieces is drawn in proportion to n to this power."
+    )
+    num_mixed: int = _setting(1, "Sum up to this many pieces to one example.")
     target_tokens: int = _setting(0, "Longest targets; 0: the network's max_tokens.")
     buckets: tuple[int, ...] = _setting(
         (), "Shorter lengths for batches whose targets fit; batches are then sorted by length."
@@ -103,7 +110,11 @@ class RunConfig:
         "Arithmetic; mixed_bfloat16 pays where the processor has it.",
         ("float32", "mixed_bfloat16"),
     )
-    jit_compile: bool = _setting(True, "Compile the step with XLA.")
+    jit_compile: str = _setting(
+        "auto",
+        "Compile the step with XLA. auto: not for TensorFlow on a CPU, which is faster without.",
+        ("auto", "on", "off"),
+    )
     steps_per_execution: int = _setting(1, "Batches handed to the device at a time.")
     num_threads: int = _setting(0, "TensorFlow's threads in one operation; 0: its own choice.")
     seed: int = _setting(0, "Of the weights, the dropout and the order of the data.")
@@ -211,14 +222,14 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
             flags.DEFINE_enum(field.name, default, choices, text, flag_values=flag_values)
         elif isinstance(default, tuple):
             flags.DEFINE_list(field.name, list(default), text, flag_values=flag_values)
+        elif isinstance(default, bool):
+            flags.DEFINE_boolean(field.name, default, text, flag_values=flag_values)
+        elif isinstance(default, int):
+            flags.DEFINE_integer(field.name, default, text, flag_values=flag_values)
+        elif isinstance(default, float):
+            flags.DEFINE_float(field.name, default, text, flag_values=flag_values)
         else:
-            define: Callable[..., Any] = {
-                bool: flags.DEFINE_boolean,
-                int: flags.DEFINE_integer,
-                float: flags.DEFINE_float,
-                str: flags.DEFINE_string,
-            }[type(default)]
-            define(field.name, default, text, flag_values=flag_values)
+            flags.DEFINE_string(field.name, default, text, flag_values=flag_values)
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> RunConfig:

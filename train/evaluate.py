@@ -191,8 +191,8 @@ def main(argv: Sequence[str]) -> int:
         print(format_table(result["items"].items(), "item"))
         print(format_table(result["summary"].items(), "mean of"))
         print(
-            f"invalid events {result['invalid_events']:.0f}, dropped {result['dropped_events']:.0f}; "
-            f"{result['seconds']:.0f} s of audio in {result['elapsed']:.0f} s"
+            f"invalid events {result['invalid_events']:.0f}, "
+            f"dropped {result['dropped_events']:.0f}; {result['seconds']:.0f} s of audio in {result['elapsed']:.0f} s"
         )
         if values.json:
             with replacing(values.json) as temporary:

@@ -18,17 +18,13 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from mt3_keras.command_line import UsageError, silence_tensorflow
-from train.config import RunConfig, config_from_flags, define_flags
+from train.config import RunConfig, RunError, config_from_flags, define_flags
 
 if TYPE_CHECKING:
     from mt3_keras.config import ModelConfig
     from mt3_keras.model import MT3Backbone
     from train.feed import Batch, Batches, Feed
-    from train.objective import Objective, TrainingModel
-
-
-class RunError(ValueError):
-    """A run that cannot be begun or gone on with: one line with the cure."""
+    from train.objective import TrainingModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +58,8 @@ def train(config: RunConfig, open_data: OpenData) -> pathlib.Path:
     if not config.out_dir:
         raise RunError("--out_dir is needed: the folder of the run")
     _set_up_backend(config)
-    from train.strategy import make_strategy, num_replicas, scope
+    from train.model import make_model
+    from train.strategy import make_strategy, num_replicas, scope, worker
 
     out_dir = pathlib.Path(config.out_dir)
     strategy = make_strategy(config.strategy)
@@ -78,7 +75,8 @@ def train(config: RunConfig, open_data: OpenData) -> pathlib.Path:
         )
     with scope(strategy):
         model = make_model(config, num_replicas(strategy))
-        _write_description(config, model.backbone, out_dir)
+        if worker(strategy)[0] == 0:
+            _write_description(config, model.backbone, out_dir)
         return _run(config, model, strategy, out_dir, open_data)
 
 
@@ -100,118 +98,18 @@ def _set_up_backend(config: RunConfig) -> None:
     keras.utils.set_random_seed(config.seed)
 
 
-def make_model(config: RunConfig, num_replicas: int = 1) -> TrainingModel:
-    """The network with its weights, objective and optimizer, compiled for `fit`.
-
-    Raises:
-      ValueError: the network or its first weights cannot be had.
-    """
-    from train.objective import TrainingModel
-    from train.optimizers import Schedule, make_optimizer
-    from train.strategy import mend_gradients
-
-    backbone = _make_backbone(config)
-    if config.lora_rank:
-        backbone.enable_lora(config.lora_rank)
-    if config.freeze:
-        _freeze(backbone, config.freeze)
-    model = TrainingModel(
-        backbone, make_objective(config, has_heads=backbone.model_config.network.heads)
-    )
-    schedule = Schedule(
-        config.learning_rate,
-        config.schedule,
-        warmup_steps=config.warmup_steps,
-        steps=config.steps,
-        batches_per_update=config.gradient_accumulation_steps,
-    )
-    optimizer = make_optimizer(
-        config.optimizer,
-        schedule,
-        clip_norm=config.clip_norm,
-        ema=config.ema,
-        num_replicas=num_replicas,
-    )
-    # `fit` would put the averages in the place of the weights that training goes on with.
-    optimizer.finalize_variable_values = lambda variables: None
-    mend_gradients(optimizer, sum_first=num_replicas > 1 and config.clip_norm > 0)
-    optimizer.build(model.trainable_variables)
-    model.compile(
-        optimizer,
-        # One XLA program cannot span several devices.
-        jit_compile=config.jit_compile and config.strategy in ("one", "tpu"),
-        steps_per_execution=config.steps_per_execution,
-    )
-    return model
-
-
-def make_objective(config: RunConfig, *, has_heads: bool = False) -> Objective:
-    """The losses that a run asks for, those of the encoder's heads if the network has them."""
-    from mt3_keras.config import HEADS
-    from train.objective import PARTS, HeadLoss, Objective
-
-    weights = {part: getattr(config, f"{part}_weight") for part in PARTS}
-    return Objective(
-        normalize=config.normalize,
-        z_loss=config.z_loss,
-        label_smoothing=config.label_smoothing,
-        part_weights=weights if any(weight != 1 for weight in weights.values()) else {},
-        heads=tuple(
-            HeadLoss(name, config.head_positive_weight, config.head_weight)
-            for name in (HEADS if has_heads else ())
-        ),
-    )
-
-
-def _make_backbone(config: RunConfig) -> MT3Backbone:
-    from mt3_keras.model import MT3Backbone
-    from mt3_keras.loading import load_model
-
-    model_config = config.model_config()
-    start = load_model(config.init_from) if config.init_from else None
-    if start is not None:
-        model_config = model_config or start.model_config
-    if model_config is None:
-        raise RunError("--model or --init_from is needed: the network to train")
-    if config.dropout >= 0:
-        network = dataclasses.replace(model_config.network, dropout=config.dropout)
-        model_config = dataclasses.replace(model_config, network=network)
-    if start is not None and model_config == start.model_config:
-        return start
-    backbone = MT3Backbone(**model_config.to_dict())
-    if start is not None:
-        given = [tuple(v.shape) for v in start.weights]
-        if given != [tuple(v.shape) for v in backbone.weights]:
-            raise RunError(f"--init_from={config.init_from}: its weights do not fit --model")
-        backbone.set_weights(start.get_weights())
-    return backbone
-
-
-def _freeze(backbone: MT3Backbone, pattern: str) -> None:
-    import re
-
-    try:
-        frozen = [v for v in backbone.trainable_variables if re.search(pattern, v.path)]
-    except re.error as error:
-        raise RunError(f"freeze must be a regular expression: {error}") from error
-    if not frozen or len(frozen) == len(backbone.trainable_variables):
-        example = backbone.trainable_variables[0].path
-        share = "all" if frozen else "none"
-        raise RunError(f"freeze={pattern!r} finds {share} of the variables, such as {example}")
-    for variable in frozen:
-        variable.trainable = False
-
-
 def _write_description(config: RunConfig, backbone: MT3Backbone, out_dir: pathlib.Path) -> None:
     """`config.json` and `run.flags`; RunError if the folder is of a run of another network."""
     from mt3_keras.config import ModelConfig
+    from mt3_keras.midi import replacing
 
     if (out_dir / "config.json").exists():
         if ModelConfig.from_preset(out_dir) != backbone.model_config:
             raise RunError(f"{out_dir}: holds a run of another network; give another --out_dir")
     else:
         _write_config(backbone, out_dir)
-    (out_dir / "run.flags").write_text(config.to_flagfile())
+    with replacing(out_dir / "run.flags") as temporary:
+        temporary.write_text(config.to_flagfile())
 
 
 def _write_config(backbone: MT3Backbone, out_dir: pathlib.Path) -> None:
@@ -253,7 +151,7 @@ def _run(
     folder = out_dir / "checkpoints"
     if state := load_newest(folder, lambda line: print(line, file=sys.stderr)):
         assign_state(state, run_variables(model), folder / f"step_{state.step:08d}")
-        data.batches.set_state(state.data)
+        _set_data_state(data.batches, state.data, config.new_data)
         print(f"going on from step {state.step}", file=sys.stderr)
     step = num_updates(model)
     feed = Feed(data.batches, step * config.gradient_accumulation_steps)
@@ -266,6 +164,15 @@ def _run(
         step = num_updates(model)
         raise KeyboardInterrupt(f"stopped and saved at step {step} of {config.steps}")
     return out_dir
+
+
+def _set_data_state(batches: Batches, state: Any, new_data: bool) -> None:
+    try:
+        batches.set_state(state)
+    except ValueError as error:
+        if not new_data:
+            raise RunError(f"{error}; or give --new_data") from error
+        print("the data is new: beginning with its first batch", file=sys.stderr)
 
 
 def spans(step: int, steps: int, log_steps: int) -> list[tuple[int, int, int]]:
@@ -388,8 +295,8 @@ def open_prepared_data(
     if not config.data:
         raise RunError("--data is needed: one or more folders made by train.prepare")
     settings = PipelineConfig(
-        folders=config.data,
-        temperature=config.temperature,
+        data=config.data,
+        mixture_exponent=config.mixture_exponent,
         seed=config.seed,
         shard_index=index,
         num_shards=num_workers,
@@ -397,14 +304,12 @@ def open_prepared_data(
         context=config.context,
         target_tokens=config.target_tokens,
         buckets=config.buckets,
-        max_mixed=config.max_mixed,
-        heads=model_config.network.heads,
-        head_rate=model_config.spectrogram.frames_per_second,
+        num_mixed=config.num_mixed,
     )
     validation: list[Batch] = []
     if config.validation_split:
         held_out = dataclasses.replace(
-            settings, split=config.validation_split, max_mixed=1, buckets=(), num_workers=0
+            settings, split=config.validation_split, num_mixed=1, buckets=(), num_workers=0
         )
         batches = training_batches(held_out, model_config, batch_size)
         validation = list(itertools.islice(batches, config.validation_batches))

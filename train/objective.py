@@ -84,7 +84,7 @@ def token_parts(config: ModelConfig) -> NDArray[np.int32]:
 
 def token_cross_entropy(
     logits: Any, targets: Any, *, z_loss: float = 0.0, label_smoothing: float = 0.0
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Any]:
     """T5X's loss of each token.
 
     Args:
@@ -95,11 +95,13 @@ def token_cross_entropy(
         smoothed targets is subtracted, so that a perfect prediction costs nothing.
 
     Returns:
-      The loss, and the plain cross-entropy in nats, both float32 [B, L], padding included.
+      The loss, the plain cross-entropy in nats, and 1 where the target is the likeliest token, else
+      0; all float32 [B, L], padding included.
     """
     logits = ops.cast(logits, "float32")
     log_z_BL = ops.logsumexp(logits, axis=-1)
-    right_BL = ops.take_along_axis(logits, ops.cast(targets, "int32")[..., None], axis=-1)[..., 0]
+    # On a CPU this product and its gradient take less time than picking single scores.
+    right_BL = ops.sum(logits * ops.one_hot(targets, logits.shape[-1], dtype="float32"), axis=-1)
     plain_BL = log_z_BL - right_BL
     loss_BL = plain_BL + z_loss * ops.square(log_z_BL)
     if label_smoothing:
@@ -108,7 +110,8 @@ def token_cross_entropy(
         mean_BL = (ops.sum(logits, axis=-1) - right_BL) / num_others
         entropy = -sure * math.log(sure) - label_smoothing * math.log(other)
         loss_BL = loss_BL + label_smoothing * (right_BL - mean_BL) - entropy
-    return loss_BL, plain_BL
+    is_best_BL = ops.cast(right_BL >= ops.max(logits, axis=-1), "float32")
+    return loss_BL, plain_BL, is_best_BL
 
 
 def head_cross_entropy(logits: Any, targets: Any, positive_weight: float = 1.0) -> Any:
@@ -169,7 +172,7 @@ class TrainingModel(ReplicaModel):
 
     def _token_loss(self, logits: Any, targets: Any) -> Any:
         objective = self.objective
-        loss_BL, plain_BL = token_cross_entropy(
+        loss_BL, plain_BL, is_best_BL = token_cross_entropy(
             logits,
             targets,
             z_loss=objective.z_loss,
@@ -177,7 +180,11 @@ class TrainingModel(ReplicaModel):
         )
         is_token_BL = ops.cast(targets != PAD, "float32")
         parts_BL = ops.take(self._token_parts, targets, axis=0)
-        self._record(logits, targets, plain_BL, is_token_BL, parts_BL)
+        self.num_tokens.update_state(is_token_BL)
+        self.accuracy.update_state(is_best_BL, is_token_BL)
+        self.means["token"].update_state(plain_BL, is_token_BL)
+        for i, part in enumerate(PARTS):
+            self.means[part].update_state(plain_BL, ops.cast(parts_BL == i, "float32"))
         weights_BL = is_token_BL
         if objective.part_weights:
             index_BL = ops.where(parts_BL < 0, len(PARTS), parts_BL)
@@ -188,13 +195,3 @@ class TrainingModel(ReplicaModel):
         elif objective.normalize == "examples":
             loss /= sum_over_replicas(ops.cast(ops.shape(targets)[0], "float32"))
         return loss
-
-    def _record(
-        self, logits: Any, targets: Any, plain_BL: Any, is_token_BL: Any, parts_BL: Any
-    ) -> None:
-        self.num_tokens.update_state(is_token_BL)
-        self.means["token"].update_state(plain_BL, is_token_BL)
-        for i, part in enumerate(PARTS):
-            self.means[part].update_state(plain_BL, ops.cast(parts_BL == i, "float32"))
-        is_right_BL = ops.cast(ops.argmax(logits, axis=-1) == ops.cast(targets, "int32"), "float32")
-        self.accuracy.update_state(is_right_BL, is_token_BL)

@@ -1,0 +1,115 @@
+"""The network of a run with its objective and optimizer, as its settings say."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import keras
+
+from mt3_keras.config import HEADS
+from mt3_keras.loading import load_model
+from mt3_keras.model import MT3Backbone
+from train.config import RunConfig, RunError
+from train.objective import PARTS, HeadLoss, Objective, TrainingModel
+from train.optimizers import Schedule, make_optimizer
+from train.strategy import mend_gradients
+
+
+def make_model(config: RunConfig, num_replicas: int = 1) -> TrainingModel:
+    """The network with its weights, objective and optimizer, compiled for `fit`.
+
+    Raises:
+      ValueError: the network or its first weights cannot be had.
+    """
+    backbone = _make_backbone(config)
+    if config.lora_rank:
+        backbone.enable_lora(config.lora_rank)
+    if config.freeze:
+        _freeze(backbone, config.freeze)
+    model = TrainingModel(
+        backbone, make_objective(config, has_heads=backbone.model_config.network.heads)
+    )
+    schedule = Schedule(
+        config.learning_rate,
+        config.schedule,
+        warmup_steps=config.warmup_steps,
+        steps=config.steps,
+        batches_per_update=config.gradient_accumulation_steps,
+    )
+    optimizer = make_optimizer(
+        config.optimizer,
+        schedule,
+        clip_norm=config.clip_norm,
+        ema=config.ema,
+        num_replicas=num_replicas,
+    )
+    # `fit` would put the averages in the place of the weights that training goes on with.
+    optimizer.finalize_variable_values = lambda variables: None
+    mend_gradients(optimizer, sum_first=num_replicas > 1 and config.clip_norm > 0)
+    optimizer.build(model.trainable_variables)
+    model.compile(
+        optimizer,
+        jit_compile=_is_compiled(config),
+        steps_per_execution=config.steps_per_execution,
+    )
+    return model
+
+
+def _is_compiled(config: RunConfig) -> bool:
+    if config.strategy in ("mirrored", "multiworker"):
+        return False  # one XLA program cannot span several devices
+    if config.jit_compile != "auto" or keras.backend.backend() != "tensorflow":
+        return config.jit_compile != "off"
+    import tensorflow as tf
+
+    return len(tf.config.list_logical_devices()) > len(tf.config.list_logical_devices("CPU"))
+
+
+def make_objective(config: RunConfig, *, has_heads: bool = False) -> Objective:
+    """The losses that a run asks for, those of the encoder's heads if the network has them."""
+    weights = {part: getattr(config, f"{part}_weight") for part in PARTS}
+    return Objective(
+        normalize=config.normalize,
+        z_loss=config.z_loss,
+        label_smoothing=config.label_smoothing,
+        part_weights=weights if any(weight != 1 for weight in weights.values()) else {},
+        heads=tuple(
+            HeadLoss(name, config.head_positive_weight, config.head_weight)
+            for name in (HEADS if has_heads else ())
+        ),
+    )
+
+
+def _make_backbone(config: RunConfig) -> MT3Backbone:
+    model_config = config.model_config()
+    start = load_model(config.init_from) if config.init_from else None
+    if start is not None:
+        model_config = model_config or start.model_config
+    if model_config is None:
+        raise RunError("--model or --init_from is needed: the network to train")
+    if config.dropout >= 0:
+        network = dataclasses.replace(model_config.network, dropout=config.dropout)
+        model_config = dataclasses.replace(model_config, network=network)
+    if start is not None and model_config == start.model_config:
+        return start
+    backbone = MT3Backbone(**model_config.to_dict())
+    if start is not None:
+        given = [tuple(v.shape) for v in start.weights]
+        if given != [tuple(v.shape) for v in backbone.weights]:
+            raise RunError(f"--init_from={config.init_from}: its weights do not fit --model")
+        backbone.set_weights(start.get_weights())
+    return backbone
+
+
+def _freeze(backbone: MT3Backbone, pattern: str) -> None:
+    try:
+        frozen = [v for v in backbone.trainable_variables if re.search(pattern, v.path)]
+    except re.error as error:
+        raise RunError(f"freeze must be a regular expression: {error}") from error
+    if not frozen or len(frozen) == len(backbone.trainable_variables):
+        example = backbone.trainable_variables[0].path
+        share = "all" if frozen else "none"
+        raise RunError(f"freeze={pattern!r} finds {share} of the variables, such as {example}")
+    for variable in frozen:
+        variable.trainable = False
