@@ -192,7 +192,8 @@ def main(argv: Sequence[str]) -> int:
         print(format_table(result["summary"].items(), "mean of"))
         print(
             f"invalid events {result['invalid_events']:.0f}, "
-            f"dropped {result['dropped_events']:.0f}; {result['seconds']:.0f} s of audio in {result['elapsed']:.0f} s"
+            f"dropped {result['dropped_events']:.0f}; {result['seconds']:.0f} s of audio "
+            f"in {result['elapsed']:.0f} s"
         )
         if values.json:
             with replacing(values.json) as temporary:
