@@ -81,7 +81,7 @@ class Attention(keras.layers.Layer):
 
     def heads(self, projected_BLJ: Any) -> Any:
         """[B, L, H * K] -> [B, H, L, K]."""
-        length = projected_BLJ.shape[1]
+        length = ops.shape(projected_BLJ)[1]  # not static in buckets
         split = ops.reshape(projected_BLJ, (-1, length, self.num_heads, self.head_width))
         return ops.transpose(split, (0, 2, 1, 3))
 
@@ -100,7 +100,7 @@ class Attention(keras.layers.Layer):
 
     def merge(self, attended_BHLK: Any) -> Any:
         """[B, H, L, K] -> output projection [B, L, D]."""
-        length = attended_BHLK.shape[2]
+        length = ops.shape(attended_BHLK)[2]
         joined = ops.transpose(attended_BHLK, (0, 2, 1, 3))
         return self.out(ops.reshape(joined, (-1, length, self.num_heads * self.head_width)))
 

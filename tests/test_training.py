@@ -38,6 +38,7 @@ from train.main import spans
 from train.model import make_model
 from train.state import StateError, load_newest, save_state, saved_steps
 
+ROOT = pathlib.Path(__file__).parent.parent
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
@@ -357,6 +358,18 @@ def test_every_setting_survives_its_flagfile(tmp_path: pathlib.Path) -> None:
     flags.DEFINE_string("flagfile", "", "", flag_values=values)
     values(["program", f"--flagfile={path}"])
     assert config_from_flags(values) == config
+
+
+@pytest.mark.parametrize("name", ["tiny", "mt3"])
+def test_shipped_flagfiles_are_runs(name: str) -> None:
+    values = flags.FlagValues()
+    define_flags(values)
+    flags.DEFINE_string("flagfile", "", "", flag_values=values)
+    values(["program", f"--flagfile={ROOT / 'train' / 'configs' / f'{name}.flags'}"])
+    config = config_from_flags(values)
+    if (ROOT / config.model).is_file():
+        config = dataclasses.replace(config, model=str(ROOT / config.model))
+    assert config.model_config()
 
 
 @pytest.mark.parametrize(

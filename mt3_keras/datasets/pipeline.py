@@ -127,7 +127,7 @@ class TrainingBatches(Iterator[Batch]):
         self._window = config.window_batches if config.buckets else 1
         self._dataset = _to_windows(sets, config, model_config, batch_size, self._window)
         self._num_workers = config.num_workers
-        same = dataclasses.replace(config, data=(), num_workers=0)
+        same = dataclasses.replace(config, data=(), num_workers=0, shard_index=0)
         described = repr((same, model_config, batch_size, [s.summary["shards"] for s in sets]))
         self._fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
         self.num_too_long = 0
