@@ -137,15 +137,14 @@ def _time_encoder(model: Any, segments: list[Any]) -> tuple[float, float]:
     import numpy as np
     from keras import ops
 
-    from mt3_keras.generation import compile_with_weights
+    from mt3_keras.generation import compile_function
 
-    weights = [ops.convert_to_tensor(v) for v in model.variables]
-    front_end = compile_with_weights(lambda _, s, n: model.log_mel(s, n), model.variables)
-    encode = compile_with_weights(lambda _, s, n: model.encode(s, n), model.variables)
+    front_end = compile_function(lambda _, s, n: model.log_mel(s, n), model.variables)
+    encode = compile_function(lambda _, s, n: model.encode(s, n), model.variables)
     inputs = [(s.samples[None], np.array([s.num_frames], np.int32)) for s in segments]
 
     def run(function: Any, samples: Any, counts: Any) -> None:
-        found = function(weights, (), samples, counts)
+        found = function((), samples, counts)
         ops.convert_to_numpy(next(iter(found.values())) if isinstance(found, dict) else found)
 
     seconds = []

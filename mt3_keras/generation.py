@@ -65,8 +65,7 @@ class Search:
         self.batch_size = batch_size
         self.max_tokens = max_tokens or limit
         self._grammar = Grammar(model.model_config, self.rules)
-        self._weights = [ops.convert_to_tensor(v) for v in model.variables]
-        self._run = compile_with_weights(self._run_loop, model.variables)
+        self._run = compile_function(self._run_loop, model.variables)
 
     def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, list[int]]]:
         """Yields (index, tokens up to and including EOS) as segments finish, in any order.
@@ -83,7 +82,7 @@ class Search:
             arrays = self._to_arrays(pool, is_last)
             first, fits = np.int32(0), False
             while not fits:
-                state, results, first = self._run(self._weights, state, *arrays, first)
+                state, results, first = self._run(state, *arrays, first)
                 yield from _results_to_tokens(results)
                 longest = int(np.max(_to_numpy(state["position"])))
                 fits = longest < cache_length
@@ -269,25 +268,27 @@ def brevity_penalty(length: Any) -> Any:
     return ((5.0 + length) / 6.0) ** BREVITY_ALPHA
 
 
-def compile_with_weights(function: Callable[..., Any], variables: list[Any]) -> Callable[..., Any]:
-    """Compiles function(state, ...) as compiled(weights, state, ...), its state given up.
+def compile_function(function: Callable[..., Any], variables: list[Any]) -> Callable[..., Any]:
+    """Compiles function(state, ...), which reads the variables; its state is given up.
 
-    Weights are arguments and not constants, so that they are neither copied nor folded.
+    On JAX they are arguments of the compiled function, where they would else become constants of
+    it. TensorFlow reads them in place: as arguments it would copy them at every call.
     """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True)
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
 
     def with_weights(weights: list[Any], *args: Any) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True))):
             return function(*args)
 
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(with_weights, jit_compile=True)
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.jit(with_weights, donate_argnums=1)
-    return with_weights
+    compiled = jax.jit(with_weights, donate_argnums=1)
+    weights = [ops.convert_to_tensor(variable) for variable in variables]
+    return lambda *args: compiled(weights, *args)
 
 
 def _collect_row(state: State, results: State) -> tuple[State, State]:
