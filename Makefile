@@ -63,7 +63,8 @@ $(RUNTIME): requirements.txt
 	@$(INSTALL) -r requirements.txt
 	@touch $@
 
-$(DEVELOPMENT): requirements-dev.txt requirements-train.txt requirements-fonts.txt $(RUNTIME)
+$(DEVELOPMENT): requirements-dev.txt requirements-train.txt requirements-fonts.txt \
+		requirements-serving.txt $(RUNTIME)
 	@echo 'Setting up the development tools in .venv.'
 	@$(INSTALL) -r requirements-dev.txt
 	@$(INSTALL) --no-deps -r requirements-fonts.txt

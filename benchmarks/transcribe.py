@@ -30,7 +30,7 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments)))
         return
-    print(f"machine: {_describe_machine()}")
+    print(f"machine: {describe_machine()}")
     ours, peers = [], []
     for _ in range(arguments.runs):
         ours.append(_run_ours(arguments))
@@ -66,14 +66,14 @@ def _run_ours(arguments: argparse.Namespace) -> dict[str, float]:
         arguments.model,
     ]
     command += ["--audio", arguments.audio, "--threads", str(arguments.threads)]
-    return _run_json([*command, "--batch", str(arguments.batch)])
+    return run_json([*command, "--batch", str(arguments.batch)])
 
 
 def _run_peer(arguments: argparse.Namespace) -> dict[str, float]:
     command = [arguments.peer_python, arguments.peer_script, arguments.audio, "--json"]
     command += ["--weights", arguments.peer_weights, "--batch", str(arguments.batch)]
     command += ["--threads", str(arguments.threads), *arguments.peer_options.split()]
-    found = _run_json(command)
+    found = run_json(command)
     total = found["mel_s"] + found["encode_s"] + found["decode_s"]
     return {
         "front end": found["mel_s"],
@@ -87,7 +87,7 @@ def _run_peer(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def _run_json(command: list[str]) -> dict[str, float]:
+def run_json(command: list[str]) -> dict[str, float]:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
@@ -102,7 +102,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     limit_threads(arguments.threads)
     silence_tensorflow()
     from mt3_keras import Transcriber
-    from mt3_keras.audio import cut_segments, read_blocks
+    from mt3_keras.audio import read_blocks
+    from mt3_keras.segments import cut_segments
 
     transcriber = Transcriber.from_preset(
         arguments.model, exact=True, batch_size=arguments.batch, engine="keras"
@@ -221,7 +222,7 @@ def _row(name: str, mine: float, other: float | None) -> str:
     return f"{name:28}{mine:10.3f}{other:10.3f}{other / mine:10.2f}x"
 
 
-def _describe_machine() -> str:
+def describe_machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -229,7 +230,8 @@ def _describe_machine() -> str:
             line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         ]
         name = models[0].split(":")[1].strip() if models else name
-    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{name}, {os.cpu_count()} cores{load}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

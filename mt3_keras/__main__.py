@@ -9,18 +9,20 @@ import contextlib
 import json
 import os
 import pathlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from absl import flags
 
 from mt3_keras.command_line import (
+    Command,
     UsageError,
+    complain,
     define_model_flags,
     load_transcriber,
+    run,
     silence_tensorflow,
 )
 from mt3_keras.notes import Note
@@ -29,86 +31,9 @@ FORMATS = ("mid", "json", "csv", "jsonl", "png")
 NOTE_COLUMNS = ("onset", "offset", "pitch", "velocity", "program", "is_drum", "instrument")
 
 
-class Command(NamedTuple):
-    """`define` adds the flags, `run` does the work and returns the exit code."""
-
-    usage: str
-    define: Callable[[flags.FlagValues], None]
-    run: Callable[[flags.FlagValues, list[str]], int]
-
-
 def main(argv: Sequence[str]) -> int:
-    """Runs a command; returns the exit code: 0 done, 1 something failed, 2 wrong usage."""
-    commands = _commands()
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        lines = [
-            f"  {name:12} {command.usage.splitlines()[0]}" for name, command in commands.items()
-        ]
-        print("usage: python -m mt3_keras COMMAND [FLAGS] ...\n")
-        print("\n".join(lines))
-        print("\npython -m mt3_keras COMMAND --help lists the flags of a command.")
-        return 0 if argv else 2
-    if argv[0] not in commands:
-        return _fail(f"unknown command {argv[0]!r}: use {', '.join(commands)}", 2)
-    command = commands[argv[0]]
-    values = flags.FlagValues()
-    values.set_gnu_getopt(True)
-    flags.DEFINE_string("flagfile", "", "Reads further flags from this file.", flag_values=values)
-    command.define(values)
-    if any(argument in ("-h", "--help", "-help") for argument in argv[1:]):
-        print(f"usage: python -m mt3_keras {argv[0]} {command.usage}\n")
-        print(_describe_flags(values))
-        return 0
-    try:
-        arguments = values([f"mt3_keras {argv[0]}", *argv[1:]])[1:]
-        return command.run(values, arguments)
-    except (UsageError, flags.Error) as error:
-        return _fail(f"{error}\nSee python -m mt3_keras {argv[0]} --help.", 2)
-    except (ValueError, OSError) as error:  # those of the library are one line that says the cure
-        return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("stopped", 130)
-
-
-def _describe_flags(values: flags.FlagValues) -> str:
-    """One paragraph a flag: its name, default and meaning."""
-    lines = []
-    for name in sorted(set(values) - {"undefok"}):
-        flag = values[name]
-        default = "" if flag.default in (None, "") else f" (default {flag.default_as_str})"
-        switch = f"--[no]{name}" if flag.boolean else f"--{name}"
-        lines += [f"  {switch}", f"      {flag.help}{default}"]
-    return "\n".join(lines)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"mt3_keras: {message}", file=sys.stderr)
-    return code
-
-
-def _commands() -> dict[str, Command]:
-    return {
-        "transcribe": Command(
-            "FILE_OR_FOLDER ...   recordings -> MIDI, JSON, CSV, pictures",
-            _define_transcribe,
-            _run_transcribe,
-        ),
-        "evaluate": Command(
-            "--reference R --estimate E   scores two MIDI files, or two folders of them",
-            _define_evaluate,
-            _run_evaluate,
-        ),
-        "convert": Command(
-            "--t5x_checkpoint DIR --output DIR   writes the official weights as a preset",
-            _define_convert,
-            _run_convert,
-        ),
-        "instruments": Command(
-            "  lists the names that transcribe --instruments knows",
-            lambda values: None,
-            _run_instruments,
-        ),
-    }
+    """Runs a command; returns the exit code (see `mt3_keras.command_line.run`)."""
+    return run("mt3_keras", COMMANDS, argv)
 
 
 # --- transcribe ---
@@ -158,11 +83,15 @@ def _run_transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
         label = f"[{number}/{len(jobs)}] {recording.name}" if len(jobs) > 1 else recording.name
         try:
             _transcribe_one(transcriber, recording, outputs, label, values)
+        except BrokenPipeError:  # nobody reads standard output any more
+            raise
         except (ValueError, OSError) as error:
             num_failed += 1
-            _fail(str(error), 1)
+            complain("mt3_keras", str(error), 1)
     if num_failed:
-        return _fail(f"{num_failed} of {len(jobs)} recordings failed", 1) if len(jobs) > 1 else 1
+        if len(jobs) > 1:
+            complain("mt3_keras", f"{num_failed} of {len(jobs)} recordings failed", 1)
+        return 1
     return 0
 
 
@@ -337,8 +266,6 @@ def _run_evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
     from mt3_keras.metrics import further_scores, mean_scores, transcription_scores
     from mt3_keras.midi import read_midi, replacing
 
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}")
     if not values.reference or not values.estimate:
         raise UsageError("--reference and --estimate are both needed")
     scores = {}
@@ -385,8 +312,6 @@ def _define_convert(values: flags.FlagValues) -> None:
 
 
 def _run_convert(values: flags.FlagValues, arguments: list[str]) -> int:
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}")
     if not values.t5x_checkpoint or not values.output:
         raise UsageError("--t5x_checkpoint and --output are both needed")
     from mt3_keras.loading import convert_t5x
@@ -410,7 +335,34 @@ def _run_instruments(values: flags.FlagValues, arguments: list[str]) -> int:
     return 0
 
 
+COMMANDS = {
+    "transcribe": Command(
+        "FILE_OR_FOLDER ... [FLAGS]",
+        "Recordings -> MIDI, JSON, CSV, pictures.",
+        _define_transcribe,
+        _run_transcribe,
+        takes_arguments=True,
+    ),
+    "evaluate": Command(
+        "--reference R --estimate E",
+        "Scores two MIDI files, or two folders of them.",
+        _define_evaluate,
+        _run_evaluate,
+    ),
+    "convert": Command(
+        "--t5x_checkpoint DIR --output DIR",
+        "Writes the official weights as a preset.",
+        _define_convert,
+        _run_convert,
+    ),
+    "instruments": Command(
+        "",
+        "Lists the names that transcribe --instruments knows.",
+        lambda values: None,
+        _run_instruments,
+    ),
+}
+
+
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us quietly
     sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Audio files and arrays -> 16 kHz mono blocks -> the segments that the network hears.
+"""Audio files -> 16 kHz mono blocks.
 
 A file is read block by block, so that memory stays bounded however long it is. Samples are those
 of `librosa.load(path, sr=16000, mono=True)`, which the original uses: the mean over the channels,
@@ -21,15 +21,16 @@ import stat
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import IO
 
 import numpy as np
 import soundfile
 import soxr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from mt3_keras.config import SAMPLE_RATE_HZ, ModelConfig
+from mt3_keras.config import SAMPLE_RATE_HZ
+from mt3_keras.segments import AudioError, check_finite
 
 AUDIO_SUFFIXES = frozenset(
     f".{name}"
@@ -39,32 +40,12 @@ AUDIO_SUFFIXES = frozenset(
     )
 )
 MAX_VALUES_AT_ONCE = 2**22  # 16 MiB of float32, also at 192 kHz and with many channels
-MAX_ABS_SAMPLE = 2.0**32  # full scale is 1; beyond this float32 spectra overflow
 TOLERATED_LOSS = 0.1  # seconds that a file may fall short of what it states
 
 _Samples = NDArray[np.float32]
 _UNKNOWN_FRAMES = 2**40  # what libsndfile reports, or more, where a header states no length
 _logger = logging.getLogger(__name__)
 _stderr_lock = threading.Lock()
-
-
-class AudioError(ValueError):
-    """Audio that cannot be used; one line that names it and the cure."""
-
-
-class AudioSegment(NamedTuple):
-    """What the network hears at once.
-
-    Attributes:
-      start: seconds from the start of the audio.
-      samples: float32 [input_samples]: the segment, with `lead_samples` before and
-        `overhang_samples` after it for the windows of its first and last frames.
-      num_frames: frames of this segment; below `segment_frames` only in the last one.
-    """
-
-    start: float
-    samples: _Samples
-    num_frames: int
 
 
 def read_blocks(path: str | os.PathLike[str], block_seconds: float = 30.0) -> Iterator[_Samples]:
@@ -112,90 +93,6 @@ def duration(path: str | os.PathLike[str]) -> float | None:
             return sound.frames / sound.samplerate if known else None
     except (AudioError, soundfile.LibsndfileError):
         return None
-
-
-def check_samples(samples: ArrayLike, name: str = "samples") -> _Samples:
-    """A caller's 16 kHz mono samples as float32 [n]; n may be 0.
-
-    Integers are refused, not scaled: whether int32 holds 16, 24 or 32 bits cannot be told.
-
-    Raises:
-      AudioError: not one-dimensional, not floating point, or not finite.
-    """
-    array = np.asarray(samples)
-    if array.ndim != 1:
-        raise AudioError(
-            f"{name} must be one-dimensional, 16 kHz mono: got shape {array.shape};"
-            " average the channels"
-        )
-    if not np.issubdtype(array.dtype, np.floating):
-        raise AudioError(
-            f"{name} must be floating point in [-1, 1]: got {array.dtype};"
-            " divide integers by their full scale, e.g. int16 by 32768"
-        )
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32, copy=False)
-    _check_finite(array, name, 0.0, SAMPLE_RATE_HZ)
-    return array
-
-
-def cut_segments(
-    blocks: Iterable[NDArray[np.floating]], config: ModelConfig, context: str
-) -> Iterator[AudioSegment]:
-    """Cuts 16 kHz mono into the segments of MT3; holds one segment and one block at a time.
-
-    As in the original there are floor(n / hop) + 1 frames in all: the last hop is filled up with
-    zeros, and where nothing is left to fill, a hop of zeros follows.
-
-    Args:
-      blocks: float [n], any lengths; the result does not depend on them.
-      config: sizes of hop, segment, lead and overhang.
-      context: what surrounds a segment: "segment" is zeros (the original computes each segment's
-        spectrogram alone), "full" is the audio around it, zeros beyond its start and end.
-
-    Yields:
-      The segments in order, at least one.
-
-    Raises:
-      ValueError: on iteration: unknown context.
-    """
-    if context not in ("segment", "full"):
-        raise ValueError(f"context must be 'segment' or 'full': got {context!r}")
-    hop_samples, length = config.spectrogram.hop_samples, config.segment_samples
-    lead, segment_frames = config.spectrogram.lead_samples, config.network.segment_frames
-    reach = lead + length if context == "segment" else config.input_samples
-    for index, (window, num_left) in enumerate(_slide_window(blocks, config, reach)):
-        if context == "segment":
-            window[:lead] = 0  # what follows has not been filled in
-        start = index * segment_frames / config.spectrogram.frames_per_second
-        yield AudioSegment(start, window, min(segment_frames, num_left // hop_samples + 1))
-
-
-def _slide_window(
-    blocks: Iterable[NDArray[np.floating]], config: ModelConfig, reach: int
-) -> Iterator[tuple[_Samples, int]]:
-    """Windows [input_samples] every `segment_samples`, given once `reach` samples are there.
-
-    Zeros lie before the start and beyond the end. Each window comes with the number of samples
-    known to be left after its lead, exact in the last ones. A last window, of
-    lead and zeros alone, follows where it would be 0.
-    """
-    step, lead = config.segment_samples, config.spectrogram.lead_samples
-    window, num_filled = np.zeros(config.input_samples, np.float32), lead
-    for block in blocks:
-        while block.size:
-            taken = block[: reach - num_filled]
-            window[num_filled : num_filled + taken.size] = taken
-            block = block[taken.size :]
-            num_filled += taken.size
-            if num_filled == reach:
-                yield window.copy(), num_filled - lead
-                window = np.concatenate([window[step:], np.zeros(step, np.float32)])
-                num_filled -= step
-    while num_filled >= lead:
-        yield window.copy(), num_filled - lead
-        window = np.concatenate([window[step:], np.zeros(step, np.float32)])
-        num_filled -= step
 
 
 def find_audio(paths: Sequence[str | os.PathLike[str]]) -> list[pathlib.Path]:
@@ -343,21 +240,11 @@ def _read_mono(sound: _Stream, path: pathlib.Path, block_seconds: float) -> Iter
             break
         with np.errstate(invalid="ignore", over="ignore"):
             mono = block.mean(axis=1)
-        _check_finite(mono, f"{path}: samples", num_read / rate, rate)
+        check_finite(mono, f"{path}: samples", num_read / rate, rate)
         num_read += mono.size
         yield mono
     if sound.frames < _UNKNOWN_FRAMES:
         _check_length(num_read / rate, sound.frames / rate, path)
-
-
-def _check_finite(samples: _Samples, name: str, start: float, rate_hz: float) -> None:
-    if not np.abs(samples).max(initial=0) <= MAX_ABS_SAMPLE:  # NaN fails every comparison
-        with np.errstate(invalid="ignore"):
-            first = int(np.argmin(np.abs(samples) <= MAX_ABS_SAMPLE))
-        raise AudioError(
-            f"{name} must be finite and nominally in [-1, 1]:"
-            f" got {samples[first]} at {start + first / rate_hz:.3f} s; repair or export it again"
-        )
 
 
 def _check_length(held: float, stated: float, path: pathlib.Path) -> None:

@@ -1,10 +1,12 @@
-"""What the commands share: flags for a model and its decoding, and loading it from them."""
+"""What the commands share: how they start and end, and loading a model from flags."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -14,6 +16,108 @@ if TYPE_CHECKING:
 
 class UsageError(ValueError):
     """A command line that cannot be followed."""
+
+
+class Command(NamedTuple):
+    """What a command line does.
+
+    Attributes:
+      usage: what follows the command's name, such as "FILE ... [FLAGS]".
+      text: what it does; the first line stands in the list of commands.
+      define: adds the flags.
+      work: does it, given the flags and arguments; returns the exit code, None as 0.
+      takes_arguments: whether there may be arguments that are no flags.
+    """
+
+    usage: str
+    text: str
+    define: Callable[[flags.FlagValues], None]
+    work: Callable[[flags.FlagValues, list[str]], int | None]
+    takes_arguments: bool = False
+
+
+def run(program: str, command: Command | Mapping[str, Command], argv: Sequence[str]) -> int:
+    """Runs `python -m program`: help, flags, and errors as one line on standard error.
+
+    Args:
+      program: as Python's -m takes it, such as "train.main".
+      command: what to run; several by name if the first argument names one of them.
+      argv: arguments without the program's name.
+
+    Returns:
+      The exit code: 0 done, 1 something failed (ValueError, OSError), 2 wrong usage (UsageError),
+      130 stopped by Ctrl-C.
+    """
+    try:
+        if isinstance(command, Mapping):
+            code = _run_named(program, command, argv)
+        else:
+            code = _work(program, command, argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as by `| head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (UsageError, flags.Error) as error:
+        return complain(program, f"{error}\nSee python -m {program} --help.", 2)
+    except (ValueError, OSError) as error:  # those of the library say the cure
+        return complain(program, _to_line(error), 1)
+    except KeyboardInterrupt as stopped:
+        return complain(program, str(stopped) or "stopped", 130)
+
+
+def _run_named(program: str, commands: Mapping[str, Command], argv: Sequence[str]) -> int:
+    if not argv or _asks_for_help(argv[:1]) or argv[0] == "help":
+        print(f"usage: python -m {program} COMMAND [FLAGS] ...\n")
+        for name, command in commands.items():
+            print(f"  {name:12} {command.text.strip().splitlines()[0]}")
+        print(f"\npython -m {program} COMMAND --help lists the flags of a command.")
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        return complain(program, f"unknown command {argv[0]!r}: use {', '.join(commands)}", 2)
+    return run(f"{program} {argv[0]}", commands[argv[0]], argv[1:])
+
+
+def _work(program: str, command: Command, argv: Sequence[str]) -> int:
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    flags.DEFINE_string("flagfile", "", "Reads further flags from this file.", flag_values=values)
+    command.define(values)
+    if _asks_for_help(argv):
+        print(f"usage: python -m {program} {command.usage}\n\n{command.text.strip()}\n")
+        print(_describe_flags(values))
+        return 0
+    arguments = values([program, *argv])[1:]
+    if arguments and not command.takes_arguments:
+        raise UsageError(f"unexpected argument {arguments[0]!r}")
+    return command.work(values, arguments) or 0
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    return any(argument in ("-h", "--help", "-help") for argument in argv)
+
+
+def _describe_flags(values: flags.FlagValues) -> str:
+    """One paragraph a flag: its name, default and meaning."""
+    lines = []
+    for name in sorted(set(values) - {"undefok"}):
+        flag = values[name]
+        default = "" if flag.default in (None, "", []) else f" (default {flag.default_as_str})"
+        switch = f"--[no]{name}" if flag.boolean else f"--{name}"
+        lines += [f"  {switch}", f"      {flag.help}{default}"]
+    return "\n".join(lines)
+
+
+def _to_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def complain(program: str, message: str, code: int) -> int:
+    """Says on standard error what is wrong; returns `code`."""
+    print(f"{program.split()[0]}: {message}", file=sys.stderr)
+    return code
 
 
 def define_model_flags(values: flags.FlagValues) -> None:
@@ -55,19 +159,19 @@ def define_model_flags(values: flags.FlagValues) -> None:
         "Greedy, or the original's beam search of one beam with brevity 0.6.",
     )
     choice("engine", "auto", ["auto", "keras", "litert"], "What runs the network.")
-    count("batch_size", 16, "Segments decoded side by side.")
+    count("batch_size", None, "Segments decoded side by side; by default what the engine likes.")
     count("max_tokens", None, "Longest token sequence of a segment; by default the model's own.")
     count("threads", None, "Processor cores to use; by default all.")
 
 
 def load_transcriber(values: flags.FlagValues) -> Transcriber:
-    """Loads the model that the flags name. Keras is loaded here, not before.
+    """Loads the model that the flags name, and Keras if it is to run it.
 
     Raises:
       UsageError: flags contradict each other.
       ValueError: the model cannot be found or read.
     """
-    from mt3_keras.loading import shipped_names
+    from mt3_keras.catalog import pick_engine, shipped_names
 
     if values.model is None and "small" not in shipped_names():
         raise UsageError(
@@ -76,7 +180,10 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
         )
     options = _decoding_options(values)
     limit_threads(values.threads)
-    silence_tensorflow()
+    needs_keras = bool(values.exact or values.log_floor or values.search != "greedy")
+    engine = pick_engine(values.model or "small", values.engine, needs_keras=needs_keras)
+    if engine == "keras":
+        silence_tensorflow()
     if values.instruments or values.constrained or not values.stop_runaways:
         from mt3_keras.grammar import Rules
         from mt3_keras.midi import parse_instruments
@@ -92,7 +199,8 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
         )
     from mt3_keras.transcriber import Transcriber
 
-    return Transcriber.from_preset(values.model or "small", **options)
+    with _stderr_to_nowhere():  # LiteRT says there what it works with
+        return Transcriber.from_preset(values.model or "small", **options | {"engine": engine})
 
 
 def _decoding_options(values: flags.FlagValues) -> dict[str, Any]:
@@ -126,12 +234,19 @@ def silence_tensorflow() -> None:
     TensorFlow writes some of it before any of its log settings hold.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _stderr_to_nowhere():
+        import keras  # noqa: F401
+
+
+@contextlib.contextmanager
+def _stderr_to_nowhere() -> Iterator[None]:
+    """Drops what libraries write to standard error past Python."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:  # noqa: PTH123
             os.dup2(nowhere.fileno(), 2)
-        import keras  # noqa: F401
+        yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)

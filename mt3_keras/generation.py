@@ -17,11 +17,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from mt3_keras.audio import AudioSegment
 from mt3_keras.codec import EOS
 from mt3_keras.grammar import Grammar, Rules
 from mt3_keras.layers import MASKED
 from mt3_keras.model import MT3Backbone
+from mt3_keras.segments import AudioSegment
 
 State = dict[str, Any]
 
@@ -64,7 +64,7 @@ class Search:
         self.method = method
         self.batch_size = batch_size
         self.max_tokens = max_tokens or limit
-        self._grammar = Grammar(model.model_config, self.rules)
+        self._grammar = Grammar(model.model_config, self.rules, ops)
         self._run = compile_function(self._run_loop, model.variables)
 
     def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, list[int]]]:

@@ -1,6 +1,7 @@
 """What the tokens so far imply, and which tokens may follow.
 
-Runs inside the compiled search, on a batch of sequences at once; all state is fixed in shape.
+Runs on a batch of sequences at once, all state fixed in shape: inside a compiled search with
+`keras.ops`, beside LiteRT with numpy alone.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from mt3_keras.codec import EOS, NUM_SPECIAL, Codec
 from mt3_keras.config import ModelConfig
@@ -20,6 +20,8 @@ OTHER, SHIFT, PITCH, VELOCITY, TIE, PROGRAM, DRUM = range(7)
 KINDS = {"shift": SHIFT, "pitch": PITCH, "velocity": VELOCITY, "tie": TIE, "program": PROGRAM}
 KINDS["drum"] = DRUM
 TIE_SECTION, BODY = 0, 1
+# What a network may be told of the tokens so far.
+STATE = ("time", "program", "velocity", "section")
 NUM_VALUES = 128  # of a program or a velocity, at most
 
 # More tokens than any chord needs between two shifts: beyond, a sequence is only repeating itself.
@@ -57,9 +59,14 @@ class Grammar:
     The state of B sequences is a dict of int32 and bool tensors: "time" (steps since the start of
     the segment), "program" and "velocity" (-1 before the first), "section" (`TIE_SECTION` or
     `BODY`), "last" (kind of the last token) and what only some rules need.
+
+    Args:
+      config, rules: of the sequences.
+      xp: the module that computes, `keras.ops` or `numpy`.
     """
 
-    def __init__(self, config: ModelConfig, rules: Rules) -> None:
+    def __init__(self, config: ModelConfig, rules: Rules, xp: Any) -> None:
+        self._xp = xp
         self.codec = Codec(config.vocabulary.num_velocity_bins)
         self.rules = rules
         self._has_ties = config.vocabulary.ties
@@ -81,7 +88,7 @@ class Grammar:
         """The state before the first token."""
 
         def full(value: int) -> Any:
-            return ops.full((batch_size,), value, "int32")
+            return self._xp.full((batch_size,), value, "int32")
 
         state = {
             "time": full(0),
@@ -95,30 +102,30 @@ class Grammar:
         if self.rules.constrained:
             state |= {
                 "tied_pitch": full(-1),
-                "sounding": ops.zeros((batch_size, 128, 128), "bool"),  # program, pitch
-                "struck": ops.zeros((batch_size, 128, 128), "bool"),  # at the current time
-                "struck_drums": ops.zeros((batch_size, 128), "bool"),
+                "sounding": self._xp.zeros((batch_size, 128, 128), "bool"),  # program, pitch
+                "struck": self._xp.zeros((batch_size, 128, 128), "bool"),  # at the current time
+                "struck_drums": self._xp.zeros((batch_size, 128), "bool"),
             }
         return state
 
     def advance(self, state: State, tokens: Any) -> State:
         """The state after one more token for each sequence, int32 [B]."""
-        kind = ops.take(self._kinds, tokens)
-        value = ops.take(self._values, tokens)
+        kind = self._xp.take(self._kinds, tokens)
+        value = self._xp.take(self._values, tokens)
         is_shift = kind == SHIFT
-        before = ops.where(state["last"] == SHIFT, state["time"], 0)  # shifts in a row add up
+        before = self._xp.where(state["last"] == SHIFT, state["time"], 0)  # shifts in a row add up
         new = {
             **state,
-            "time": ops.where(is_shift, before + value, state["time"]),
-            "program": ops.where(kind == PROGRAM, value, state["program"]),
-            "velocity": ops.where(kind == VELOCITY, value, state["velocity"]),
-            "section": ops.where(kind == TIE, BODY, state["section"]),
+            "time": self._xp.where(is_shift, before + value, state["time"]),
+            "program": self._xp.where(kind == PROGRAM, value, state["program"]),
+            "velocity": self._xp.where(kind == VELOCITY, value, state["velocity"]),
+            "section": self._xp.where(kind == TIE, BODY, state["section"]),
             "last": kind,
         }
         if self.rules.stop_runaways:
             gets_ahead = new["time"] > state["furthest"]
-            new["furthest"] = ops.maximum(new["time"], state["furthest"])
-            new["without_progress"] = ops.where(gets_ahead, 0, state["without_progress"] + 1)
+            new["furthest"] = self._xp.maximum(new["time"], state["furthest"])
+            new["without_progress"] = self._xp.where(gets_ahead, 0, state["without_progress"] + 1)
         if self.rules.constrained:
             new |= self._advance_sounding(state, kind, value)
         return new
@@ -128,32 +135,36 @@ class Grammar:
 
         "time", "program", "velocity" and "section" only.
         """
-        kind = ops.take(self._kinds, tokens_BL)
-        value = ops.take(self._values, tokens_BL)
+        kind = self._xp.take(self._kinds, tokens_BL)
+        value = self._xp.take(self._values, tokens_BL)
         is_shift = kind == SHIFT
-        shifted = ops.cumsum(ops.where(is_shift, value, 0), axis=1)
-        begins = is_shift & ~ops.pad(is_shift, [(0, 0), (1, 0)])[:, :-1]
+        shifted = self._xp.cumsum(self._xp.where(is_shift, value, 0), axis=1)
+        begins = is_shift & ~self._xp.pad(is_shift, [(0, 0), (1, 0)])[:, :-1]
         # Of each kind the last one so far: sums only grow; a value goes with its place, and a
         # maximum over places finds the latest.
-        place = (ops.arange(ops.shape(tokens_BL)[1]) + 1) * NUM_VALUES
-        last = ops.stack(
+        place = (self._xp.arange(self._xp.shape(tokens_BL)[1]) + 1) * NUM_VALUES
+        last = self._xp.stack(
             [
-                ops.where(begins, shifted - value, 0),
-                ops.where(kind == PROGRAM, place + value, 0),
-                ops.where(kind == VELOCITY, place + value, 0),
+                self._xp.where(begins, shifted - value, 0),
+                self._xp.where(kind == PROGRAM, place + value, 0),
+                self._xp.where(kind == VELOCITY, place + value, 0),
             ]
         )
         reach = 1
         while reach < self._max_tokens:
-            earlier = ops.pad(last, [(0, 0), (0, 0), (reach, 0)])[:, :, : ops.shape(last)[2]]
-            last, reach = ops.maximum(last, earlier), 2 * reach
-        before, program, velocity = ops.unstack(last, 3)
+            earlier = self._xp.pad(last, [(0, 0), (0, 0), (reach, 0)])[
+                :, :, : self._xp.shape(last)[2]
+            ]
+            last, reach = self._xp.maximum(last, earlier), 2 * reach
+        before, program, velocity = self._xp.unstack(last, 3)
         start = self.start(1)
         return {
             "time": shifted - before,
-            "program": ops.where(program > 0, program % NUM_VALUES, start["program"]),
-            "velocity": ops.where(velocity > 0, velocity % NUM_VALUES, start["velocity"]),
-            "section": ops.where(ops.cumsum(kind == TIE, axis=1) > 0, BODY, start["section"]),
+            "program": self._xp.where(program > 0, program % NUM_VALUES, start["program"]),
+            "velocity": self._xp.where(velocity > 0, velocity % NUM_VALUES, start["velocity"]),
+            "section": self._xp.where(
+                self._xp.cumsum(kind == TIE, axis=1) > 0, BODY, start["section"]
+            ),
         }
 
     def _advance_sounding(self, state: State, kind: Any, value: Any) -> State:
@@ -165,10 +176,12 @@ class Grammar:
         is_on = (state["velocity"] > 0)[:, None, None] | in_ties
         resets = (kind == SHIFT)[:, None]
         is_drum = (kind == DRUM)[:, None]
-        tied = ops.where((kind == PITCH) & (state["section"] == TIE_SECTION), value, -1)
+        tied = self._xp.where((kind == PITCH) & (state["section"] == TIE_SECTION), value, -1)
         return {
-            "tied_pitch": ops.where(kind == PROGRAM, -1, ops.maximum(tied, state["tied_pitch"])),
-            "sounding": ops.where(note, is_on, state["sounding"]),
+            "tied_pitch": self._xp.where(
+                kind == PROGRAM, -1, self._xp.maximum(tied, state["tied_pitch"])
+            ),
+            "sounding": self._xp.where(note, is_on, state["sounding"]),
             "struck": (state["struck"] | (note & is_on & ~in_ties)) & ~resets[:, :, None],
             "struck_drums": (state["struck_drums"] | (value_B128 & is_drum)) & ~resets,
         }
@@ -180,30 +193,26 @@ class Grammar:
 
     def legal_tokens(self, state: State) -> Any:
         """Bool [B, V]: which tokens the rules allow next."""
-        size = {name: last - first + 1 for name, (first, last) in self._ranges().items()}
-
-        def some(condition_B: Any, count: int) -> Any:
-            return ops.broadcast_to(condition_B[:, None], (condition_B.shape[0], count))
-
-        always = ops.ones_like(state["time"], dtype="bool")
         program = state["program"]
-        known = (program >= 0) & (ops.take(self._program_allowed, ops.maximum(program, 0)))
-        if self.rules.programs is None:
-            known = always
-        parts = {name: some(always, count) for name, count in size.items()}
-        parts["pitch"] &= known[:, None]
-        parts["program"] &= ops.convert_to_tensor(self._program_allowed)[None]
-        if not self.rules.drums:
-            parts["drum"] &= ops.zeros_like(parts["drum"])
-        ends = always
+        ends = known = self._xp.ones_like(program, dtype="bool")
+        if self.rules.programs is not None:
+            index = self._xp.maximum(program, 0)
+            known = (program >= 0) & self._xp.take(self._program_allowed, index)
+        parts = {name: known[:, None] if name == "pitch" else ends[:, None] for name in KINDS}
+        parts["program"] = parts["program"] & self._program_allowed
+        parts["drum"] = parts["drum"] & self.rules.drums
         if self.rules.constrained:
             ends, legal = self._legal_in_context(state)
             parts = {name: part & legal[name] for name, part in parts.items()}
-        special = ops.concatenate([some(ends, NUM_SPECIAL)], axis=1)
-        special &= ops.convert_to_tensor(np.arange(NUM_SPECIAL) == EOS)[None]
-        used = NUM_SPECIAL + self.codec.num_events
-        rest = ops.zeros((program.shape[0], self._num_rows - used), "bool")
-        return ops.concatenate([special, *(parts[name] for name in KINDS), rest], axis=1)
+
+        def spread(legal_BN: Any, count: int) -> Any:
+            return self._xp.broadcast_to(legal_BN, (self._xp.shape(program)[0], count))
+
+        special = ends[:, None] & (np.arange(NUM_SPECIAL) == EOS)
+        rest = spread(ends[:, None] & False, self._num_rows - NUM_SPECIAL - self.codec.num_events)
+        spans = {name: last - first + 1 for name, (first, last) in self._ranges().items()}
+        kinds = [spread(parts[name], spans[name]) for name in KINDS]
+        return self._xp.concatenate([special, *kinds, rest], axis=1)
 
     def _ranges(self) -> dict[str, tuple[int, int]]:
         return {name: self.codec.token_range(name) for name in KINDS}
@@ -217,10 +226,10 @@ class Grammar:
         starts_note = complete | is_last[SHIFT]
         has_program = program >= 0
 
-        index = ops.maximum(program, 0)[:, None, None]
-        sounding_B128 = ops.take_along_axis(state["sounding"], index, axis=1)[:, 0]
-        struck_B128 = ops.take_along_axis(state["struck"], index, axis=1)[:, 0]
-        can_release = ops.any(sounding_B128, axis=1) & has_program
+        index = self._xp.maximum(program, 0)[:, None, None]
+        sounding_B128 = self._xp.take_along_axis(state["sounding"], index, axis=1)[:, 0]
+        struck_B128 = self._xp.take_along_axis(state["struck"], index, axis=1)[:, 0]
+        can_release = self._xp.any(sounding_B128, axis=1) & has_program
         values = np.arange(128)
         is_on, is_off = velocity > 0, velocity == 0
         pitch = (is_on[:, None] & ~struck_B128) | (is_off[:, None] & sounding_B128)

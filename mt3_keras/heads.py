@@ -92,8 +92,12 @@ class Heads(keras.layers.Layer):
             found = ops.cast(ops.sigmoid(logits_BFN), self.compute_dtype)
             found = ops.reshape(found, (-1, self.network.num_positions, self.rolls.units))
             encoded = encoded + self.feedback(found)
-        ends = np.cumsum(list(HEADS.values()))
-        return encoded, dict(zip(HEADS, ops.split(logits_BFN, ends[:-1], axis=-1), strict=True))
+        ends = np.cumsum(list(HEADS.values())).tolist()
+        starts = [0, *ends[:-1]]
+        return encoded, {
+            head: logits_BFN[..., start:end]
+            for head, start, end in zip(HEADS, starts, ends, strict=True)
+        }
 
 
 class Pointer(keras.layers.Layer):
@@ -152,13 +156,13 @@ class Pointer(keras.layers.Layer):
         place = ops.take(self._frames, ops.minimum(time, len(self._frames) - 1))
         place_BLF = ops.one_hot(place, self.num_frames, dtype="float32")
         at_time = ops.matmul(place_BLF, tables["pointer_rolls"])
-        onset, offset, drum = ops.split(at_time, 3, axis=-1)
-        gain = ops.split(gains_BL7, [1, 2, 3, 4], axis=-1)
+        onset, offset, drum = [at_time[..., i * 128 : (i + 1) * 128] for i in range(3)]
+        gain = [gains_BL7[..., i : i + 1] for i in range(4)]
         is_on = (state["velocity"] > 0)[..., None]
         pitch = ops.where(is_on, gain[0] * onset, gain[1] * offset)
         is_tie = (state["section"] == TIE_SECTION)[..., None]
         pitch = ops.where(is_tie, gain[2] * tables["pointer_ties"][:, None], pitch)
-        shift = ops.matmul(gain[4], tables["pointer_shifts"])
+        shift = ops.matmul(gains_BL7[..., 4:], tables["pointer_shifts"])
         goes_back = np.arange(shift.shape[-1]) <= time[..., None]
         shift = ops.where(goes_back, BACKWARDS, shift)
         return self._to_tokens({"shift": shift, "pitch": pitch, "drum": gain[3] * drum})

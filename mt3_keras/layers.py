@@ -18,14 +18,18 @@ from mt3_keras.config import ModelConfig, NetworkConfig
 MASKED = -1e10  # added to scores of positions that must not be seen, as in the original
 
 
-def sinusoid_positions(num_positions: int, width: int) -> NDArray[np.float32]:
-    """Fixed position table [num_positions, width]: sines, then cosines.
+def sinusoid_frequencies(width: int) -> NDArray[np.float64]:
+    """Radians per position [width / 2], from 1 to exactly 1/10000.
 
-    The frequencies run from 1 to exactly 1/10000: the exponent is i / (width / 2 - 1).
+    The exponent is i / (width / 2 - 1).
     """
     half = width // 2
-    frequencies = np.exp(np.arange(half) * (-math.log(10_000.0) / max(half - 1, 1)))
-    angles = np.arange(num_positions)[:, None] * frequencies
+    return np.exp(np.arange(half) * (-math.log(10_000.0) / max(half - 1, 1)))
+
+
+def sinusoid_positions(num_positions: int, width: int) -> NDArray[np.float32]:
+    """Fixed position table [num_positions, width]: sines, then cosines."""
+    angles = np.arange(num_positions)[:, None] * sinusoid_frequencies(width)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
@@ -56,8 +60,16 @@ def broadcast_dropout(rate: float, dtype: Any) -> Any:
 class Attention(keras.layers.Layer):
     """Multi-head attention with the projections apart, so that keys and values can be kept.
 
-    `call` is training's whole-sequence form. Decoding uses `heads` and `attend_cached`.
+    `call` is training's whole-sequence form. Decoding uses `keys_and_values`, `attend_memory` and
+    `attend_cache`.
+
+    Attributes:
+      positions_last: decode with keys and values [B, H, K, T] instead of [B, H, T, K], by products
+        and sums instead of matrix products. For LiteRT on processors, whose matrix products copy
+        the keys at every call.
     """
+
+    positions_last = False
 
     def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -86,12 +98,27 @@ class Attention(keras.layers.Layer):
         return ops.transpose(split, (0, 2, 1, 3))
 
     def keys_and_values(self, memory_BTD: Any) -> tuple[Any, Any]:
-        """Keys and values [B, H, T, K] of a sequence."""
-        return self.heads(self.key(memory_BTD)), self.heads(self.value(memory_BTD))
+        """Keys and values [B, H, T, K] of a sequence, to be kept for decoding."""
+        keys, values = self.heads(self.key(memory_BTD)), self.heads(self.value(memory_BTD))
+        if self.positions_last:
+            return ops.transpose(keys, (0, 1, 3, 2)), ops.transpose(values, (0, 1, 3, 2))
+        return keys, values
+
+    def _scores(self, query_BHK: Any, keys: Any) -> Any:
+        """One query, kept keys -> scores [B, H, T]."""
+        if self.positions_last:
+            return ops.sum(query_BHK[..., None] * keys, axis=2)
+        return ops.einsum("bhk,bhtk->bht", query_BHK, keys)
+
+    def _mix(self, weights_BHT: Any, values: Any) -> Any:
+        """The weighted mean of kept values [B, H, K]."""
+        if self.positions_last:
+            return ops.sum(weights_BHT[:, :, None] * values, axis=3)
+        return ops.einsum("bht,bhtk->bhk", weights_BHT, values)
 
     def call(self, query: Any, memory: Any = None, bias: Any = None, training: Any = None) -> Any:
         memory = query if memory is None else memory
-        keys_BHTK, values_BHTK = self.keys_and_values(memory)
+        keys_BHTK, values_BHTK = self.heads(self.key(memory)), self.heads(self.value(memory))
         scores_BHLT = ops.einsum("bhlk,bhtk->bhlt", self.heads(self.query(query)), keys_BHTK)
         if bias is not None:
             scores_BHLT += ops.cast(bias, scores_BHLT.dtype)
@@ -104,25 +131,23 @@ class Attention(keras.layers.Layer):
         joined = ops.transpose(attended_BHLK, (0, 2, 1, 3))
         return self.out(ops.reshape(joined, (-1, length, self.num_heads * self.head_width)))
 
-    def attend_memory(
-        self, query_BD: Any, keys_BHTK: Any, values_BHTK: Any, bias_BHT: Any = None
-    ) -> Any:
+    def attend_memory(self, query_BD: Any, keys: Any, values: Any, bias_BHT: Any = None) -> Any:
         """One position attends over kept keys and values: [B, D] -> [B, D]."""
         query_BHK = ops.reshape(self.query(query_BD), (-1, self.num_heads, self.head_width))
-        scores_BHT = ops.einsum("bhk,bhtk->bht", query_BHK, keys_BHTK)
+        scores_BHT = self._scores(query_BHK, keys)
         if bias_BHT is not None:
             scores_BHT += bias_BHT
-        attended = ops.einsum("bht,bhtk->bhk", ops.softmax(scores_BHT), values_BHTK)
+        attended = self._mix(ops.softmax(scores_BHT), values)
         return self.out(ops.reshape(attended, (-1, self.num_heads * self.head_width)))
 
     def attend_cache(
-        self, query_BD: Any, keys_BHCK: Any, values_BHCK: Any, bias_BC: Any
+        self, query_BD: Any, keys: Any, values: Any, bias_BC: Any
     ) -> tuple[Any, Any, Any]:
         """One position attends over cached positions and itself.
 
         Args:
           query_BD: the position's input.
-          keys_BHCK, values_BHCK: cached rows; those to be ignored have a bias of `MASKED`.
+          keys, values: of cached positions; those to be ignored have a bias of `MASKED`.
 
         Returns:
           The output [B, D] and the position's own key and value rows [B, H, K], which the caller
@@ -132,10 +157,10 @@ class Attention(keras.layers.Layer):
         query_BHK = ops.reshape(self.query(query_BD), shape)
         key_BHK = ops.reshape(self.key(query_BD), shape)
         value_BHK = ops.reshape(self.value(query_BD), shape)
-        scores_BHC = ops.einsum("bhk,bhck->bhc", query_BHK, keys_BHCK) + bias_BC[:, None, :]
+        scores_BHC = self._scores(query_BHK, keys) + bias_BC[:, None, :]
         own_BH1 = ops.sum(query_BHK * key_BHK, axis=-1, keepdims=True)
         weights = ops.softmax(ops.concatenate([scores_BHC, own_BH1], axis=-1))
-        attended = ops.einsum("bhc,bhck->bhk", weights[..., :-1], values_BHCK)
+        attended = self._mix(weights[..., :-1], values)
         attended += weights[..., -1:] * value_BHK
         output = self.out(ops.reshape(attended, (-1, self.num_heads * self.head_width)))
         return output, key_BHK, value_BHK

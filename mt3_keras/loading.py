@@ -1,49 +1,16 @@
-"""Models by name or folder: those shipped here, KerasHub presets, T5X checkpoints."""
+"""Models on Keras: from a KerasHub preset or a T5X checkpoint, and into a preset."""
 
 from __future__ import annotations
 
 import pathlib
 from typing import TYPE_CHECKING
 
+from mt3_keras.catalog import ModelError, find_preset, is_preset
 from mt3_keras.checkpoints import assign_leaves, load_t5x
 from mt3_keras.config import ModelConfig
 
 if TYPE_CHECKING:
     from mt3_keras.model import MT3Backbone
-
-FOLDER = pathlib.Path(__file__).parent / "presets"
-
-
-class ModelError(ValueError):
-    """A model that cannot be found or read; one line that names it and the cure."""
-
-
-def shipped_names() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
-
-
-def find_preset(name: str | pathlib.Path) -> pathlib.Path:
-    """The folder of a model: a shipped name, a preset folder or a T5X checkpoint folder.
-
-    Raises:
-      ModelError: there is no such model.
-    """
-    shipped = FOLDER / str(name)
-    if str(name) in shipped_names():
-        return shipped
-    folder = pathlib.Path(name)
-    names = f"shipped are: {', '.join(shipped_names())}" if shipped_names() else "none is shipped"
-    if not folder.exists():
-        raise ModelError(f"{name}: no such model; {names}; or give a preset or T5X folder")
-    if not folder.is_dir():
-        raise ModelError(f"{name}: a model is a folder; {names}; or give a preset or T5X folder")
-    return folder
-
-
-def is_preset(folder: pathlib.Path) -> bool:
-    """Whether a folder is a KerasHub preset, as opposed to a T5X checkpoint."""
-    return (folder / "config.json").exists()
 
 
 def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> MT3Backbone:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import keras_hub
+import numpy as np
 from keras import ops
 
 from mt3_keras.config import ModelConfig, NetworkConfig, SpectrogramConfig, VocabularyConfig
-from mt3_keras.grammar import Grammar, Rules
+from mt3_keras.grammar import STATE, Grammar, Rules
 from mt3_keras.heads import Heads, Pointer, Rolls, step_to_index
 from mt3_keras.layers import (
     MASKED,
@@ -21,6 +24,7 @@ from mt3_keras.layers import (
     broadcast_dropout,
     dense,
     rms_norm,
+    sinusoid_frequencies,
     sinusoid_positions,
 )
 from mt3_keras.spectrogram import Harmonics, LogMel
@@ -28,8 +32,6 @@ from mt3_keras.spectrogram import Harmonics, LogMel
 Memory = dict[str, Any]  # what the decoder needs of a segment: name -> tensor [B, ...]
 Cache = dict[str, Any]  # keys and values of past positions: name -> tensor [B, H, C, K]
 State = dict[str, Any]  # what the tokens so far imply (see `Grammar`): name -> int32 [B]
-
-STATE = ("time", "program", "velocity", "section")
 
 
 class Encoder(keras.layers.Layer):
@@ -86,12 +88,13 @@ class Decoder(keras.layers.Layer):
         self.logits = dense(network.vocabulary_rows, "logits", "float32", truncated=True)
         self.dropout = broadcast_dropout(network.dropout, policy)
         self._positions = sinusoid_positions(network.max_tokens, network.width)
+        self._for_edge = False
         self.state_inputs = self.pointer = None
         if network.state_inputs:
             self.state_inputs = StateInputs(config, dtype=policy, name="state_inputs")
         if network.pointer:
             self.pointer = Pointer(config, name="pointer")
-        self._grammar = Grammar(config, Rules())
+        self._grammar = Grammar(config, Rules(), ops)
         self._places = step_to_index(
             config, network.num_positions / config.segment_seconds, network.num_positions
         )
@@ -110,7 +113,7 @@ class Decoder(keras.layers.Layer):
 
     def call(self, tokens: Any, encoded: Any, rolls: Any = None, training: Any = None) -> Any:
         positions_L = ops.arange(ops.shape(tokens)[1])
-        state = self._grammar.follow(tokens) if self._uses_state else None
+        state = self._grammar.follow(tokens) if self.uses_state else None
         x_BLD, place_BLT = self._embed(tokens, positions_L, state, encoded)
         x_BLD = self.dropout(x_BLD, training=training)
         bias_LL = ops.where(positions_L[None, :] > positions_L[:, None], MASKED, 0.0)
@@ -128,13 +131,12 @@ class Decoder(keras.layers.Layer):
         return keras.KerasTensor((*tokens.shape, self.network.vocabulary_rows), dtype="float32")
 
     @property
-    def _uses_state(self) -> bool:
+    def uses_state(self) -> bool:
         return self.network.state_inputs or self.network.time_bias or self.network.pointer
 
     def _embed(self, tokens: Any, positions: Any, state: Any, encoded_BTD: Any) -> tuple[Any, Any]:
         """Tokens [B, L] -> the first layer's input, and where in `encoded` each is, one-hot."""
-        x = self.embedding(tokens)
-        x = x + ops.cast(ops.take(self._positions, positions, axis=0), x.dtype)
+        x = self._embed_tokens(tokens, positions)
         if self.state_inputs:
             x = x + self.state_inputs(state)
         if not self.network.time_bias:
@@ -142,6 +144,39 @@ class Decoder(keras.layers.Layer):
         place = ops.take(self._places, ops.minimum(state["time"], len(self._places) - 1))
         place_BLT = ops.one_hot(place, self.network.num_positions, dtype=x.dtype)
         return x + ops.matmul(place_BLT, encoded_BTD), place_BLT
+
+    def _embed_tokens(self, tokens: Any, positions: Any) -> Any:
+        if self._for_edge:
+            one_hot = ops.one_hot(tokens, self.network.vocabulary_rows, dtype=self.compute_dtype)
+            frequencies = sinusoid_frequencies(self.network.width).astype(np.float32)
+            angles = ops.cast(positions, "float32")[..., None] * frequencies
+            sinusoids = ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
+            return ops.matmul(one_hot, self.embedding.embeddings) + sinusoids
+        x = self.embedding(tokens)
+        return x + ops.cast(ops.take(self._positions, positions, axis=0), x.dtype)
+
+    @contextlib.contextmanager
+    def for_edge(self) -> Iterator[None]:
+        """Within it, decoding takes the form that is small and fast on LiteRT.
+
+        Tables whose rows are taken would stay in float32 there, so that the embedding is a
+        product, which is quantised, and positions are computed. Attention: see its
+        `positions_last`.
+        """
+        attentions = [
+            attention
+            for layer in self.layers
+            for attention in (layer.self_attention, layer.cross_attention)
+        ]
+        try:
+            for part in attentions:
+                part.positions_last = True
+            self._for_edge = True
+            yield
+        finally:
+            for part in attentions:
+                part.positions_last = False
+            self._for_edge = False
 
     def memory(self, encoded_BTD: Any, rolls: Rolls) -> Memory:
         """What decoding needs of a segment, computed once for it."""
@@ -165,7 +200,7 @@ class Decoder(keras.layers.Layer):
         state: State | None,
     ) -> tuple[Any, Cache]:
         """See `MT3Backbone.decode_step`."""
-        if self._uses_state:
+        if self.uses_state:
             if state is None:
                 raise ValueError("decode_step of this network needs the state of the tokens so far")
             state = {name: state[name][:, None] for name in STATE}  # a sequence of one token

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from mt3_keras.codec import Codec, Event, bin_to_velocity, trim_eos
@@ -70,6 +70,10 @@ class NoteDecoder:
     def open_notes(self) -> dict[tuple[int, int], OpenNote]:
         """Notes that still sound, by (program, pitch)."""
         return dict(self._open)
+
+    def resume(self, open_notes: Mapping[tuple[int, int], OpenNote]) -> None:
+        """Begins with notes that sound already, by (program, pitch)."""
+        self._open = dict(open_notes)
 
     def feed(self, start: float, tokens: Sequence[int], end: float | None = None) -> list[Note]:
         """Reads one segment.

@@ -157,6 +157,14 @@ def _tie_section(sounding: Sounding) -> list[Event]:
     return [*symbols, Event("tie", 0)]
 
 
+def tie_tokens(
+    sounding: Iterable[tuple[int, int]], codec: Codec, granularity: str = "full"
+) -> list[int]:
+    """The section that opens a segment in which these (program, pitch) sound on."""
+    symbols = _tie_section(dict.fromkeys(sounding, 1))
+    return drop_repeated_states(_symbols_to_tokens(symbols, codec, granularity), codec)
+
+
 def _event_symbols(
     events: Sequence[NoteEvent], start_step: int, codec: Codec, onsets_only: bool
 ) -> list[Event]:

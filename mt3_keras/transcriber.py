@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from numpy.typing import ArrayLike
 
-from mt3_keras.audio import AudioSegment, check_samples, cut_segments, read_blocks
+from mt3_keras.audio import read_blocks
+from mt3_keras.catalog import find_preset, pick_engine
 from mt3_keras.codec import Codec
 from mt3_keras.loading import load_model
 from mt3_keras.midi import write_midi
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.notes import Note
+from mt3_keras.segments import AudioSegment, check_samples, cut_segments
 
 if TYPE_CHECKING:
+    from mt3_keras.generation import Search
     from mt3_keras.grammar import Rules
+    from mt3_keras.litert import EdgeSearch
     from mt3_keras.model import MT3Backbone
 
 
@@ -67,43 +71,53 @@ class Transcriber:
     """Transcribes music with one model, loaded once.
 
     Args:
-      model: the network with its weights.
+      model: the network with its weights, or the folder of an edge bundle, to be run by LiteRT.
       exact: the original's path to the token: segments padded with zeros, its logarithm's floor,
         its segment starts, plain greedy search. No other option may then be given.
       context: "full" lets the last spectrogram frames of a segment see the audio that follows;
         "segment" pads every segment with zeros, as the original does.
       method: "greedy" or "beam1" (see `generation.Search`).
       rules: what the search may write; None stops runaway segments and allows all else.
-      batch_size: segments decoded side by side.
+      batch_size: segments decoded side by side; None is 16, and on LiteRT one for each core.
       max_tokens: longest token sequence of a segment; None takes the model's own limit.
     """
 
     def __init__(
         self,
-        model: MT3Backbone,
+        model: MT3Backbone | pathlib.Path,
         *,
         exact: bool = False,
         context: Literal["segment", "full"] | None = None,
         method: Literal["greedy", "beam1"] = "greedy",
         rules: Rules | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        from mt3_keras.generation import Search
         from mt3_keras.grammar import Rules
 
         if exact and (context == "full" or method != "greedy" or rules or max_tokens):
             raise ValueError("exact=True is the original's path: give no other option beside it")
         if context not in (None, "segment", "full"):
             raise ValueError(f"context must be 'segment' or 'full': got {context!r}")
-        self.model = model
-        self.model_config = model.model_config
+        self.model: Any = model
         self.exact = exact
         self.context = "segment" if exact else context or "full"
         if rules is None:
             rules = Rules(stop_runaways=not exact)
+        self._search: EdgeSearch | Search
+        if isinstance(model, pathlib.Path):
+            from mt3_keras.litert import EdgeSearch
+
+            self._search = EdgeSearch(
+                model, rules=rules, num_sequences=batch_size, max_tokens=max_tokens
+            )
+            self.model_config = self._search.model_config
+            return
+        from mt3_keras.generation import Search
+
+        self.model_config = model.model_config
         self._search = Search(
-            model, rules=rules, method=method, batch_size=batch_size, max_tokens=max_tokens
+            model, rules=rules, method=method, batch_size=batch_size or 16, max_tokens=max_tokens
         )
 
     @classmethod
@@ -119,22 +133,22 @@ class Transcriber:
         """Loads a model by the name of a shipped one, or its preset or T5X folder.
 
         Args:
-          engine: what runs the network. "auto" picks the best there is.
+          engine: what runs the network (see `catalog.pick_engine`).
           log_floor: replaces the model's own (see `SpectrogramConfig`).
           **options: of `Transcriber`.
 
         Raises:
           ValueError: the model cannot be found or read, or an option is wrong; one line.
         """
-        if engine not in ("auto", "keras", "litert"):
-            raise ValueError(f"engine must be auto, keras or litert: got {engine!r}")
-        if engine == "litert":
-            raise ValueError(f"{name}: holds no edge bundle, so engine='litert' cannot run it")
         if exact and log_floor == "clamp":
             raise ValueError("exact=True is the original's path: give no other option beside it")
+        needs_keras = exact or log_floor is not None or options.get("method", "greedy") != "greedy"
+        folder = find_preset(os.fspath(name))
+        if pick_engine(folder, engine, needs_keras=needs_keras) == "litert":
+            return cls(folder, **options)
         if exact:
             log_floor = "zero"
-        return cls(load_model(pathlib.Path(name), log_floor=log_floor), exact=exact, **options)
+        return cls(load_model(folder, log_floor=log_floor), exact=exact, **options)
 
     def transcribe(
         self,

@@ -22,15 +22,17 @@ mt3_keras.codec                 numpy
 mt3_keras.midi                  numpy pretty_midi
 mt3_keras.note_encoder          numpy
 mt3_keras.note_decoder          numpy
+mt3_keras.segments              numpy
 mt3_keras.audio                 numpy librosa soundfile soxr
 mt3_keras.spectrogram           numpy keras
 mt3_keras.layers                numpy keras keras_hub
-mt3_keras.grammar               numpy keras
+mt3_keras.grammar               numpy
 mt3_keras.heads                 numpy keras
 mt3_keras.model                 numpy keras keras_hub
 mt3_keras.generation            numpy keras | tensorflow jax
 mt3_keras.litert                numpy ai_edge_litert
 mt3_keras.checkpoints           numpy msgpack
+mt3_keras.catalog
 mt3_keras.loading
 mt3_keras.transcriber           numpy tqdm | keras
 mt3_keras.metrics               numpy mir_eval
@@ -46,6 +48,10 @@ mt3_keras.datasets.urmp         numpy
 mt3_keras.datasets.composer     numpy
 mt3_keras.datasets.sounds       numpy | tinysoundfont
 mt3_keras.datasets.additive     numpy
+mt3_keras.datasets.phrases      numpy
+mt3_keras.datasets.faust        numpy soxr | dawdreamer
+mt3_keras.datasets.voice        numpy scipy soundfile soxr | pyworld
+mt3_keras.datasets.drum_kits    numpy soundfile soxr
 mt3_keras.datasets.augment      numpy pedalboard pyroomacoustics scipy
 mt3_keras.datasets.synthetic    numpy
 mt3_keras.datasets.records      numpy msgpack array_record
@@ -63,16 +69,18 @@ train.model                     keras | tensorflow
 train.feed                      numpy keras | tensorflow
 train.state                     numpy keras
 train.callbacks                 numpy keras | matplotlib
-train.evaluate                  absl | tqdm matplotlib
+train.scores                    | tqdm matplotlib pretty_midi
+train.evaluate                  absl | numpy
 train.prepare                   absl | tqdm
 train.main                      absl | keras tensorflow tensorboardX
 export
-export.saved_model              numpy keras tensorflow
+export.served_model             keras tensorflow
+export.saved_model              numpy keras tensorflow | tensorflow_serving
 export.tflite                   numpy keras tensorflow | litert_quantizer
 export.streaming                numpy
-export.serving_client           numpy grpc tensorflow tensorflow_serving
+export.serving_client           numpy absl | grpc tensorflow tensorflow_serving
 export.stream                   numpy absl
-export.main                     numpy absl
+export.main                     absl
 """
 FOLDERS = ("mt3_keras", "train", "export")
 KERAS = {"keras", "keras_hub", "tensorflow"}

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from mt3_keras.__main__ import main
+from mt3_keras.command_line import Command, UsageError, run
 from mt3_keras.midi import read_midi, write_midi
 from mt3_keras.notes import Note
 from tests.conftest import ROOT
@@ -217,6 +218,35 @@ def test_commands_explain_themselves_at_once_without_a_framework():
     )
     assert "--instruments" in run.stdout
     assert time.monotonic() - start < 30  # a hang, not a speed: that belongs in benchmarks
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("--a is needed"), 2, "p: --a is needed\nSee python -m p --help."),
+        (ValueError("a must be\n positive"), 1, "p: a must be positive"),
+        (OSError(28, "No space left on device", "out"), 1, "p: out: No space left on device"),
+        (OSError("Can't write\n(disk full)"), 1, "p: Can't write (disk full)"),
+        (KeyboardInterrupt("stopped and saved"), 130, "p: stopped and saved"),
+        (KeyboardInterrupt(), 130, "p: stopped"),
+    ],
+)
+def test_a_command_ends_with_one_message_and_its_code(capsys, error, code, said):
+    def work(values, arguments):
+        raise error
+
+    command = Command("", "Does it.", lambda values: None, work)
+    assert run("p", command, []) == code
+    assert capsys.readouterr().err == said + "\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = [sys.executable, "-m", "mt3_keras", "instruments"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
 
 
 def test_unknown_commands_are_told(capsys):

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from keras import ops
 
 from mt3_keras import generation
-from mt3_keras.audio import AudioSegment
 from mt3_keras.codec import EOS, Codec
 from mt3_keras.config import MT3
 from mt3_keras.generation import Search, brevity_penalty
 from mt3_keras.grammar import Grammar, Rules
 from mt3_keras.note_encoder import encode_notes
+from mt3_keras.segments import AudioSegment
 from tests.test_note_encoder import separate_notes
 
 MAX_TOKENS = 24
@@ -196,7 +196,7 @@ def test_constrained_search_writes_only_what_is_legal(tiny_model, segments):
 
 
 def check_targets_are_legal(sequences, config=MT3):
-    grammar = Grammar(config, Rules(constrained=True))
+    grammar = Grammar(config, Rules(constrained=True), ops)
     state = grammar.start(len(sequences))
     length = max(map(len, sequences))
     padded = np.array([tokens + [EOS] * (length - len(tokens)) for tokens in sequences], np.int32)
@@ -243,7 +243,7 @@ def test_impossible_options_are_refused(tiny_model, options):
 
 
 def test_rules_without_programs_still_allow_drums():
-    grammar = Grammar(MT3, Rules(programs=frozenset(), drums=True))
+    grammar = Grammar(MT3, Rules(programs=frozenset(), drums=True), ops)
     legal = ops.convert_to_numpy(grammar.legal_tokens(grammar.start(1)))[0]
     for name, allowed in (("program", False), ("pitch", False), ("drum", True), ("shift", True)):
         first, last = CODEC.token_range(name)
@@ -254,7 +254,7 @@ def test_rules_without_programs_still_allow_drums():
 @settings(max_examples=15, deadline=None)
 def test_the_grammar_follows_what_the_decoder_reads(tokens):
     """Time, program, velocity and section as `NoteDecoder` keeps them."""
-    grammar = Grammar(MT3, Rules())
+    grammar = Grammar(MT3, Rules(), ops)
     state, steps, previous = grammar.start(1), 0, None
     time = program = velocity = section = None
     for token in tokens:

@@ -68,6 +68,42 @@ def test_what_cannot_be_used_is_named_and_left_out(
 
 
 @pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("NaN audio", "b.wav: sample"),
+        ("audio shorter than labels", "audio ends at 5.0 s, its notes go on to 9.0 s"),
+        ("no notes", "b.midi: no notes"),
+        ("truncated MIDI", "b.midi: damaged label file"),
+    ],
+)
+def test_each_damage_spoils_its_own_example_only(
+    root: pathlib.Path, capsys: pytest.CaptureFixture[str], damage: str, reason: str
+) -> None:
+    samples = np.zeros((5 if "shorter" in damage else 18) * 16_000, np.float32)
+    if damage == "NaN audio":
+        samples[1234] = np.nan
+    soundfile.write(root / "2018" / "b.wav", samples, 16_000, subtype="FLOAT")
+    midi = root / "2018" / "b.midi"
+    write_midi([] if damage == "no notes" else [Note(0.5, 1, 60, 100), Note(9, 10, 64, 90)], midi)
+    if damage == "truncated MIDI":
+        midi.write_bytes(midi.read_bytes()[:30])
+    table = root / "maestro-v3.0.0.csv"
+    table.write_text(table.read_text().replace("validation", "train"))
+    assert main(flags(root, "--num_workers=1")) == 0
+    printed = capsys.readouterr()
+    assert "left out 2018/b: " in printed.err and reason in printed.err
+    assert "2 records of 1 examples" in printed.out and "1 left out" in printed.out
+
+
+def test_a_note_may_sound_past_the_end_of_the_audio(root: pathlib.Path) -> None:
+    write_midi([*NOTES, Note(17.9, 25.0, 70, 90)], root / "2018" / "a.midi")
+    assert main(flags(root)) == 0
+    (records,) = find_records([root.parent / "out"], "train")
+    assert [note.pitch for note in records[1].notes] == [64, 70]
+    assert records[1].is_last and records[1].num_samples == 2 * 16_000
+
+
+@pytest.mark.parametrize(
     ("more", "code", "message"),
     [
         (["--root="], 2, "--root is needed"),

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from keras import ops
 from numpy.typing import NDArray
 
-from mt3_keras.audio import AudioSegment
 from mt3_keras.codec import EOS, Codec, Event
 from mt3_keras.config import (
     HEADS,
@@ -25,10 +24,11 @@ from mt3_keras.config import (
     VocabularyConfig,
 )
 from mt3_keras.generation import Search
-from mt3_keras.grammar import BODY, TIE_SECTION, Grammar, Rules
+from mt3_keras.grammar import BODY, STATE, TIE_SECTION, Grammar, Rules
 from mt3_keras.heads import BACKWARDS, Pointer
 from mt3_keras.layers import MASKED
-from mt3_keras.model import STATE, MT3Backbone
+from mt3_keras.model import MT3Backbone
+from mt3_keras.segments import AudioSegment
 from mt3_keras.spectrogram import Harmonics
 
 MINI = dataclasses.replace(
@@ -110,7 +110,7 @@ def test_following_whole_sequences_equals_stepping(
     data: st.DataObject, ties: bool, flat: bool
 ) -> None:
     vocabulary = VocabularyConfig(3, ties=ties, granularity="flat" if flat else "full")
-    grammar = Grammar(dataclasses.replace(MINI, vocabulary=vocabulary), Rules())
+    grammar = Grammar(dataclasses.replace(MINI, vocabulary=vocabulary), Rules(), ops)
     shifts = st.integers(3, 1003)  # often, so that some stand in a row
     row = st.lists(st.integers(0, 1535) | shifts, min_size=13, max_size=13)
     tokens = np.array(data.draw(st.lists(row, min_size=2, max_size=2)), np.int32)
@@ -134,7 +134,7 @@ def test_cached_decoding_equals_the_full_forward_pass(name: str) -> None:
         ops.convert_to_tensor(inputs["samples"]), ops.convert_to_tensor(inputs["num_frames"])
     )
     cache = {k: np.array(v) for k, v in model.empty_cache(num_rows, length).items()}
-    grammar = Grammar(config, Rules())
+    grammar = Grammar(config, Rules(), ops)
     state = grammar.start(num_rows)
     for i in range(length):
         token = ops.convert_to_tensor(tokens[:, i])

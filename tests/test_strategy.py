@@ -41,8 +41,9 @@ def assert_equal_runs(one: pathlib.Path, other: pathlib.Path) -> None:
 
 def test_two_devices_train_as_one(one_device: pathlib.Path, tmp_path: pathlib.Path) -> None:
     config = tiny_run(tmp_path / "run", strategy="mirrored", **SETTINGS)
-    finish(start_process(config, "--num_cpus=2"))
+    finish(start_process(config, "--num_cpus=2", "--validate"))
     assert_equal_runs(one_device, tmp_path / "run")
+    assert "val_onset_f1" in (tmp_path / "run" / "log.jsonl").read_text()
 
 
 def free_ports(count: int) -> list[int]:

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,8 +20,12 @@ import numpy as np
 import pytest
 from absl import flags
 
-from mt3_keras.config import TINY, ModelConfig
+from mt3_keras.config import CONFIGS, NUM_PITCHES
+from mt3_keras.generation import Search
+from mt3_keras.grammar import Rules
 from mt3_keras.loading import load_model
+from mt3_keras.model import MT3Backbone
+from mt3_keras.segments import AudioSegment
 from tests.training_run import (
     NANO,
     MadeUpBatches,
@@ -31,7 +36,7 @@ from tests.training_run import (
     tiny_run,
 )
 from train import main as train_main
-from train.callbacks import TrainingError, training_flops
+from train.callbacks import Pictures, TrainingError, training_flops
 from train.config import RunConfig, config_from_flags, define_flags
 from train.feed import Feed
 from train.main import spans
@@ -218,6 +223,22 @@ def test_training_stops_where_the_loss_is_no_number(tmp_path: pathlib.Path) -> N
     assert all(np.isfinite(array).all() for array in weights_of(tmp_path / "run").values())
 
 
+def test_data_that_cannot_be_read_on_stops_with_its_own_words(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = MadeUpBatches.whole_batch
+
+    def whole_batch(self: MadeUpBatches, place: int) -> dict[str, np.ndarray]:
+        if place == 3:
+            raise ValueError("a.array_record: damaged")
+        return make(self, place)
+
+    monkeypatch.setattr(MadeUpBatches, "whole_batch", whole_batch)
+    with pytest.raises(ValueError, match=r"^a\.array_record: damaged$"):
+        run(tiny_run(tmp_path / "run", steps=6))
+    assert saved_steps(tmp_path / "run" / "checkpoints") == [2]
+
+
 # --- What is trained ---
 
 
@@ -318,11 +339,32 @@ def test_compiled_training_learns_and_its_log_is_whole(tmp_path: pathlib.Path, d
     assert last["tie_loss"] < first["tie_loss"] - 1  # segments end, whatever they say
     assert {"timing_loss", "pitch_loss", "tie_loss", "tokens_per_second"} <= set(last)
     assert 0 < last["flop_utilization"] < 1
-    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    (events,) = (tmp_path / "run" / "tensorboard").glob("events.*")
+    written = events.read_bytes()
+    for tag in ("tokens_per_second", "flop_utilization", "pitch_loss"):
+        assert f"training/{tag}".encode() in written
     if dtype == "float32":
         assert {"val_loss", "val_onset_f1"} <= set(last)
+        for tag in ("validation/onset_f1", "pictures/estimate", "pictures/reference"):
+            assert tag.encode() in written
         assert (tmp_path / "run" / "pictures" / "estimate_00000020.png").exists()
     assert load_model(tmp_path / "run").dtype_policy.name == "float32"
+
+
+def test_each_validation_transcribes_with_the_weights_of_its_step(tmp_path: pathlib.Path) -> None:
+    model = make_model(tiny_run(tmp_path / "run"))
+    batch = MadeUpBatches(NANO, 2).whole_batch(0)
+    pictures = Pictures(tmp_path / "pictures", batch, interval=1)
+    pictures.set_model(model)
+    segments = [
+        AudioSegment(0.0, *s) for s in zip(batch["samples"], batch["num_frames"], strict=True)
+    ]
+    before = pictures._transcribe()
+    for variable in model.trainable_variables:
+        variable.assign(keras.ops.flip(variable, axis=-1))
+    fresh = Search(model.backbone, rules=Rules(stop_runaways=True), batch_size=2)
+    after = [tokens for _, tokens in sorted(fresh.decode(segments))]
+    assert pictures._transcribe() == after != before
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="compares the other backend with TensorFlow")
@@ -396,6 +438,24 @@ def test_the_command_complains_in_one_line(
     assert "--out_dir is needed" in capsys.readouterr().err
     assert train_main.main([f"--out_dir={tmp_path}", "--model=huge"]) == 1
     assert "model must be" in capsys.readouterr().err
+    flags = [f"--out_dir={tmp_path}/a", "--model=tiny", "--data=x", "--target_tokens=300"]
+    assert train_main.main(flags) == 1
+    assert "target_tokens must be at most 256" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert train_main.main([f"--out_dir={tmp_path}/file/run", "--model=tiny"]) == 1
+    assert f"{tmp_path}/file/run: Not a directory" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_full_disk_stops_the_run_in_one_line(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(config: RunConfig, open_data: Any) -> None:
+        raise OSError("Can't write data\n(No space left on device)")  # as h5py says it
+
+    monkeypatch.setattr(train_main, "train", train)
+    assert train_main.main([]) == 1
+    said = "train.main: Can't write data (No space left on device)\n"
+    assert capsys.readouterr().err == said
 
 
 def test_help_answers_without_loading_keras() -> None:
@@ -411,15 +471,28 @@ def test_help_answers_without_loading_keras() -> None:
     assert time.monotonic() - start < 5  # a second, on a machine with nothing else to do
 
 
-def test_flops_agree_with_the_parameters() -> None:
-    def parameters(config: ModelConfig) -> int:
-        net = config.network
-        inner = net.num_heads * net.head_width
-        layer = 4 * net.width * inner + 3 * net.width * net.mlp_width
-        return net.num_encoder_layers * layer
-
-    longer = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, width=128))
-    extra = training_flops(longer, 0) - training_flops(TINY, 0)
-    frames = TINY.network.segment_frames
-    memory = 2 * 64 * 64 * TINY.network.num_decoder_layers  # more keys and values
-    assert extra == 6 * frames * (parameters(longer) - parameters(TINY) + memory)
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_flops_are_those_of_every_kernel_and_of_attention(name: str) -> None:
+    config = dataclasses.replace(
+        CONFIGS[name],
+        network=dataclasses.replace(
+            CONFIGS[name].network, width=32, num_heads=2, mlp_width=48, pointer=False
+        ),
+    )
+    net, num_tokens = config.network, 10
+    inner, positions = net.num_heads * net.head_width, net.num_positions
+    products = 0
+    for variable in MT3Backbone(**config.to_dict()).trainable_variables:
+        path, size = variable.path, int(np.prod(variable.shape))
+        if not path.endswith("kernel"):
+            continue
+        if path.startswith("stem"):
+            times = NUM_PITCHES * (positions if "convolution_2" in path else net.segment_frames)
+        elif path.startswith("decoder") and not re.search("cross_attention/(key|value)", path):
+            times = num_tokens
+        else:
+            times = net.segment_frames if "projection" in path and name == "tiny" else positions
+        products += times * size
+    products += net.num_encoder_layers * 2 * positions**2 * inner
+    products += net.num_decoder_layers * num_tokens * (2 * positions + num_tokens) * inner
+    assert training_flops(config, num_tokens) == 6 * products

@@ -1,6 +1,7 @@
 """A tiny training run on batches made in memory; also a program, for tests that need processes.
 
-python -m tests.training_run [--pause SECONDS] [--num_cpus N] [--without PACKAGE] [training flags]
+python -m tests.training_run [--pause SECONDS] [--num_cpus N] [--without PACKAGE] [--validate]
+    [training flags]
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_float("pause", 0.0, "Seconds before each batch.", flag_values=values)
     flags.DEFINE_integer("num_cpus", 1, "TensorFlow's logical CPUs.", flag_values=values)
     flags.DEFINE_string("without", "", "A package to do without.", flag_values=values)
+    flags.DEFINE_boolean("validate", False, "Validate too.", flag_values=values)
     flags.DEFINE_string("flagfile", "", "Further flags.", flag_values=values)
     values(["training_run", *argv])
     if values.without:
@@ -150,7 +152,7 @@ def main(argv: list[str]) -> None:
 
         cpus = [tf.config.LogicalDeviceConfiguration()] * values.num_cpus
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], cpus)
-    run(config_from_flags(values), pause=values.pause)
+    run(config_from_flags(values), pause=values.pause, validate=values.validate)
 
 
 def start_process(

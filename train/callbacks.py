@@ -17,11 +17,16 @@ import numpy as np
 from keras import ops
 
 from mt3_keras.codec import Codec, trim_eos
-from mt3_keras.config import ModelConfig
-from mt3_keras.metrics import onset_scores
+from mt3_keras.config import HEADS, NUM_PITCHES, ModelConfig
+from mt3_keras.generation import Search
+from mt3_keras.grammar import Rules
+from mt3_keras.heads import STEM_HEADS
+from mt3_keras.metrics import further_scores, onset_scores
 from mt3_keras.midi import replacing
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.notes import Note
+from mt3_keras.segments import AudioSegment
+from mt3_keras.spectrogram import HARMONICS
 from train.feed import Batch, Feed
 from train.objective import TrainingModel
 from train.state import save_state, value_of
@@ -137,7 +142,7 @@ class StopOnSignal(keras.callbacks.Callback):
 
     def _receive(self, number: int, frame: Any) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped without saving")
         self.received = number
         print("\nstopping after this step; once more to stop without saving", file=sys.stderr)
 
@@ -151,11 +156,11 @@ class Recorder(keras.callbacks.Callback):
 
     Besides those of `fit`: "step", "learning_rate", "tokens_per_second", "audio_per_second"
     (seconds of audio trained on) and "flop_utilization", the share of the measured speed of a
-    matrix product that goes into the matrix products of encoder and decoder. The first epoch of a
+    matrix product that goes into the network's products (`training_flops`). The first epoch of a
     process is timed without its first batch, which is compiled.
 
     Args:
-      peak: floating-point operations per second (see `matmul_speed`).
+      peak: floating-point operations per second of all devices (see `matmul_speed`).
       writer: a `tensorboardX.SummaryWriter`, or None.
     """
 
@@ -236,21 +241,37 @@ def _logged_step(line: str) -> int:
 
 
 def training_flops(config: ModelConfig, num_tokens: float) -> float:
-    """Operations of one example's forward and backward pass in encoder and decoder.
+    """Operations of one example's forward and backward pass.
 
-    Counts matrix products only, and tokens, not their padding.
+    Counts matrix products and convolutions of the trained parts, and tokens, not their padding.
+    Look-ups that are written as products with a one-hot matrix are none.
     """
-    net, frames = config.network, float(config.network.segment_frames)
-    inner = net.num_heads * net.head_width
+    net = config.network
+    positions, inner = float(net.num_positions), net.num_heads * net.head_width
     attention, mlp = 4 * net.width * inner, 3 * net.width * net.mlp_width
-    encoder = frames * net.num_encoder_layers * (attention + mlp + 2 * frames * inner)
+    encoder = positions * net.num_encoder_layers * (attention + mlp + 2 * positions * inner)
+    if net.heads:
+        rolls = net.frames_per_position * sum(HEADS.values()) * net.width
+        encoder += positions * rolls * (2 if net.head_feedback else 1)
     own = attention + mlp + num_tokens * inner
-    cross = attention // 2 + 2 * frames * inner
+    cross = attention // 2 + 2 * positions * inner
     decoder = num_tokens * (
         net.num_decoder_layers * (own + cross) + net.width * net.vocabulary_rows
     )
-    memory = frames * net.num_decoder_layers * attention // 2
-    return 3 * 2 * (encoder + decoder + memory)
+    memory = positions * net.num_decoder_layers * attention // 2
+    return 3 * 2 * (_front_products(config) + encoder + decoder + memory)
+
+
+def _front_products(config: ModelConfig) -> float:
+    """Multiplications from the spectrogram to the encoder's first layer."""
+    net, spectrogram = config.network, config.spectrogram
+    if spectrogram.front_end == "mel":
+        return float(net.segment_frames * spectrogram.num_mels * net.width)
+    channels = net.stem_channels
+    inputs = 2 * len(HARMONICS) * (spectrogram.bins_per_octave // 12)
+    full = 9 * (inputs + channels) * channels + (len(STEM_HEADS) * channels if net.heads else 0)
+    reduced = 9 * channels * channels + channels * net.width
+    return float(NUM_PITCHES * (net.segment_frames * full + net.num_positions * reduced))
 
 
 def matmul_speed(dtype: str, size: int = 1024, num_products: int = 6) -> float:
@@ -265,9 +286,11 @@ def matmul_speed(dtype: str, size: int = 1024, num_products: int = 6) -> float:
 
 
 class Pictures(keras.callbacks.Callback):
-    """Transcribes a few validation segments and shows them beside their targets.
+    """Transcribes a few validation segments and compares them with their targets.
 
-    Adds "val_onset_f1" to the epoch's figures, so it stands before `Recorder`, and writes
+    Adds to the epoch's figures, so it stands before `Recorder`: "val_onset_f1" (pitch and onset),
+    "val_offset_f1" (and offset), "val_program_f1" (pitch, onset and class of instrument) and
+    "val_drum_f1", without those that there is nothing to count for. Writes
     `pictures/estimate_<step>.png` and `pictures/reference.png`.
     """
 
@@ -284,10 +307,9 @@ class Pictures(keras.callbacks.Callback):
         self.folder, self.interval = folder, interval
         self.batch = {name: array[:num_segments] for name, array in batch.items()}
         self.writer = writer
+        self._search: Search | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        from mt3_keras.plots import plot_piano_roll
-
         step = num_updates(self.model)
         if step % self.interval:
             return
@@ -295,10 +317,14 @@ class Pictures(keras.callbacks.Callback):
         reference = tokens_to_notes(self.batch["targets"].tolist(), config)
         estimate = tokens_to_notes(self._transcribe(), config)
         if logs is not None:
-            logs["val_onset_f1"] = onset_scores(reference, estimate)[2]
+            logs.update(_validation_scores(reference, estimate))
+        self._draw({f"estimate_{step:08d}": estimate, "reference": reference}, step)
+
+    def _draw(self, pictures: dict[str, list[Note]], step: int) -> None:
+        from mt3_keras.plots import plot_piano_roll
+
         self.folder.mkdir(exist_ok=True)
-        duration = len(self.batch["targets"]) * config.segment_seconds
-        pictures = {f"estimate_{step:08d}": estimate, "reference": reference}
+        duration = len(self.batch["targets"]) * self.model.backbone.model_config.segment_seconds
         for name, notes in pictures.items():
             path = self.folder / f"{name}.png"
             plot_piano_roll(notes, path, title=name, duration=duration)
@@ -310,16 +336,24 @@ class Pictures(keras.callbacks.Callback):
                 self.writer.add_image(tag, image, step, dataformats="HWC")
 
     def _transcribe(self) -> list[list[int]]:
-        from mt3_keras.audio import AudioSegment
-        from mt3_keras.generation import Search
-        from mt3_keras.grammar import Rules
-
         samples, num_frames = self.batch["samples"], self.batch["num_frames"]
         segments = [AudioSegment(0.0, *pair) for pair in zip(samples, num_frames, strict=True)]
-        search = Search(
-            self.model.backbone, rules=Rules(stop_runaways=True), batch_size=len(segments)
-        )
-        return [tokens for _, tokens in sorted(search.decode(segments))]
+        # One on TensorFlow reads the weights where they are; one on JAX keeps those it began with.
+        if self._search is None or keras.backend.backend() == "jax":
+            rules = Rules(stop_runaways=True)
+            self._search = Search(self.model.backbone, rules=rules, batch_size=len(segments))
+        return [tokens for _, tokens in sorted(self._search.decode(segments))]
+
+
+def _validation_scores(reference: list[Note], estimate: list[Note]) -> dict[str, float]:
+    scores = further_scores(reference, estimate)
+    names = {
+        "val_program_f1": "Onset + program F1 (midi_class)",
+        "val_offset_f1": "Onset + offset F1 (0.05, unmodified notes)",
+        "val_drum_f1": "Drum onset F1",
+    }
+    found = {ours: scores[theirs] for ours, theirs in names.items() if theirs in scores}
+    return {"val_onset_f1": onset_scores(reference, estimate)[2], **found}
 
 
 def tokens_to_notes(segments: Sequence[list[int]], config: ModelConfig) -> list[Note]:

@@ -1,57 +1,41 @@
-"""Scores a model on a folder of recordings with references.
+"""Scores a model on a split of a data set, or on a folder of recordings with references.
 
+    python -m train.evaluate --model MODEL --dataset maestro --root DIR --split validation
     python -m train.evaluate --model MODEL --data DIR_WITH_MANIFEST
 
-`manifest.json` in the folder lists "items", each with "id", "audio", "midi" (paths in the folder)
-and, where they differ from the defaults, "kind", "onset_tolerance_s" (0.05), "eval" ("notes"; what
-begins with "drum" is scored on its drums alone), "programs", "has_drums". Prints a table by item,
-by instrument family and overall; --json and --png write it as data and as a picture.
+MODEL may be a run's folder. Prints a table by item, by instrument and overall; --json writes all
+scores and the notes, --png a picture. An item that cannot be used is left out and named.
+
+A data set is named by the flags of train.prepare (see its --help for --option). `manifest.json`
+lists "items", each with "id", "audio", "midi" (paths in the folder) and, where they differ from the
+defaults, "kind" ("real"; else "rendered"), "onset_tolerance_s" (0.05) and "eval" ("notes"; what
+begins with "drum" is scored on its drums alone).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import sys
-import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.command_line import UsageError, define_model_flags, load_transcriber
-from mt3_keras.metrics import (
-    drum_onset_scores,
-    further_scores,
-    mean_scores,
-    onset_scores,
-    transcription_scores,
+from mt3_keras.command_line import (
+    Command,
+    UsageError,
+    define_model_flags,
+    load_transcriber,
+    run,
 )
-from mt3_keras.midi import read_midi, replacing
-from mt3_keras.notes import Note
+from train.prepare import define_dataset_flags, find_sources
 
-ONSET, OFFSET, MULTI, DRUMS = "onset F1", "on+off F1", "multi F1 (class)", "drum F1"
-COLUMNS = (ONSET, OFFSET, MULTI, DRUMS)
+if TYPE_CHECKING:
+    from mt3_keras.notes import Note
+    from train.scores import Item
 
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """A recording and its reference.
-
-    Attributes:
-      family: what the recording is of, for the table ("piano", "band", ...).
-      is_real: recorded, as opposed to rendered.
-      only_drums: whether the reference holds drums alone, while the recording holds more.
-    """
-
-    id: str
-    audio: pathlib.Path
-    midi: pathlib.Path
-    family: str
-    is_real: bool
-    onset_tolerance: float
-    only_drums: bool
+GRANULARITIES = {"class": "midi_class", "program": "full"}
 
 
 def read_manifest(folder: pathlib.Path) -> list[Item]:
@@ -62,151 +46,96 @@ def read_manifest(folder: pathlib.Path) -> list[Item]:
         items = [_to_item(folder, entry) for entry in entries]
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); see --help") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not a manifest ({error!r}); see --help") from error
-    for item in items:
-        for file in (item.audio, item.midi):
-            if not file.is_file():
-                raise ValueError(f"{file}: missing; the manifest of {folder} lists it")
     return items
 
 
 def _to_item(folder: pathlib.Path, entry: dict[str, Any]) -> Item:
+    from mt3_keras.midi import read_midi
+    from train.scores import Item
+
+    audio, midi = folder / entry["audio"], folder / entry["midi"]
     words = entry["id"].split("_")  # such as real_violin_..., synth_band_...
+    kind = "real" if str(entry.get("kind", "real")).startswith("real") else "rendered"
     return Item(
         id=entry["id"],
-        audio=folder / entry["audio"],
-        midi=folder / entry["midi"],
-        family=words[1] if len(words) > 1 else "all",
-        is_real=str(entry.get("kind", "real")).startswith("real"),
+        load=lambda: (audio, read_midi(midi)),
+        groups=(kind, f"{kind} {words[1] if len(words) > 1 else 'all'}"),
         onset_tolerance=float(entry.get("onset_tolerance_s", 0.05)),
         only_drums=str(entry.get("eval", "notes")).startswith("drum"),
     )
 
 
-def score(item: Item, reference: Sequence[Note], estimate: Sequence[Note]) -> dict[str, float]:
-    """The main scores of one item; those that do not apply are left out."""
-    scores = {}
-    if any(not note.is_drum for note in reference) and not item.only_drums:
-        scores[ONSET] = onset_scores(reference, estimate, onset_tolerance=item.onset_tolerance)[2]
-        original = transcription_scores(reference, estimate)
-        scores[OFFSET] = original["Onset + offset F1"]
-        scores[MULTI] = original["Onset + offset + program F1 (midi_class)"]
-        scores |= further_scores(reference, estimate)
-    if any(note.is_drum for note in reference):
-        scores[DRUMS] = drum_onset_scores(
-            reference, estimate, onset_tolerance=item.onset_tolerance
-        )[2]
-    return scores
+def read_split(values: flags.FlagValues, split: str) -> list[Item]:
+    """The items of a data set's split; ValueError if it cannot be found."""
+    import functools
+
+    from mt3_keras.metrics import CERBERUS4_TRACKS
+    from train.scores import Item
+
+    return [
+        Item(
+            id=source.id,
+            load=functools.partial(_load_whole, source.load),
+            groups=(split,) if len(values.split) > 1 else (),
+            tracks=CERBERUS4_TRACKS if values.dataset == "cerberus4" else (),
+        )
+        for source in find_sources(values, split)[0]
+    ]
 
 
-def summarize(items: Sequence[Item], scores: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Means over real, rendered and all items, and over each family of both kinds."""
-    groups: dict[str, list[Item]] = {"all": list(items)}
-    for item in items:
-        kind = "real" if item.is_real else "rendered"
-        groups.setdefault(kind, []).append(item)
-        groups.setdefault(f"{kind} {item.family}", []).append(item)
-    return {name: mean_scores(scores[item.id] for item in group) for name, group in groups.items()}
+def _load_whole(load: Any) -> tuple[Any, Sequence[Note]]:
+    import numpy as np
 
-
-def format_table(rows: Iterable[tuple[str, dict[str, float]]], heading: str) -> str:
-    """Rows of scores under `COLUMNS`, "-" where one does not apply."""
-    lines = [f"{heading:44}" + "".join(f"{column:>18}" for column in COLUMNS)]
-    for name, values in rows:
-        cells = (f"{values[c]:18.3f}" if c in values else f"{'-':>18}" for c in COLUMNS)
-        lines.append(f"{name[:43]:44}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def plot_summary(summary: dict[str, dict[str, float]], path: pathlib.Path) -> None:
-    """Bars: one group for each family, one bar for each score."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(max(7, len(summary)), 4), layout="constrained")
-    width = 0.8 / len(COLUMNS)
-    for i, column in enumerate(COLUMNS):
-        places = [place + i * width for place in range(len(summary))]
-        axes.bar(places, [s.get(column, 0.0) for s in summary.values()], width, label=column)
-    axes.set_xticks([p + 0.3 for p in range(len(summary))], list(summary), rotation=40, ha="right")
-    axes.set_ylim(0, 1)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="upper right", frameon=False, ncols=len(COLUMNS))
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
-    pyplot.close(figure)
-
-
-def evaluate(transcriber: Any, items: Sequence[Item], is_quiet: bool = False) -> dict[str, Any]:
-    """Transcribes and scores all items.
-
-    Returns:
-      "items" (scores by id), "summary" (means by group), "invalid_events", "dropped_events",
-      "notes" (by id), "seconds" of audio and "elapsed" seconds.
-    """
-    from tqdm import tqdm
-
-    result: dict[str, Any] = {"items": {}, "notes": {}}
-    totals = dict.fromkeys(("invalid_events", "dropped_events", "seconds"), 0.0)
-    start = time.monotonic()
-    for item in tqdm(items, disable=True if is_quiet else None, unit="recording", leave=False):
-        transcription = transcriber.transcribe(item.audio)
-        totals["invalid_events"] += transcription.invalid_events
-        totals["dropped_events"] += transcription.dropped_events
-        totals["seconds"] += transcription.duration
-        result["notes"][item.id] = [list(note) for note in transcription.notes]
-        result["items"][item.id] = score(item, read_midi(item.midi), transcription.notes)
-    result |= totals
-    result["elapsed"] = time.monotonic() - start
-    result["summary"] = summarize(items, result["items"])
-    return result
+    samples, notes = load()
+    if isinstance(samples, np.ndarray):
+        return samples, notes
+    return np.concatenate(list(samples)), notes
 
 
 def _define_flags(values: flags.FlagValues) -> None:
+    def text(name: str, default: str | None, meaning: str) -> None:
+        flags.DEFINE_string(name, default, meaning, flag_values=values)
+
     define_model_flags(values)
-    flags.DEFINE_string("flagfile", "", "Reads further flags from this file.", flag_values=values)
-    flags.DEFINE_string("data", None, "Folder with manifest.json.", flag_values=values)
-    flags.DEFINE_string("only", "", "Score only items whose id holds this.", flag_values=values)
-    flags.DEFINE_string("json", None, "Write all scores and notes here.", flag_values=values)
-    flags.DEFINE_string("png", None, "Write a picture of the table here.", flag_values=values)
+    define_dataset_flags(values, split="validation", num_examples=40)
+    text("data", None, "Folder with manifest.json, instead of a data set.")
+    text("only", "", "Score only items whose id holds this.")
+    flags.DEFINE_enum(
+        "by", "class", list(GRANULARITIES), "How instruments are told apart.", flag_values=values
+    )
+    text("json", None, "Write all scores and notes here.")
+    text("png", None, "Write a picture of the tables here.")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit code: 0 done, 1 failed, 2 wrong usage."""
-    values = flags.FlagValues()
-    _define_flags(values)
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(f"{__doc__}\n{values.get_help()}")
-        return 0
-    try:
-        if rest := values(["train.evaluate", *argv])[1:]:
-            raise UsageError(f"unexpected argument {rest[0]!r}")
-        if not values.data:
-            raise UsageError("--data is needed: a folder with manifest.json")
-        items = [i for i in read_manifest(pathlib.Path(values.data)) if values.only in i.id]
-        result = evaluate(load_transcriber(values), items)
-        print(format_table(result["items"].items(), "item"))
-        print(format_table(result["summary"].items(), "mean of"))
-        print(
-            f"invalid events {result['invalid_events']:.0f}, "
-            f"dropped {result['dropped_events']:.0f}; {result['seconds']:.0f} s of audio "
-            f"in {result['elapsed']:.0f} s"
-        )
-        if values.json:
-            with replacing(values.json) as temporary:
-                temporary.write_text(json.dumps(result) + "\n")
-        if values.png:
-            plot_summary(result["summary"], pathlib.Path(values.png))
-    except (UsageError, flags.Error) as error:
-        print(f"train.evaluate: {error}\nSee python -m train.evaluate --help.", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"train.evaluate: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Returns the exit code: 0 done, 1 failed or some items left out, 2 wrong usage."""
+    usage = "--model=MODEL (--dataset=NAME --root=DIR | --data=DIR) [FLAGS]"
+    return run("train.evaluate", Command(usage, __doc__, _define_flags, _evaluate), argv)
+
+
+def _evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
+    if bool(values.data) == bool(values.dataset):
+        raise UsageError("either --dataset or --data is needed: what to score the model on")
+    from train import scores
+
+    if values.data:
+        items = read_manifest(pathlib.Path(values.data))
+    else:
+        items = [item for split in values.split for item in read_split(values, split)]
+    items = [item for item in items if values.only in item.id]
+    result = scores.evaluate(load_transcriber(values), items, granularity=GRANULARITIES[values.by])
+    print(scores.report(result))
+    if values.json:
+        from mt3_keras.midi import replacing
+
+        with replacing(values.json) as temporary:
+            temporary.write_text(json.dumps(result) + "\n")
+    if values.png:
+        scores.plot_scores(result, pathlib.Path(values.png))
+    scores.tell_left_out(result)
+    return 1 if result["left_out"] else 0
 
 
 if __name__ == "__main__":

@@ -39,12 +39,14 @@ class Feed:
 
     Attributes:
       first: the batch it begins with.
+      error: what the stream raised, which TensorFlow hands on as an error of its own.
     """
 
     def __init__(self, batches: Batches, start: int = 0) -> None:
         self._batches = batches
         self._states = {start: batches.get_state()}
         self.first = next(batches)
+        self.error: Exception | None = None
         self._start, self._place = start, start + 1
         self._states[self._place] = batches.get_state()
         self._lock = threading.Lock()
@@ -70,7 +72,11 @@ class Feed:
             with self._lock:  # `fit` may still be drawing for an earlier reader
                 if reader != self._reader:
                     return
-                batch = next(self._batches)
+                try:
+                    batch = next(self._batches)
+                except Exception as error:
+                    self.error = error
+                    raise
                 self._place += 1
                 self._states[self._place] = self._batches.get_state()
                 self._states.pop(self._place - NUM_STATES, None)

@@ -4,7 +4,8 @@
 
 The run's folder holds `run.flags` and `config.json`, the newest weights as a preset
 (`model.weights.h5`), `log.jsonl`, TensorBoard's files and `checkpoints/`. The same command goes on
-with a run that was stopped or killed, to the same weights. Ctrl-C saves first.
+with a run that was stopped or killed, to the same weights. Ctrl-C saves first (with several workers
+it does not: the run goes on from its newest checkpoint).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.command_line import UsageError, silence_tensorflow
+from mt3_keras.command_line import Command, run, silence_tensorflow
 from train.config import RunConfig, RunError, config_from_flags, define_flags
 
 if TYPE_CHECKING:
@@ -158,6 +159,10 @@ def _run(
     stopper = StopOnSignal(config.gradient_accumulation_steps)
     try:
         _fit(config, model, strategy, feed, data, stopper, out_dir)
+    except Exception as error:
+        if feed.error is not None and feed.error is not error:
+            raise feed.error from error
+        raise
     finally:
         stopper.restore()
     if stopper.received is not None:
@@ -203,8 +208,8 @@ def _fit(
     from train.strategy import distribute, worker
 
     share = config.fit_batch_size // worker(strategy)[1]
-    callbacks = _make_callbacks(config, model, feed, data, out_dir, worker(strategy)[0] == 0)
-    if config.strategy == "one":
+    callbacks = _make_callbacks(config, model, strategy, feed, data, out_dir)
+    if worker(strategy)[1] == 1:  # one of several that stopped would leave the others waiting
         callbacks = [stopper, *callbacks]
     validation: dict[str, Any] = {}
     if data.validation:
@@ -234,10 +239,10 @@ def _fit(
 def _make_callbacks(
     config: RunConfig,
     model: TrainingModel,
+    strategy: Any,
     feed: Feed,
     data: Data,
     out_dir: pathlib.Path,
-    is_writer: bool,
 ) -> list[Any]:
     from train.callbacks import (
         Checkpoints,
@@ -247,7 +252,9 @@ def _make_callbacks(
         matmul_speed,
         num_updates,
     )
+    from train.strategy import num_replicas, worker
 
+    is_writer = worker(strategy)[0] == 0
     callbacks: list[Any] = [StopOnNaN()]
     writer = None
     if is_writer and config.tensorboard:
@@ -255,14 +262,14 @@ def _make_callbacks(
 
         writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=num_updates(model) + 1)
     if is_writer:
-        if data.validation and config.strategy == "one":
+        if data.validation and config.strategy in ("one", "mirrored"):
             folder, batch = out_dir / "pictures", data.validation[0]
             callbacks.append(Pictures(folder, batch, interval=config.validate_steps, writer=writer))
         recorder = Recorder(
             out_dir / "log.jsonl",
             model.backbone.model_config,
             batch_size=config.fit_batch_size,
-            peak=matmul_speed(model.backbone.compute_dtype),
+            peak=num_replicas(strategy) * matmul_speed(model.backbone.compute_dtype),
             writer=writer,
         )
         recorder.drop_after(num_updates(model))
@@ -294,6 +301,9 @@ def open_prepared_data(
 
     if not config.data:
         raise RunError("--data is needed: one or more folders made by train.prepare")
+    longest = model_config.network.max_tokens
+    if config.target_tokens > longest:
+        raise RunError(f"target_tokens must be at most {longest}: got {config.target_tokens}")
     settings = PipelineConfig(
         data=config.data,
         mixture_exponent=config.mixture_exponent,
@@ -318,26 +328,12 @@ def open_prepared_data(
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped and saved."""
-    values = flags.FlagValues()
-    define_flags(values)
-    flags.DEFINE_string("flagfile", "", "Reads further flags from this file.", flag_values=values)
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(f"{__doc__}\n{values.get_help()}")
-        return 0
-    try:
-        if rest := values(["train.main", *argv])[1:]:
-            raise UsageError(f"unexpected argument {rest[0]!r}")
-        train(config_from_flags(values), open_prepared_data)
-    except (UsageError, flags.Error) as error:
-        print(f"train.main: {error}\nSee python -m train.main --help.", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"train.main: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stopped:
-        print(f"train.main: {stopped or 'stopped without saving'}", file=sys.stderr)
-        return 130
-    return 0
+    usage = "--flagfile=FILE --data=DIR --out_dir=DIR [FLAGS]"
+    return run("train.main", Command(usage, __doc__, define_flags, _train_from_flags), argv)
+
+
+def _train_from_flags(values: flags.FlagValues, arguments: list[str]) -> None:
+    train(config_from_flags(values), open_prepared_data)
 
 
 if __name__ == "__main__":

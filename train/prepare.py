@@ -9,7 +9,8 @@
 Stopped, it goes on where it was when the same command is run again. An example that cannot be used
 is left out and named at the end. What follows `--` are flags of Apache Beam. Options of data sets,
 given as `--option name=value`: slakh num_mixes, seed, bass; cerberus4 bass; musicnet labels;
-guitarset audio; synthetic seed, seconds, max_instruments and the other fields of SyntheticConfig.
+guitarset audio; synthetic seed, seconds, max_instruments and the other fields of SyntheticConfig,
+and sounds beside soundfonts: models=True, drum_kits=FOLDER,..., voices=FILE.npz (made if missing).
 """
 
 from __future__ import annotations
@@ -26,15 +27,50 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.command_line import UsageError
+from mt3_keras.command_line import Command, UsageError, run
 
 if TYPE_CHECKING:
     from mt3_keras.datasets.example import Example
+    from mt3_keras.datasets.shards import Source
     from mt3_keras.datasets.synthetic import SyntheticConfig
 
 SYNTHETIC = "synthetic"
 DATASETS = ("maestro", "slakh", "cerberus4", "musicnet", "guitarset", "urmp", SYNTHETIC)
 EXAMPLES_PER_SYNTHETIC_SHARD = 64
+
+
+def define_dataset_flags(values: flags.FlagValues, *, split: str, num_examples: int) -> None:
+    """Adds the flags that `find_sources` reads."""
+    flags.DEFINE_enum("dataset", None, DATASETS, "Which data set.", flag_values=values)
+    flags.DEFINE_string(
+        "root",
+        "",
+        "Its folder; of synthetic MIDI files, or their tar archive, or nothing.",
+        flag_values=values,
+    )
+    flags.DEFINE_list("split", [split], "Splits, separated by commas.", flag_values=values)
+    flags.DEFINE_boolean(
+        "skip_missing",
+        False,
+        "Leave out examples whose files are not all there.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "option", [], "name=value, an option of the data set; may be repeated.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "soundfonts",
+        [],
+        "Of synthetic: .sf2 and .sf3 files; none uses built-in sounds.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_examples",
+        num_examples,
+        "Of synthetic: excerpts to render for each split.",
+        lower_bound=0,
+        flag_values=values,
+    )
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -44,23 +80,14 @@ def _define_flags(values: flags.FlagValues) -> None:
     def count(name: str, default: int, meaning: str) -> None:
         flags.DEFINE_integer(name, default, meaning, lower_bound=0, flag_values=values)
 
-    def switch(name: str, meaning: str) -> None:
-        flags.DEFINE_boolean(name, False, meaning, flag_values=values)
-
-    def words(name: str, default: list[str], meaning: str) -> None:
-        flags.DEFINE_list(name, default, meaning, flag_values=values)
-
-    flags.DEFINE_enum("dataset", None, DATASETS, "Which data set.", flag_values=values)
-    text("root", "Its folder; of synthetic MIDI files, or their tar archive, or nothing.")
+    define_dataset_flags(values, split="train", num_examples=1000)
     text("out_dir", "Folder for the shards; several data sets and splits may share one.")
-    words("split", ["train"], "Splits, separated by commas.")
-    switch("list", "Print what is there, hours and instruments, and write nothing.")
-    switch("skip_missing", "Leave out examples whose files are not all there.")
-    flags.DEFINE_multi_string(
-        "option", [], "name=value, an option of the data set; may be repeated.", flag_values=values
+    flags.DEFINE_boolean(
+        "list",
+        False,
+        "Print what is there, hours and instruments, and write nothing.",
+        flag_values=values,
     )
-    words("soundfonts", [], "Of synthetic: .sf2 and .sf3 files; none uses built-in sounds.")
-    count("num_examples", 1000, "Of synthetic: excerpts to render for each split.")
     count("num_shards", 0, "Files a split; 0 follows from the number of examples.")
     count("num_workers", 0, "Processes of the local runner; 0 is one for each core.")
     text("runner", "Beam's runner, such as FlinkRunner; by default on this machine.")
@@ -68,42 +95,35 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped."""
-    values = flags.FlagValues()
-    _define_flags(values)
     own, beam_args = list(argv), []
     if "--" in own:
         own, beam_args = own[: own.index("--")], own[own.index("--") + 1 :]
-    if any(argument in ("-h", "--help") for argument in own):
-        print(f"{__doc__}\n{values.get_help()}")
-        return 0
+    command = Command(
+        "--dataset=NAME --root=DIR --out_dir=DIR [FLAGS] [-- BEAM_FLAGS]",
+        __doc__,
+        _define_flags,
+        lambda values, _: _prepare(values, beam_args),
+    )
+    return run("train.prepare", command, own)
+
+
+def _prepare(values: flags.FlagValues, beam_args: list[str]) -> None:
+    _check_usage(values)
+    if values.runner:
+        beam_args = [*beam_args, f"--runner={values.runner}"]
     try:
-        if rest := values(["train.prepare", *own])[1:]:
-            raise UsageError(f"unexpected argument {rest[0]!r}")
-        _check_usage(values)
-        if values.runner:
-            beam_args.append(f"--runner={values.runner}")
         for split in values.split:
             if values.list:
                 print(_describe_split(values, split))
             else:
                 _prepare_split(values, split, beam_args)
-    except (UsageError, flags.Error) as error:
-        print(f"train.prepare: {error}\nSee python -m train.prepare --help.", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"train.prepare: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("train.prepare: stopped; run it again to go on", file=sys.stderr)
-        return 130
-    return 0
+        raise KeyboardInterrupt("stopped; run it again to go on") from None
 
 
 def _check_usage(values: flags.FlagValues) -> None:
     if values.dataset is None:
         raise UsageError(f"--dataset is needed: one of {', '.join(DATASETS)}")
-    if not values.root and values.dataset != SYNTHETIC:
-        raise UsageError("--root is needed: the folder of the data set")
     if not values.out_dir and not values.list:
         raise UsageError("--out_dir is needed: the folder to write to")
 
@@ -123,7 +143,26 @@ def _parse_options(given: Sequence[str], allowed: Sequence[str]) -> dict[str, An
     return options
 
 
+def find_sources(values: flags.FlagValues, split: str) -> tuple[list[Source], dict[str, Any]]:
+    """The examples of a split of the data set that the flags name, and its options.
+
+    Raises:
+      UsageError: flags are missing or wrong.
+      ValueError: the data set is not there or damaged.
+    """
+    from mt3_keras.datasets.shards import example_source, synthetic_source
+
+    if values.dataset == SYNTHETIC:
+        config = _synthetic_config(values, split)
+        sources = [synthetic_source(config, index) for index in range(values.num_examples)]
+        return sources, {"config": repr(config)}
+    examples, options = _find(values, split)
+    return [example_source(example) for example in examples], options
+
+
 def _find(values: flags.FlagValues, split: str) -> tuple[list[Example], dict[str, Any]]:
+    if not values.root:
+        raise UsageError("--root is needed: the folder of the data set")
     from mt3_keras.datasets import cerberus4, guitarset, maestro, musicnet, slakh, urmp
 
     modules: tuple[Any, ...] = (cerberus4, guitarset, maestro, musicnet, slakh, urmp)
@@ -134,14 +173,20 @@ def _find(values: flags.FlagValues, split: str) -> tuple[list[Example], dict[str
 
 
 def _synthetic_config(values: flags.FlagValues, split: str) -> SyntheticConfig:
-    from mt3_keras.datasets.synthetic import SyntheticConfig
+    from mt3_keras.datasets.synthetic import SyntheticConfig, open_sources
 
     own = {"midi", "soundfonts", "split", "augmentation", "other_sources"}
     allowed = [name for name in SyntheticConfig.__dataclass_fields__ if name not in own]
-    options = _parse_options(values.option, allowed)
+    sounds = list(inspect.signature(open_sources).parameters)
+    options = _parse_options(values.option, [*allowed, *sounds])
+    chosen = {name: options.pop(name) for name in sounds if name in options}
     try:
         return SyntheticConfig(
-            midi=values.root, soundfonts=tuple(values.soundfonts), split=split, **options
+            midi=values.root,
+            soundfonts=tuple(values.soundfonts),
+            split=split,
+            other_sources=open_sources(**chosen),
+            **options,
         )
     except TypeError as error:
         raise UsageError(f"an --option has a value of the wrong kind ({error})") from error
@@ -161,17 +206,12 @@ def _describe_split(values: flags.FlagValues, split: str) -> str:
 
 
 def _prepare_split(values: flags.FlagValues, split: str, beam_args: Sequence[str]) -> None:
-    from mt3_keras.datasets.shards import example_source, synthetic_source, write_records
+    from mt3_keras.datasets.shards import write_records
 
+    sources, options = find_sources(values, split)
     num_shards = values.num_shards
-    if values.dataset == SYNTHETIC:
-        config = _synthetic_config(values, split)
-        sources = [synthetic_source(config, index) for index in range(values.num_examples)]
-        options: dict[str, Any] = {"config": repr(config)}
-        num_shards = num_shards or -(-len(sources) // EXAMPLES_PER_SYNTHETIC_SHARD)
-    else:
-        examples, options = _find(values, split)
-        sources = [example_source(example) for example in examples]
+    if values.dataset == SYNTHETIC and not num_shards:
+        num_shards = -(-len(sources) // EXAMPLES_PER_SYNTHETIC_SHARD)
     logging.getLogger().setLevel(logging.CRITICAL)  # What Beam logs comes as an error too.
     with _progress(pathlib.Path(values.out_dir), f"{values.dataset}-{split}"):
         summary = write_records(

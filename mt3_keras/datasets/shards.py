@@ -25,7 +25,7 @@ import numpy as np
 from array_record.python import array_record_module
 from numpy.typing import NDArray
 
-from mt3_keras.audio import check_samples, read_blocks
+from mt3_keras.audio import read_blocks
 from mt3_keras.config import SAMPLE_RATE_HZ
 from mt3_keras.datasets.example import Example, describe
 from mt3_keras.datasets.records import (
@@ -39,6 +39,7 @@ from mt3_keras.datasets.records import (
 )
 from mt3_keras.midi import instrument_name
 from mt3_keras.notes import Note, check_notes
+from mt3_keras.segments import check_samples
 
 if TYPE_CHECKING:
     from mt3_keras.datasets.synthetic import SyntheticConfig

@@ -1,4 +1,4 @@
-"""Synthetic music: MIDI files, or random music, played by soundfonts and a synthesizer.
+"""Synthetic music: MIDI files, or random music, played by soundfonts, models and synthesizers.
 
 Made in the manner of Slakh2100: parts of a MIDI file are drawn, given instruments of their General
 MIDI class, varied in time and velocity, played each by another sound source, and mixed at random
@@ -15,7 +15,8 @@ Labels are the notes that were played, as they were played:
 - an excerpt starts from silence: notes already sounding at its start are left out of audio and
   labels alike, so each label's onset is heard. Notes that sound across its end end there.
 
-A note begins at sample round(onset * 16000). Pitch bends and other controls are ignored.
+A note begins at sample round(onset * 16000), but for consonants that lead into it. Pitch bends and
+other controls are ignored.
 
 Splits: 5 % of the MIDI files, by a hash of the first number of three or more digits in the file's
 name or else of the name, are for validation. Versions of one song are mostly named so (POP909's
@@ -40,8 +41,11 @@ from mt3_keras.config import SAMPLE_RATE_HZ
 from mt3_keras.datasets.additive import NUM_PROGRAMS, AdditiveSource
 from mt3_keras.datasets.augment import DEFAULT_AUGMENTATION, Augmentation, mix_stems
 from mt3_keras.datasets.composer import compose
+from mt3_keras.datasets.drum_kits import DrumKitSource, find_kits
 from mt3_keras.datasets.example import DatasetError
+from mt3_keras.datasets.faust import FaustSource
 from mt3_keras.datasets.sounds import Samples, SoundFontSource, Source
+from mt3_keras.datasets.voice import VoiceSource, make_bank
 from mt3_keras.midi import MidiError, read_instruments
 from mt3_keras.notes import Note, apply_sustain, sort_notes, trim_overlaps
 
@@ -65,7 +69,9 @@ class SyntheticConfig:
       soundfonts: sf2 or sf3 files.
       additive_share: chance that an instrument is played by the built-in synthesizer; 1 if there
         is nothing else. Where that chance is 0 it is not used at all.
-      other_sources: further sources, each drawn as often as a soundfont.
+      other_sources: further sources; see `open_sources`.
+      other_share: chance that an instrument is played by one of them, if one can play it. What
+        they and the synthesizer leave falls to the soundfonts, to each as often.
       seconds: length of an excerpt.
       min_instruments: at least so many parts are drawn, where the file has them.
       max_instruments: at most so many.
@@ -90,6 +96,7 @@ class SyntheticConfig:
     max_instruments: int = 8
     additive_share: float = 0.15
     other_sources: tuple[Source, ...] = ()
+    other_share: float = 0.25
     folder_power: float = 0.5
     program_swap_chance: float = 0.5
     program_redraw_chance: float = 0.1
@@ -115,7 +122,8 @@ class SyntheticConfig:
             )
         if not self.max_stretch >= 1:
             raise ValueError(f"max_stretch must be at least 1: got {self.max_stretch}")
-        for name in ("additive_share", "program_swap_chance", "program_redraw_chance"):
+        chances = ("program_swap_chance", "program_redraw_chance")
+        for name in ("additive_share", "other_share", *chances):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1: got {getattr(self, name)}")
         for name in ("max_transposition", "onset_jitter", "velocity_jitter", "gain_range_db"):
@@ -347,13 +355,12 @@ def play_parts(
     cents = config.max_detuning_cents * rng.uniform(-1, 1)
     rate_hz = round(SAMPLE_RATE_HZ * 2 ** (-cents / 1200))
     clock = SAMPLE_RATE_HZ / rate_hz
-    sources, shares = _sources(config)
     stems, played_notes = [], []
     for part in parts:
         timed = [n._replace(onset=n.onset * clock, offset=n.offset * clock) for n in part]
         gain = 10 ** (rng.uniform(-config.gain_range_db, 0) / 20)
-        for source in rng.choice(len(sources), len(sources), replace=False, p=shares):
-            samples, played = sources[source].play(timed, num_samples, rate_hz, rng)
+        for source in _draw_sources(config, rng):
+            samples, played = source.play(timed, num_samples, rate_hz, rng)
             loudness = _loudness(samples)
             if played.any() and loudness > 0:
                 stems.append(samples * np.float32(gain / loudness))
@@ -363,17 +370,47 @@ def play_parts(
     return stems, sort_notes(ended)
 
 
-def _sources(config: SyntheticConfig) -> tuple[list[Source], list[float]]:
-    sources: list[Source] = [*map(SoundFontSource, config.soundfonts), *config.other_sources]
-    if not sources:
-        return [AdditiveSource()], [1.0]
-    share = (1 - config.additive_share) / len(sources)
-    shares = [share] * len(sources)
-    if config.additive_share == 1:
-        return [AdditiveSource()], [1.0]
-    if config.additive_share > 0:
-        return [*sources, AdditiveSource()], [*shares, config.additive_share]
-    return sources, shares
+def _draw_sources(config: SyntheticConfig, rng: np.random.Generator) -> list[Source]:
+    """All sources of a configuration, in the order in which an instrument is to try them."""
+    other_share = config.other_share if config.other_sources else 0.0
+    font_share = max(0.0, 1 - config.additive_share - other_share)
+    groups: list[tuple[Sequence[Source], float]] = [
+        ([SoundFontSource(path) for path in config.soundfonts], font_share),
+        (config.other_sources, other_share),
+        ([AdditiveSource()], config.additive_share),
+    ]
+    groups = [(group, share) for group, share in groups if group and share > 0]
+    groups = groups or [([AdditiveSource()], 1.0)]
+    shares = np.array([share for _, share in groups])
+    order = rng.choice(len(groups), len(groups), replace=False, p=shares / shares.sum())
+    return [groups[g][0][i] for g in order for i in rng.permutation(len(groups[g][0]))]
+
+
+def open_sources(
+    *, models: bool = False, drum_kits: str = "", voices: str = ""
+) -> tuple[Source, ...]:
+    """Sources beyond soundfonts and the synthesizer, for `SyntheticConfig.other_sources`.
+
+    Args:
+      models: use the models in Faust.
+      drum_kits: folders of drum kits, with commas between them; see `drum_kits.find_kits`.
+      voices: file of sung syllables, made with espeak-ng and pyworld if it is not there; "" for
+        none.
+
+    Raises:
+      DatasetError: a folder has no kits, or the syllables cannot be made.
+    """
+    sources: list[Source] = []
+    if models:
+        sources.append(FaustSource())
+    if drum_kits:
+        kits = [kit for folder in drum_kits.split(",") for kit in find_kits(folder)]
+        sources.append(DrumKitSource(tuple(kits)))
+    if voices:
+        if not pathlib.Path(voices).is_file():
+            make_bank(voices)
+        sources.append(VoiceSource(voices))
+    return tuple(sources)
 
 
 def _loudness(samples: Samples) -> float:

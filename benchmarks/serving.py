@@ -1,0 +1,135 @@
+"""A model server under load: right answers, latencies, throughput, memory.
+
+    python -m benchmarks.serving --model SERVING/mt3 --audio song.flac [--requests 200]
+        [--clients 32] [--server HOST:PORT --pid PID]
+
+Sends windows of a recording over gRPC, one at a time and then from many clients at once, every
+eighth request garbage, and compares every answer with the first one for its window. Without
+--server it starts the stand-in of the tests, which has TF Serving's interface and not its
+scheduler; with --server (and --pid, to see its memory) it measures a real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.transcribe import describe_machine
+from export.serving_client import GrpcServer, ServedConfig, ServingError, call_patiently
+from mt3_keras.audio import read_blocks
+from mt3_keras.config import SAMPLE_RATE_HZ
+
+DEADLINE = 600.0  # seconds
+
+
+def main() -> None:
+    arguments = _parse()
+    config = ServedConfig.read(arguments.model)
+    samples = np.concatenate(list(read_blocks(arguments.audio)))
+    length = round(arguments.seconds * SAMPLE_RATE_HZ)
+    starts = np.linspace(0, max(0, samples.size - length), 4).astype(int)
+    windows = [samples[start : start + length] for start in starts]
+    with _reach_server(arguments, config.name) as (address, pid):
+        client = GrpcServer(address, config.name)
+        expected = [_ask(client, window) for window in windows]
+        print(f"machine: {describe_machine()}")
+        print(f"requests of {arguments.seconds:g} s, every eighth of NaN; memory of the server")
+        single = _measure("one at a time", client, windows, expected, arguments.requests // 8, 1)
+        print(f"memory {_memory_mb(pid):.0f} MB")
+        for number in range(arguments.rounds):
+            name = f"{arguments.clients} clients, round {number + 1}"
+            many = _measure(name, client, windows, expected, arguments.requests, arguments.clients)
+            print(f"memory {_memory_mb(pid):.0f} MB, throughput {many / single:.2f}x")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, type=pathlib.Path)
+    parser.add_argument("--audio", required=True)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of audio in a request")
+    parser.add_argument("--requests", type=int, default=200, help="of a round")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--server", help="HOST:PORT of a running one")
+    parser.add_argument("--pid", type=int, help="of the running server")
+    parser.add_argument("--num_batch_threads", type=int, default=2, help="of the stand-in")
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def _reach_server(arguments: argparse.Namespace, name: str) -> Iterator[tuple[str, int | None]]:
+    if arguments.server:
+        yield arguments.server, arguments.pid
+        return
+    script = pathlib.Path(__file__).parent.parent / "tests" / "serving_stand_in.py"
+    command = [sys.executable, "-I", str(script), f"--model_name={name}"]
+    command += [f"--model_base_path={arguments.model}"]
+    command += [f"--num_batch_threads={arguments.num_batch_threads}"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        yield f"127.0.0.1:{json.loads(process.stdout.readline())['grpc']}", process.pid
+        process.communicate("")
+
+
+def _ask(client: GrpcServer, window: np.ndarray) -> list[list[int]]:
+    return call_patiently(
+        lambda seconds: client.predict(window, seconds), "server", deadline=DEADLINE, retries=20
+    )
+
+
+def _measure(
+    name: str,
+    client: GrpcServer,
+    windows: list[np.ndarray],
+    expected: list[list[list[int]]],
+    num_requests: int,
+    num_clients: int,
+) -> float:
+    """Prints a line; returns good answers per second. Exits where an answer is wrong."""
+
+    def run(i: int) -> float | None:
+        start = time.perf_counter()
+        if i % 8 == 7:
+            try:
+                _ask(client, np.full(16_000, np.nan, np.float32))
+            except ServingError:
+                return None
+            sys.exit("garbage was not refused")
+        if _ask(client, windows[i % len(windows)]) != expected[i % len(windows)]:
+            sys.exit(f"request {i} got another answer than alone")
+        return time.perf_counter() - start
+
+    start = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(num_clients) as pool:
+        latencies = [seconds for seconds in pool.map(run, range(num_requests)) if seconds]
+    throughput = len(latencies) / (time.perf_counter() - start)
+    percentiles = statistics.quantiles(latencies, n=100, method="inclusive")
+    times = ", ".join(f"p{p} {percentiles[p - 1]:.2f}" for p in (50, 90, 99))
+    print(
+        f"{name:24} {len(latencies)} right, {num_requests - len(latencies)} refused;"
+        f" latency (s) {times}; {throughput:.2f} requests/s"
+    )
+    return throughput
+
+
+def _memory_mb(pid: int | None) -> float:
+    status = pathlib.Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return float("nan")
+    lines = status.read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Exports a model: a SavedModel for TF Serving, a bundle for LiteRT.
+
+    python -m export.main --model small --out_dir edge --formats saved_model,tflite --quantize int8
+
+The SavedModel is a new version in OUT_DIR/saved_model/NAME, with settings for the server beside it;
+how it cuts and searches segments is what the flags of `python -m mt3_keras transcribe` say. The
+bundle, model.tflite and config.json, is OUT_DIR itself.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from mt3_keras.command_line import Command, UsageError, define_model_flags, load_transcriber, run
+
+if TYPE_CHECKING:
+    from mt3_keras.grammar import Rules
+    from mt3_keras.transcriber import Transcriber
+
+FORMATS = ("saved_model", "tflite")
+QUANTIZE = ("none", "float16", "int8", "int8_weights")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code (see `mt3_keras.command_line.run`)."""
+    command = Command("--model=MODEL --out_dir=DIR [FLAGS]", __doc__, _define_flags, _export)
+    return run("export.main", command, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    define_model_flags(values)
+    flags.DEFINE_string("out_dir", None, "Folder to write to.", flag_values=values)
+    flags.DEFINE_list("formats", ["saved_model"], " and ".join(FORMATS) + ".", flag_values=values)
+    flags.DEFINE_string(
+        "name", None, "Of the served model; by default its folder's name.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "quantize",
+        "none",
+        QUANTIZE,
+        "Of the bundle: int8 computes in int8, int8_weights only stores it.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "report",
+        False,
+        "Print the bundle's size, operators and agreement with Keras.",
+        flag_values=values,
+    )
+
+
+def _export(values: flags.FlagValues, arguments: list[str]) -> None:
+    if not values.out_dir:
+        raise UsageError("--out_dir is needed: a folder to write to")
+    if unknown := sorted(set(values.formats) - set(FORMATS)):
+        raise UsageError(f"--formats must be of {', '.join(FORMATS)}: got {', '.join(unknown)}")
+    if values.search != "greedy" or values.engine == "litert":
+        raise UsageError("an exported model searches greedily: drop --search and --engine")
+    values["engine"].value = "keras"
+    transcriber = load_transcriber(values)
+    folder = pathlib.Path(values.out_dir)
+    if "saved_model" in values.formats:
+        _export_saved_model(transcriber, folder, values)
+    if "tflite" in values.formats:
+        from export.tflite import export_bundle, report
+
+        export_bundle(transcriber.model, folder, values.quantize)
+        print(f"wrote {folder}")
+        if values.report:
+            print(report(folder, transcriber.model))
+
+
+def _export_saved_model(
+    transcriber: Transcriber, folder: pathlib.Path, values: flags.FlagValues
+) -> None:
+    from export.saved_model import export_saved_model
+    from export.served_model import ServedModel
+
+    served = ServedModel(
+        transcriber.model,
+        context=transcriber.context,
+        rules=_rules(values),
+        batch_size=values.batch_size or 16,
+        max_tokens=values.max_tokens,
+    )
+    name = values.name or pathlib.Path(values.model or "small").resolve().name
+    written = export_saved_model(served, folder / "saved_model", name=name, exact=values.exact)
+    print(f"wrote {written}")
+
+
+def _rules(values: flags.FlagValues) -> Rules:
+    from mt3_keras.grammar import Rules
+    from mt3_keras.midi import parse_instruments
+
+    programs, drums = parse_instruments(values.instruments) if values.instruments else (None, True)
+    return Rules(
+        programs=programs,
+        drums=drums,
+        constrained=values.constrained,
+        stop_runaways=values.stop_runaways and not values.exact,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

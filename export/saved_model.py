@@ -1,0 +1,179 @@
+"""MT3Backbone -> SavedModel, warm-up requests and settings for TF Serving."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from export.served_model import ServedModel
+from mt3_keras.midi import replacing
+
+
+def export_saved_model(
+    served: ServedModel, folder: pathlib.Path, *, name: str, exact: bool = False
+) -> pathlib.Path:
+    """Writes a model as TF Serving's next version of it, which appears whole or not at all.
+
+        FOLDER/NAME/VERSION/    saved_model.pb, variables, warm-up requests in assets.extra, and
+                                config.json: the `ModelConfig` and how segments are cut and searched
+        FOLDER/                 models.config, of all models there; files of server settings
+
+    Signatures are "serving_default" (`ServedModel.transcribe`: "audio" -> "tokens",
+    "num_segments"), "encode" and "decode_step"; all tensors are named and all batches open.
+
+    Args:
+      served: the model and its search.
+      folder: may hold other models and versions already.
+      name: of the model, for the server: letters, digits, "_", "." and "-".
+      exact: whether the notes are to be read as the original reads them (`Transcriber.exact`).
+
+    Returns:
+      The version's folder.
+
+    Raises:
+      ValueError: the name cannot be one, or packages are missing.
+      OSError: the folder cannot be written.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"name must be letters, digits, '_', '.' and '-': got {name!r}")
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError("a SavedModel is written by TensorFlow: unset KERAS_BACKEND")
+    versions = folder / name
+    versions.mkdir(parents=True, exist_ok=True)
+    version = max(_versions(versions), default=0) + 1
+    partial = versions / f".{version}.part"  # no number, so the server does not look at it
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write_graphs(served, partial)
+        write_warmup(served, name, partial / "assets.extra" / "tf_serving_warmup_requests")
+        description = _describe(served, name, exact)
+        (partial / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+        partial.rename(versions / str(version))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    write_server_settings(folder)
+    return versions / str(version)
+
+
+def _versions(folder: pathlib.Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if re.fullmatch(r"[0-9]+", path.name)]
+
+
+def _write_graphs(served: ServedModel, folder: pathlib.Path) -> None:
+    archive = keras.export.ExportArchive()
+    window = tf.TensorSpec([None, served.config.input_samples], tf.float32, "samples")
+    endpoints = {
+        "serving_default": (served.transcribe, [tf.TensorSpec([None, None], tf.float32, "audio")]),
+        "encode": (served.encode, [window, tf.TensorSpec([None], tf.int32, "num_frames")]),
+        "decode_step": (served.decode_step, [served.step_inputs()]),
+    }
+    for name, (function, inputs) in endpoints.items():
+        archive.add_endpoint(name, function, inputs)
+    archive.write_out(str(folder), verbose=False)
+
+
+def _describe(served: ServedModel, name: str, exact: bool) -> dict[str, Any]:
+    """`config.json`: as in a preset folder, and what a client has to know besides."""
+    rules = dataclasses.asdict(served.rules)
+    if rules["programs"] is not None:
+        rules["programs"] = sorted(rules["programs"])
+    serving = {"name": name, "context": served.context, "exact": exact, "rules": rules}
+    serving |= {"max_tokens": served.max_tokens, "batch_size": served.batch_size}
+    return {"config": served.config.to_dict(), "serving": serving}
+
+
+def write_warmup(served: ServedModel, name: str, path: pathlib.Path) -> None:
+    """Writes a request for each signature, which the server runs before it says it is ready.
+
+    Raises:
+      ValueError: `tensorflow-serving-api` is not installed.
+    """
+    try:
+        from tensorflow_serving.apis import prediction_log_pb2
+    except ImportError as error:
+        raise ValueError(
+            f"a SavedModel needs what requirements-serving.txt lists ({error}):"
+            " pip install -r requirements-serving.txt"
+        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature, inputs in _warmup_inputs(served).items():
+            log = prediction_log_pb2.PredictionLog()
+            request = log.predict_log.request
+            request.model_spec.name = name
+            request.model_spec.signature_name = signature
+            for key, value in inputs.items():
+                request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+            writer.write(log.SerializeToString())
+
+
+def _warmup_inputs(served: ServedModel) -> dict[str, dict[str, Any]]:
+    """Two segments of quiet noise; one window; one step of one sequence."""
+    config = served.config
+    noise = np.random.default_rng(0).normal(scale=0.01, size=config.segment_samples + 1)
+    step = {
+        name: np.zeros([size or 1 for size in spec.shape], spec.dtype.as_numpy_dtype)
+        for name, spec in served.step_inputs().items()
+    }
+    return {
+        "serving_default": {"audio": noise[None].astype(np.float32)},
+        "encode": {
+            "samples": np.zeros((1, config.input_samples), np.float32),
+            "num_frames": np.array([config.network.segment_frames], np.int32),
+        },
+        "decode_step": step,
+    }
+
+
+def write_server_settings(folder: pathlib.Path) -> None:
+    """Writes `models.config` for all models in a folder, and `SETTINGS` where there are none.
+
+    Paths in it are those of a container that has the folder as /models.
+    """
+    models = sorted(path.parent.parent.name for path in folder.glob("*/[0-9]*/saved_model.pb"))
+    entries = "".join(
+        f'  config {{ name: "{name}" base_path: "/models/{name}" model_platform: "tensorflow" }}\n'
+        for name in dict.fromkeys(models)
+    )
+    with replacing(folder / "models.config") as temporary:
+        temporary.write_text(f"model_config_list {{\n{entries}}}\n")
+    for name, text in SETTINGS.items():
+        if not (folder / name).exists():  # they are the owner's to change
+            with replacing(folder / name) as temporary:
+                temporary.write_text(text)
+
+
+SETTINGS = {
+    "monitoring.config": """\
+prometheus_config { enable: true path: "/monitoring/prometheus/metrics" }
+""",
+    "batching_parameters.txt": """\
+# CPU. A queue and no more: the segments of a request are a batch already, and recordings of
+# different lengths cannot be joined without changing what is heard. With it the number of requests
+# at work, and so the memory, stays bounded; what does not fit the queue is told UNAVAILABLE, which
+# clients try again. Requests of several recordings ([B, n], B > 1) need a larger max_batch_size.
+max_batch_size { value: 1 }
+batch_timeout_micros { value: 0 }
+num_batch_threads { value: 2 }  # half the cores: each request uses several
+max_enqueued_batches { value: 256 }
+""",
+    "batching_parameters_gpu.txt": """\
+# GPU. Requests of equal length, as the client of this project makes of long files, run as one.
+# Shorter ones beside them are lengthened with their own first sample: their answer then has more
+# segments than they have audio for (leave them), and the last one may differ. Export with
+# --batch_size=128 or so.
+max_batch_size { value: 8 }
+batch_timeout_micros { value: 5000 }
+num_batch_threads { value: 2 }
+max_enqueued_batches { value: 64 }
+pad_variable_length_inputs: true
+""",
+}

@@ -1,0 +1,420 @@
+"""Transcribes a recording on a model server: samples there, tokens back, notes here.
+
+    python -m export.serving_client --server localhost:8500 --config DIR song.mp3 --output song.mid
+    python -m export.serving_client --server http://localhost:8501 --config DIR song.mp3
+
+HOST:PORT speaks gRPC, an http address REST. DIR is what `export.main` wrote, or the `config.json`
+in it. A long recording goes in several requests, cut where segments meet and each with the sound
+around it, so that the tokens are those of the whole. Runs without Keras.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import pathlib
+import random
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from absl import flags
+from numpy.typing import NDArray
+
+from mt3_keras.audio import read_blocks
+from mt3_keras.codec import EOS, Codec
+from mt3_keras.command_line import Command, UsageError, run
+from mt3_keras.config import ModelConfig
+from mt3_keras.note_decoder import NoteDecoder
+from mt3_keras.transcriber import Segment, Transcription
+
+Samples = NDArray[np.float32]
+Answer = TypeVar("Answer")
+
+LONGEST_PAUSE = 20.0  # seconds between two attempts
+
+
+class ServingError(ValueError):
+    """A server that gives no answer; one line that names it and the cure."""
+
+
+class Unavailable(Exception):  # noqa: N818 - a state of the server, not a fault
+    """No answer this time; worth another attempt."""
+
+
+class Server(Protocol):
+    """A way to reach a served model."""
+
+    def predict(self, samples: Samples, seconds: float) -> list[list[int]]:
+        """Samples [n] -> rows of token ids, one for each segment; zeros follow the end of a row.
+
+        Raises:
+          Unavailable: no answer within `seconds`, or the server is too busy or not there yet.
+          ServingError: the server refuses.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedConfig:
+    """What a client must know of a served model.
+
+    Attributes:
+      model: its sizes and vocabulary.
+      name: on the server.
+      context, exact: how its segments are cut and its tokens are read (see `Transcriber`).
+    """
+
+    model: ModelConfig
+    name: str
+    context: str
+    exact: bool
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> ServedConfig:
+        """Reads `config.json`: itself, or of a version's folder, or of a model's newest version.
+
+        Raises:
+          ValueError: there is none, or it is not of a served model.
+        """
+        if path.is_dir() and not (path / "config.json").exists():
+            versions = [folder for folder in path.iterdir() if folder.name.isdecimal()]
+            path = max(versions, key=lambda folder: int(folder.name), default=path)
+        file = path / "config.json" if path.is_dir() else path
+        try:
+            stored = json.loads(file.read_text())
+            model, serving = ModelConfig.from_dict(stored["config"]), stored["serving"]
+            return cls(model, serving["name"], serving["context"], serving["exact"])
+        except OSError as error:
+            raise ValueError(f"{file}: cannot be read ({error.strerror}); see --help") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: not written by export.main ({error}); see --help") from error
+
+
+class Request(NamedTuple):
+    """Part of a recording: the answer's segments from `skip` on, `num_segments` of them, count."""
+
+    samples: Samples
+    skip: int
+    num_segments: int
+
+
+def cut_requests(
+    blocks: Iterable[NDArray[np.floating]], config: ModelConfig, context: str, num_segments: int
+) -> Iterator[Request]:
+    """Cuts 16 kHz mono into requests of at most `num_segments` segments that count.
+
+    Each also holds the sound that windows reach to beyond its segments, by which the server sees
+    further segments: these answers are left.
+    """
+    step, spectrogram = config.segment_samples, config.spectrogram
+    overhang, lead = spectrogram.overhang_samples, spectrogram.lead_samples
+    if context == "segment":
+        overhang = lead = 0
+    num_before = -(-lead // step)  # in whole segments, so that segments begin where they do
+    held, num_held, skip = [np.zeros(0, np.float32)], 0, 0
+    for block in blocks:
+        held.append(block.astype(np.float32, copy=False))
+        num_held += block.size
+        while num_held >= (length := (skip + num_segments) * step + overhang):
+            joined = np.concatenate(held)
+            yield Request(joined[:length], skip, num_segments)
+            used = (skip + num_segments - num_before) * step
+            held, num_held, skip = [joined[used:]], num_held - used, num_before
+    yield Request(np.concatenate(held), skip, num_held // step + 1 - skip)
+
+
+class GrpcServer:
+    """A model by gRPC, as TF Serving speaks it at port 8500.
+
+    Raises:
+      ServingError: packages are missing.
+    """
+
+    def __init__(self, address: str, model: str) -> None:
+        try:
+            with _quiet_stderr():  # importing TensorFlow's messages starts TensorFlow
+                import grpc
+                import tensorflow as tf
+                from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+        except ImportError as error:
+            raise ServingError(
+                f"gRPC needs what requirements-serving.txt lists ({error}):"
+                " install it, or give the server's http address"
+            ) from error
+        self._grpc, self._tf, self._request = grpc, tf, predict_pb2.PredictRequest
+        self._address, self._model = address, model
+        no_limit = [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
+        channel = grpc.insecure_channel(address, options=no_limit)
+        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+    def predict(self, samples: Samples, seconds: float) -> list[list[int]]:
+        """See `Server`."""
+        request = self._request()
+        request.model_spec.name = self._model
+        request.inputs["audio"].CopyFrom(self._tf.make_tensor_proto(samples[None]))
+        try:
+            answer = self._stub.Predict(request, timeout=seconds)
+        except self._grpc.RpcError as error:
+            code, reason = error.code(), f"{error.code().name}: {error.details()}"
+            codes = self._grpc.StatusCode
+            if code in (codes.UNAVAILABLE, codes.DEADLINE_EXCEEDED, codes.RESOURCE_EXHAUSTED):
+                raise Unavailable(reason) from error
+            raise ServingError(_refusal(self._address, reason)) from error
+        with _reading(self._address):
+            return _check_rows(self._tf.make_ndarray(dict(answer.outputs)["tokens"])[0].tolist())
+
+
+class RestServer:
+    """A model by REST, as TF Serving speaks it at port 8501."""
+
+    def __init__(self, address: str, model: str) -> None:
+        self._address = address
+        self._url = f"{address.rstrip('/')}/v1/models/{model}:predict"
+
+    def predict(self, samples: Samples, seconds: float) -> list[list[int]]:
+        """See `Server`."""
+        numbers = ",".join([f"{x:.9g}" for x in samples.tolist()])  # 9 digits tell float32 apart
+        body = f'{{"inputs":{{"audio":[[{numbers}]]}}}}'.encode()
+        request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=seconds) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            reason = f"HTTP {error.code}: {_read_reason(error)}"
+            if error.code in (429, 502, 503, 504):
+                raise Unavailable(reason) from error
+            raise ServingError(_refusal(self._address, reason)) from error
+        except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out
+            raise Unavailable(str(error) or type(error).__name__) from error
+        with _reading(self._address):
+            return _check_rows(json.loads(text)["outputs"]["tokens"][0])
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _read_reason(error: urllib.error.HTTPError) -> str:
+    text = error.read(4096).decode(errors="replace")
+    try:
+        return str(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        return text or str(error.reason)
+
+
+def _refusal(address: str, reason: str) -> str:
+    line = " ".join(reason.split())[:300]
+    return f"{address}: the server refuses ({line}); check --name, --config and its version"
+
+
+@contextlib.contextmanager
+def _reading(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ServingError(
+            f"{address}: answers, but not as a transcription model ({error!r}); check --server"
+            " and --name"
+        ) from error
+
+
+def _check_rows(rows: Any) -> list[list[int]]:
+    if not all(type(token) is int for row in rows for token in row):
+        raise TypeError("tokens must be integers")
+    return list(rows)
+
+
+def call_patiently(
+    call: Callable[[float], Answer],
+    address: str,
+    *,
+    deadline: float,
+    retries: int,
+    pause: float = 0.5,
+) -> Answer:
+    """Calls call(deadline) until it answers, with pauses that double, and vary so that many
+    clients do not return at once.
+
+    Args:
+      call: raises `Unavailable` where another attempt is worth while.
+      deadline: seconds for each attempt.
+      retries: attempts after the first.
+      pause: seconds before the second attempt, about.
+
+    Raises:
+      ServingError: no attempt was answered.
+    """
+    for attempt in range(retries + 1):
+        try:
+            return call(deadline)
+        except Unavailable as error:
+            reason = " ".join(str(error).split())[:300]
+        if attempt < retries:
+            time.sleep(min(LONGEST_PAUSE, pause * 2**attempt) * random.uniform(0.5, 1.0))
+    raise ServingError(
+        f"{address}: no answer in {retries + 1} attempts of {deadline:g} s ({reason});"
+        " is the server running and ready? A longer --deadline gives it more time"
+    )
+
+
+def transcribe(
+    blocks: Iterable[NDArray[np.floating]],
+    config: ServedConfig,
+    predict: Callable[[Samples], list[list[int]]],
+    *,
+    num_segments: int = 15,
+    parallel: int = 2,
+) -> Transcription:
+    """Transcribes 16 kHz mono of any length on a server, in bounded memory.
+
+    Args:
+      blocks: float [n], any lengths.
+      config: of the served model.
+      predict: samples -> rows of tokens, one for each segment (see `Server.predict`).
+      num_segments: segments of a request; one or two more go with it for the sound at its ends.
+      parallel: requests under way at once.
+
+    Raises:
+      ServingError: the server gives no answer, or one for other audio.
+    """
+    model = config.model
+    decoder = NoteDecoder(
+        Codec(model.vocabulary.num_velocity_bins),
+        ties=model.vocabulary.ties,
+        segment_start="original" if config.exact else "grid",
+    )
+    num_samples = 0
+
+    def count(blocks: Iterable[Any]) -> Iterator[Any]:
+        nonlocal num_samples
+        for block in blocks:
+            num_samples += block.size
+            yield block
+
+    requests = cut_requests(count(blocks), model, config.context, num_segments)
+    segments: list[Segment] = []
+    for tokens in _answers(requests, predict, parallel):
+        start = len(segments) * model.network.segment_frames / model.spectrogram.frames_per_second
+        if segments:
+            decoder.feed(*segments[-1], start)
+        segments.append(Segment(start, tokens))
+    decoder.feed(*segments[-1])
+    return Transcription(
+        notes=decoder.finish(),
+        segments=segments,
+        invalid_events=decoder.invalid_events,
+        dropped_events=decoder.dropped_events,
+        duration=(num_samples // model.spectrogram.hop_samples + 1)
+        / model.spectrogram.frames_per_second,
+    )
+
+
+def _answers(
+    requests: Iterable[Request], predict: Callable[[Samples], list[list[int]]], parallel: int
+) -> Iterator[list[int]]:
+    """Tokens of the segments in order; `parallel` requests are drawn and sent ahead."""
+    waiting: collections.deque[tuple[Request, concurrent.futures.Future[list[list[int]]]]]
+    waiting = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+        try:
+            for request in requests:
+                if len(waiting) == parallel:
+                    yield from _take(*waiting.popleft())
+                waiting.append((request, pool.submit(predict, request.samples)))
+            while waiting:
+                yield from _take(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _take(
+    request: Request, answer: concurrent.futures.Future[list[list[int]]]
+) -> Iterator[list[int]]:
+    rows = answer.result()[request.skip : request.skip + request.num_segments]
+    if len(rows) != request.num_segments:
+        raise ServingError(
+            f"the server cuts segments of another length: wanted {request.num_segments}, got"
+            f" {len(rows)}; give the --config of the model it serves"
+        )
+    for row in rows:
+        yield row[: row.index(EOS) + 1] if EOS in row else row
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    def text(name: str, meaning: str) -> None:
+        flags.DEFINE_string(name, None, meaning, flag_values=values)
+
+    def count(name: str, default: int, lowest: int, meaning: str) -> None:
+        flags.DEFINE_integer(name, default, meaning, lower_bound=lowest, flag_values=values)
+
+    text("server", "HOST:PORT for gRPC, http://HOST:PORT for REST.")
+    text("config", "The exported model's folder, or its config.json.")
+    text("output", "MIDI file to write; by default beside the recording.")
+    text("name", "Of the model on the server; by default as it was exported.")
+    flags.DEFINE_float(
+        "deadline", 120.0, "Seconds for an attempt.", lower_bound=0.001, flag_values=values
+    )
+    count("retries", 4, 0, "Attempts after the first, where the server is busy or not there yet.")
+    count("segments", 15, 1, "Segments of a request, about 2 s each.")
+    count("parallel", 2, 1, "Requests under way at once.")
+
+
+def _run(values: flags.FlagValues, arguments: list[str]) -> None:
+    if len(arguments) != 1:
+        raise UsageError(f"one recording is needed: got {len(arguments)}")
+    for name in ("server", "config"):
+        if not values[name].value:
+            raise UsageError(f"--{name} is needed")
+    config = ServedConfig.read(pathlib.Path(values.config))
+    name = values.name or config.name
+    is_rest = values.server.startswith(("http://", "https://"))
+    server: Server = (RestServer if is_rest else GrpcServer)(values.server, name)
+
+    def predict(samples: Samples) -> list[list[int]]:
+        return call_patiently(
+            lambda seconds: server.predict(samples, seconds),
+            values.server,
+            deadline=values.deadline,
+            retries=values.retries,
+        )
+
+    result = transcribe(
+        read_blocks(arguments[0]),
+        config,
+        predict,
+        num_segments=values.segments,
+        parallel=values.parallel,
+    )
+    output = pathlib.Path(values.output or pathlib.Path(arguments[0]).with_suffix(".mid"))
+    result.write_midi(output)
+    print(f"wrote {output}: {len(result.notes)} notes, {result.duration:.1f} s")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code (see `mt3_keras.command_line.run`)."""
+    usage = "--server=ADDRESS --config=DIR RECORDING [FLAGS]"
+    command = Command(usage, __doc__, _define_flags, _run, takes_arguments=True)
+    return run("export.serving_client", command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

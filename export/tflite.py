@@ -1,0 +1,251 @@
+"""Writes an edge bundle: `model.tflite`, a network for LiteRT, and `config.json` beside it.
+
+The graph has two signatures, both for one sequence:
+
+- `encode`: "samples" float32 [1, input_samples] and "num_frames" int32 [1] -> the memory, all that
+  decoding needs of a segment, by name (see `mt3_keras.model.MT3Backbone.encode`).
+- `decode_step`: "tokens" and "positions" int32 [1], "bias" float32 [1, C], the memory, the cache
+  "keys_i" and "values_i" float32 [1, H, K, C] and, where the network asks for it, the state of the
+  tokens so far -> "logits" float32 [1, V] and "columns" float32 [2 * layers, H, K]: keys and values
+  of this position, layer by layer, which the caller writes into the cache. C is open: the inputs
+  are resized, so that short segments stay cheap.
+
+Caches are inputs only, since handing them through would copy them at every token; the kept keys
+and values lie [H, K, T] (see `mt3_keras.layers.Attention`). Operators are LiteRT's own, none of
+TensorFlow's.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mt3_keras.codec import EOS
+from mt3_keras.config import SAMPLE_RATE_HZ
+from mt3_keras.grammar import STATE, Grammar, Rules
+from mt3_keras.midi import replacing
+from mt3_keras.model import MT3Backbone
+
+Quantization = Literal["none", "float16", "int8", "int8_weights"]
+
+# Of the spectrum's matrices int8 would lose the quiet end.
+SPECTRUM = ".*(log_mel|harmonics).*"
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported so; one line that says why."""
+
+
+def export_bundle(
+    model: MT3Backbone, folder: pathlib.Path, quantize: Quantization = "none"
+) -> pathlib.Path:
+    """Writes the bundle of a model and returns its folder.
+
+    Args:
+      model: in float32, on Keras's TensorFlow backend.
+      folder: made if missing; files of an earlier bundle are replaced.
+      quantize: "float16" stores weights in half precision; "int8_weights" stores them in int8, one
+        scale a channel, and computes in float32; "int8" also computes in int8, one scale a row of
+        activations, found as it runs. The spectrum's matrices are "float16" then.
+
+    Raises:
+      ExportError: another backend, another precision.
+      OSError: the folder cannot be written.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ExportError("LiteRT export needs KERAS_BACKEND=tensorflow")
+    if model.compute_dtype != "float32":
+        raise ExportError(f"LiteRT export needs a float32 model: got {model.compute_dtype}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        graph = pathlib.Path(scratch) / "float32.tflite"
+        graph.write_bytes(_convert(model, pathlib.Path(scratch) / "saved_model"))
+        if quantize != "none":
+            graph = _quantize(graph, quantize)
+        with replacing(folder / "model.tflite") as path:
+            path.write_bytes(graph.read_bytes())
+    with replacing(folder / "config.json") as path:
+        path.write_text(json.dumps({"config": model.model_config.to_dict()}, indent=2) + "\n")
+    return folder
+
+
+def _convert(model: MT3Backbone, folder: pathlib.Path) -> bytes:
+    module = tf.Module()
+    with model.decoder.for_edge():
+        step_spec = _step_spec(model)
+        signatures = {
+            "decode_step": _freeze(model, _decode_step).get_concrete_function(**step_spec),
+            "encode": _freeze(model, _encode).get_concrete_function(**_encode_spec(model)),
+        }
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    # Signatures become subgraphs in the order of their names: LiteRT's plain calls mean the first.
+    converter = tf.lite.TFLiteConverter.from_saved_model(
+        str(folder), signature_keys=sorted(signatures)
+    )
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converted: bytes = converter.convert()
+    return converted
+
+
+def _freeze(model: MT3Backbone, function: Any) -> Any:
+    """A graph function of a model's weights as they are now.
+
+    The converter would leave variables of several signatures in the graph, without their values.
+    """
+
+    weights = [(variable, variable.numpy()) for variable in model.variables]
+
+    def frozen(**inputs: Any) -> dict[str, Any]:
+        constants = [(variable, tf.constant(array)) for variable, array in weights]
+        with keras.StatelessScope(state_mapping=constants):
+            outputs: dict[str, Any] = function(model, inputs)
+        return outputs
+
+    return tf.function(frozen, autograph=False)
+
+
+def _encode(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
+    return _needed(model.encode(inputs["samples"], inputs["num_frames"]))
+
+
+def _decode_step(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
+    names = [f"{kind}_{i}" for i in range(len(model.decoder.layers)) for kind in ("keys", "values")]
+    logits, columns = model.decode_step(
+        inputs["tokens"],
+        inputs["positions"],
+        {name: inputs[name] for name in names},
+        inputs["bias"],
+        inputs,
+        {name: inputs[name] for name in STATE} if model.decoder.uses_state else None,
+    )
+    return {"logits": logits, "columns": tf.concat([columns[name] for name in names], 0)}
+
+
+def _needed(memory: dict[str, Any]) -> dict[str, Any]:
+    """Of the memory what decoding reads: not the heads' rolls."""
+    return {name: value for name, value in memory.items() if not name.endswith("_logits")}
+
+
+def _encode_spec(model: MT3Backbone) -> dict[str, Any]:
+    samples = model.model_config.input_samples
+    return {
+        "samples": tf.TensorSpec((1, samples), tf.float32, "samples"),
+        "num_frames": tf.TensorSpec((1,), tf.int32, "num_frames"),
+    }
+
+
+def _step_spec(model: MT3Backbone) -> dict[str, Any]:
+    network = model.model_config.network
+    columns = (1, network.num_heads, network.head_width, None)
+    cache = dict.fromkeys(model.empty_cache(1, 1), columns)
+    memory = {name: value.shape for name, value in _needed(model.empty_memory(1)).items()}
+    floats = {"bias": (1, None), **cache, **memory}
+    integers = ["tokens", "positions", *(STATE if model.decoder.uses_state else ())]
+    return {
+        **{name: tf.TensorSpec((1,), tf.int32, name) for name in integers},
+        **{name: tf.TensorSpec(shape, tf.float32, name) for name, shape in floats.items()},
+    }
+
+
+def _quantize(graph: pathlib.Path, quantize: str) -> pathlib.Path:
+    from litert_quantizer import Quantizer, qtyping
+    from litert_quantizer.algorithm_manager import AlgorithmName
+
+    half = qtyping.OpQuantizationConfig(
+        weight_tensor_config=qtyping.TensorQuantizationConfig(
+            16, dtype=qtyping.TensorDataType.FLOAT
+        ),
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    )
+    quantizer = Quantizer(str(graph))
+
+    def store_halves(regex: str, operation: qtyping.TFLOperationName) -> None:
+        quantizer.update_quantization_recipe(regex, operation, half, AlgorithmName.FLOAT_CASTING)
+
+    product, convolution = (
+        qtyping.TFLOperationName.FULLY_CONNECTED,
+        qtyping.TFLOperationName.CONV_2D,
+    )
+    for operation in (product, convolution):
+        if quantize == "int8":
+            quantizer.add_dynamic_config(".*", operation, num_bits=8)
+        elif quantize == "int8_weights":
+            quantizer.add_weight_only_config(".*", operation, num_bits=8)
+        else:
+            store_halves(".*", operation)
+    store_halves(SPECTRUM, product)
+    quantized = graph.with_name("quantized.tflite")
+    quantizer.quantize().export_model(str(quantized))
+    return quantized
+
+
+def operators(path: pathlib.Path) -> dict[str, collections.Counter[str]]:
+    """How often each operator stands in each subgraph of a .tflite file.
+
+    Those that LiteRT does not know by itself are "CUSTOM name", TensorFlow's own "CUSTOM Flex...".
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items()}
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    codes = [
+        f"CUSTOM {code.customCode.decode()}"
+        if code.customCode
+        else str(names[max(code.builtinCode, code.deprecatedBuiltinCode)])
+        for code in model.operatorCodes
+    ]
+    return {
+        graph.name.decode(): collections.Counter(codes[op.opcodeIndex] for op in graph.operators)
+        for graph in model.subgraphs
+    }
+
+
+def report(folder: pathlib.Path, model: MT3Backbone) -> str:
+    """A bundle's size, operators and agreement with the model it was made from."""
+    path = folder / "model.tflite"
+    lines = [f"{path}: {path.stat().st_size / 1e6:.1f} MB"]
+    for name, counts in operators(path).items():
+        lines.append(f"{name}: " + ", ".join(f"{n} {op}" for op, n in sorted(counts.items())))
+    difference, agreeing, num_tokens = _compare(folder, model)
+    lines.append(
+        f"against Keras over {num_tokens} tokens of a made-up chord: logits differ by at most "
+        f"{difference:.2g}, the best token is the same in {agreeing}"
+    )
+    return "\n".join(lines)
+
+
+def _compare(
+    folder: pathlib.Path, model: MT3Backbone, num_tokens: int = 32
+) -> tuple[float, int, int]:
+    """Largest difference of logits, and how often the best token is the same, teacher-forced."""
+    config = model.model_config
+    time = np.arange(config.input_samples) / SAMPLE_RATE_HZ
+    chord = sum(np.sin(2 * np.pi * hz * time) for hz in (220.0, 277.2, 329.6)) * np.exp(-time) / 6
+    samples, num_frames = chord.astype(np.float32), config.network.segment_frames
+    grammar = Grammar(config, Rules(constrained=True), np)
+    edge = EdgeModel(folder)
+    edge.encode(samples, num_frames)
+    state, tokens, logits = grammar.start(1), [0], []
+    for _ in range(num_tokens):
+        logits.append(edge.step(tokens[-1], state))
+        legal = np.where(grammar.legal_tokens(state)[0], logits[-1], -np.inf)
+        legal[EOS] = -np.inf
+        tokens.append(int(np.argmax(legal)))
+        state = grammar.advance(state, np.array(tokens[-1:], np.int32))
+    inputs = {
+        "samples": samples[None],
+        "num_frames": np.array([num_frames], np.int32),
+        "decoder_tokens": np.array([tokens[:-1]], np.int32),
+    }
+    outputs = model(inputs)
+    whole = np.asarray(outputs["logits"] if isinstance(outputs, dict) else outputs)[0]
+    stepped = np.stack(logits)
+    agreeing = int(np.sum(stepped.argmax(-1) == whole.argmax(-1)))
+    return float(np.abs(stepped - whole).max()), agreeing, num_tokens

@@ -1,0 +1,324 @@
+"""The client against a stand-in for TF Serving: both interfaces, cutting, errors, load."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import pathlib
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.serving_client import (
+    GrpcServer,
+    Request,
+    RestServer,
+    ServedConfig,
+    ServingError,
+    Unavailable,
+    call_patiently,
+    cut_requests,
+    main,
+    transcribe,
+)
+from mt3_keras.config import SMALL, TINY
+from mt3_keras.grammar import Rules
+from mt3_keras.midi import read_midi
+from mt3_keras.segments import cut_segments
+from mt3_keras.transcriber import Transcriber
+from tests.conftest import ROOT
+from tests.test_saved_model import MAX_TOKENS, melody
+
+grpc = pytest.importorskip("grpc", reason="needs requirements-serving.txt")
+pytest.importorskip("tensorflow_serving", reason="needs requirements-serving.txt")
+tf = pytest.importorskip("tensorflow")
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("a SavedModel is written by TensorFlow", allow_module_level=True)
+
+SAMPLES = melody(250_000)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_model, tmp_path_factory):
+    from export.saved_model import export_saved_model
+    from export.served_model import ServedModel
+
+    folder = tmp_path_factory.mktemp("exported")
+    served = ServedModel(tiny_model, rules=Rules(), max_tokens=MAX_TOKENS)
+    export_saved_model(served, folder, name="tiny")
+    return folder / "tiny"
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model):
+    transcriber = Transcriber(tiny_model, rules=Rules(), max_tokens=MAX_TOKENS)
+    return transcriber.transcribe(SAMPLES)
+
+
+@contextlib.contextmanager
+def serving(folder, *options):
+    """A stand-in without the project's code; gives its process id and addresses."""
+    script = [sys.executable, "-I", ROOT / "tests" / "serving_stand_in.py"]
+    command = [*script, f"--model_base_path={folder}", "--model_name=tiny", *options]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        ports = json.loads(process.stdout.readline())
+        grpc_address, rest_address = (f"127.0.0.1:{ports[name]}" for name in ("grpc", "rest"))
+        yield process.pid, {"grpc": grpc_address, "rest": f"http://{rest_address}"}
+    finally:
+        process.communicate("", timeout=20)
+
+
+@pytest.fixture(scope="module")
+def server(exported):
+    with serving(exported) as (pid, addresses):
+        yield pid, addresses
+
+
+def connect(addresses, interface, model="tiny"):
+    return {"grpc": GrpcServer, "rest": RestServer}[interface](addresses[interface], model)
+
+
+@pytest.mark.parametrize("interface", ["grpc", "rest"])
+def test_a_recording_gives_the_notes_of_the_transcriber(
+    interface, server, exported, expected, tmp_path
+):
+    soundfile.write(tmp_path / "song.wav", SAMPLES, 16_000, subtype="FLOAT")
+    command = [f"--server={server[1][interface]}", f"--config={exported}", "--segments=2"]
+    command += [str(tmp_path / "song.wav"), f"--output={tmp_path / interface}.mid"]
+    assert main(command) == 0
+    expected.write_midi(tmp_path / "expected.mid")
+    assert read_midi(tmp_path / f"{interface}.mid") == read_midi(tmp_path / "expected.mid")
+
+
+@pytest.mark.parametrize("interface", ["grpc", "rest"])
+@pytest.mark.parametrize("num_segments", [1, 3, 100])
+def test_tokens_do_not_depend_on_how_requests_are_cut(
+    interface, num_segments, server, exported, expected
+):
+    found = transcribe(
+        [SAMPLES[:70_001], SAMPLES[70_001:]],
+        ServedConfig.read(exported),
+        lambda samples: connect(server[1], interface).predict(samples, 60),
+        num_segments=num_segments,
+    )
+    assert found == expected
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    num_samples=st.integers(0, 12 * 32_768),
+    num_segments=st.integers(1, 5),
+    context=st.sampled_from(["full", "segment"]),
+    config=st.sampled_from([TINY, SMALL]),
+    block=st.integers(1000, 200_000),
+)
+def test_requests_hold_the_windows_of_the_whole(num_samples, num_segments, context, config, block):
+    """Each answer that is kept comes from the very samples of its segment."""
+    samples = np.arange(1, num_samples + 1, dtype=np.float32)
+    blocks = [samples[i : i + block] for i in range(0, num_samples, block)]
+    whole = list(cut_segments([samples], config, context))
+    found = []
+    for request in cut_requests(blocks, config, context, num_segments):
+        assert isinstance(request, Request)
+        assert request.samples.size < (num_segments + 3) * config.segment_samples
+        seen = list(cut_segments([request.samples], config, context))
+        found += seen[request.skip : request.skip + request.num_segments]
+    assert len(found) == len(whole)
+    for one, other in zip(found, whole, strict=True):
+        assert one.num_frames == other.num_frames
+        assert np.array_equal(one.samples, other.samples)
+
+
+def post(address, body, path="/v1/models/tiny:predict"):
+    request = urllib.request.Request(address + path, body)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_rows_and_columns_of_json_give_the_same(server):
+    audio = [melody(40_000, seed).tolist() for seed in range(2)]
+    rest = server[1]["rest"]
+    _, columns = post(rest, json.dumps({"inputs": {"audio": audio}}).encode())
+    _, rows = post(rest, json.dumps({"instances": [{"audio": a} for a in audio]}).encode())
+    outputs = columns["outputs"]
+    assert outputs["num_segments"] == [2, 2]
+    assert [row["tokens"] for row in rows["predictions"]] == outputs["tokens"]
+
+
+@pytest.mark.parametrize("interface", ["grpc", "rest"])
+def test_a_model_that_is_not_served_is_named(interface, server):
+    with pytest.raises(ServingError, match="Servable not found for request: other"):
+        connect(server[1], interface, "other").predict(SAMPLES[:100], 60)
+
+
+@pytest.mark.parametrize("interface", ["grpc", "rest"])
+def test_what_is_no_sound_is_refused(interface, server):
+    with pytest.raises(ServingError, match="audio must be finite") as error:
+        connect(server[1], interface).predict(np.full(100, 1e30, np.float32), 60)
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_queue_is_unavailable_and_patience_gets_through(exported):
+    with serving(exported, "--num_batch_threads=1", "--max_enqueued_batches=0") as (_, addresses):
+        for interface in addresses:
+            client = connect(addresses, interface)
+            num_refused = []
+
+            def predict(seconds, client=client, num_refused=num_refused):
+                try:
+                    return client.predict(SAMPLES, seconds)
+                except Unavailable:
+                    num_refused.append(1)
+                    raise
+
+            def ask(_, predict=predict):
+                return call_patiently(predict, "here", deadline=60, retries=200, pause=0.02)
+
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                answers = list(pool.map(ask, range(8)))
+            assert num_refused
+            assert all(answer == answers[0] for answer in answers)
+
+
+def test_attempts_end_and_the_error_says_why():
+    attempts = []
+
+    def fail(seconds):
+        attempts.append(seconds)
+        raise Unavailable("UNAVAILABLE: too\nbusy")
+
+    with pytest.raises(ServingError, match=r"there: no answer in 3 attempts of 7 s .*too busy"):
+        call_patiently(fail, "there", deadline=7, retries=2, pause=0.001)
+    assert attempts == [7, 7, 7]
+
+
+@pytest.mark.parametrize("interface", ["grpc", "rest"])
+def test_a_deadline_that_passes_is_one_line(interface, server, exported, tmp_path, capsys):
+    soundfile.write(tmp_path / "song.wav", SAMPLES, 16_000)
+    command = [f"--server={server[1][interface]}", f"--config={exported}", "--retries=0"]
+    assert main([*command, "--deadline=0.001", str(tmp_path / "song.wav")]) == 1
+    error = capsys.readouterr().err
+    assert "no answer in 1 attempts of 0.001 s" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "song.mid").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["--config={config}", "{song}"], 2, "--server is needed"),
+        (["--server=x:1", "{song}"], 2, "--config is needed"),
+        (["--server=x:1", "--config={config}"], 2, "one recording is needed"),
+        (["--server=x:1", "--config=/nowhere", "{song}"], 1, "/nowhere: cannot be read"),
+        (["--server=x:1", "--config={song}", "{song}"], 1, "not written by export.main"),
+        (["--server=http://127.0.0.1:1", "--config={config}", "none.wav"], 1, "none.wav: no such"),
+        (
+            ["--server=http://127.0.0.1:1", "--config={config}", "--retries=0", "{song}"],
+            1,
+            "http://127.0.0.1:1: no answer in 1 attempts",
+        ),
+        (
+            ["--server=127.0.0.1:1", "--config={config}", "--retries=0", "{song}"],
+            1,
+            "127.0.0.1:1: no answer in 1 attempts",
+        ),
+    ],
+)
+def test_wrong_usage_and_absent_servers_are_one_line(
+    arguments, code, complaint, exported, tmp_path, capsys
+):
+    soundfile.write(tmp_path / "song.wav", SAMPLES[:2000], 16_000)
+    given_paths = {"config": exported, "song": tmp_path / "song.wav"}
+    assert main([argument.format(**given_paths) for argument in arguments]) == code
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert "Traceback" not in error
+
+
+def test_another_models_config_is_noticed(server, exported):
+    config = ServedConfig.read(exported)
+    other = ServedConfig(SMALL, config.name, config.context, config.exact)
+    predict = connect(server[1], "grpc").predict
+    with pytest.raises(ServingError, match="cuts segments of another length"):
+        transcribe([SAMPLES[:30_000]] * 3, other, lambda samples: predict(samples, 60)[:1])
+
+
+@pytest.mark.parametrize("module", ["keras", "tensorflow"])
+def test_rest_needs_neither_keras_nor_tensorflow(module, server, exported, tmp_path):
+    soundfile.write(tmp_path / "song.wav", SAMPLES[:50_000], 16_000)
+    code = (
+        "import sys; from export.serving_client import main; code = main(sys.argv[1:]);"
+        f" assert {module!r} not in sys.modules; sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, f"--server={server[1]['rest']}", f"--config={exported}"]
+    subprocess.run([*command, str(tmp_path / "song.wav")], cwd=ROOT, check=True)
+    assert (tmp_path / "song.mid").exists()
+
+
+GARBAGE = [
+    b"",
+    b"{",
+    b"[]",
+    b'{"inputs": {}}',
+    b'{"inputs": {"audio": [[0, "x"]]}}',
+    b'{"inputs": {"audio": [0.5, 0.5]}}',
+    b'{"inputs": {"audio": [[[0.5]]]}}',
+    b'{"inputs": {"audio": [[1e999]]}}',
+    b'{"inputs": {"audio": [[0.1]], "more": [[0]]}}',
+    b'{"signature_name": "train", "inputs": {"audio": [[0.1]]}}',
+]
+
+
+def resident_mb(pid):
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="reads /proc")
+def test_under_load_good_requests_are_answered_bad_ones_refused_and_memory_stays(server):
+    pid, addresses = server
+    lengths = [1000, 20_000, 33_000, 70_000]
+    client = connect(addresses, "grpc")
+    expected = {n: client.predict(SAMPLES[:n], 60) for n in lengths}
+
+    def ask(i):
+        if i % 4 == 3:
+            code, answer = post(addresses["rest"], GARBAGE[i // 4 % len(GARBAGE)])
+            return code == 400 and bool(answer["error"])
+        n = lengths[i % len(lengths)]
+        interface = "rest" if i % 8 == 0 else "grpc"
+        server = client if interface == "grpc" else connect(addresses, interface)
+        return server.predict(SAMPLES[:n], 120) == expected[n]
+
+    start = threading.Barrier(200)
+
+    def run(i):
+        start.wait()
+        return ask(i)
+
+    memory = []
+    for _ in range(3):
+        with concurrent.futures.ThreadPoolExecutor(200) as pool:
+            assert all(pool.map(run, range(200)))
+        memory.append(resident_mb(pid))
+    assert memory[2] - memory[1] < 30
