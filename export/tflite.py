@@ -17,6 +17,7 @@ TensorFlow's.
 
 from __future__ import annotations
 
+import collections
 import json
 import pathlib
 import tempfile
@@ -29,6 +30,7 @@ import tensorflow as tf
 from mt3_keras.codec import EOS
 from mt3_keras.config import SAMPLE_RATE_HZ
 from mt3_keras.grammar import STATE, Grammar, Rules
+from mt3_keras.litert import EdgeModel
 from mt3_keras.midi import replacing
 from mt3_keras.model import MT3Backbone
 

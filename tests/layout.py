@@ -76,7 +76,7 @@ train.main                      absl | keras tensorflow tensorboardX
 export
 export.served_model             keras tensorflow
 export.saved_model              numpy keras tensorflow | tensorflow_serving
-export.tflite                   numpy keras tensorflow | litert_quantizer
+export.tflite                   numpy keras tensorflow | litert_quantizer ai_edge_litert
 export.streaming                numpy
 export.serving_client           numpy absl | grpc tensorflow tensorflow_serving
 export.stream                   numpy absl
