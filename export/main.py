@@ -9,6 +9,7 @@ bundle, model.tflite and config.json, is OUT_DIR itself.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -16,10 +17,16 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mt3_keras.command_line import Command, UsageError, define_model_flags, load_transcriber, run
+from mt3_keras.command_line import (
+    Command,
+    UsageError,
+    define_model_flags,
+    load_transcriber,
+    parse_rules,
+    run,
+)
 
 if TYPE_CHECKING:
-    from mt3_keras.grammar import Rules
     from mt3_keras.transcriber import Transcriber
 
 FORMATS = ("saved_model", "tflite")
@@ -84,26 +91,15 @@ def _export_saved_model(
     served = ServedModel(
         transcriber.model,
         context=transcriber.context,
-        rules=_rules(values),
+        rules=dataclasses.replace(
+            parse_rules(values), stop_runaways=values.stop_runaways and not values.exact
+        ),
         batch_size=values.batch_size or 16,
         max_tokens=values.max_tokens,
     )
     name = values.name or pathlib.Path(values.model or "small").resolve().name
     written = export_saved_model(served, folder / "saved_model", name=name, exact=values.exact)
     print(f"wrote {written}")
-
-
-def _rules(values: flags.FlagValues) -> Rules:
-    from mt3_keras.grammar import Rules
-    from mt3_keras.midi import parse_instruments
-
-    programs, drums = parse_instruments(values.instruments) if values.instruments else (None, True)
-    return Rules(
-        programs=programs,
-        drums=drums,
-        constrained=values.constrained,
-        stop_runaways=values.stop_runaways and not values.exact,
-    )
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from mt3_keras.codec import EOS, Codec
 from mt3_keras.command_line import Command, UsageError, run
 from mt3_keras.config import ModelConfig
 from mt3_keras.note_decoder import NoteDecoder
+from mt3_keras.quiet import quiet_stderr
 from mt3_keras.transcriber import Segment, Transcription
 
 Samples = NDArray[np.float32]
@@ -141,7 +142,8 @@ class GrpcServer:
 
     def __init__(self, address: str, model: str) -> None:
         try:
-            with _quiet_stderr():  # importing TensorFlow's messages starts TensorFlow
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            with quiet_stderr():  # importing TensorFlow's messages starts TensorFlow
                 import grpc
                 import tensorflow as tf
                 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -197,20 +199,6 @@ class RestServer:
             raise Unavailable(str(error) or type(error).__name__) from error
         with _reading(self._address):
             return _check_rows(json.loads(text)["outputs"]["tokens"][0])
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _read_reason(error: urllib.error.HTTPError) -> str:

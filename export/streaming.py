@@ -26,7 +26,7 @@ from mt3_keras.codec import Codec
 from mt3_keras.grammar import Rules
 from mt3_keras.litert import EdgeModel, EdgeSequence
 from mt3_keras.note_decoder import MIN_DURATION, NoteDecoder, OpenNote
-from mt3_keras.note_encoder import tie_tokens
+from mt3_keras.note_encoder import tie_tokens, time_to_step
 from mt3_keras.notes import Note, sort_notes
 from mt3_keras.segments import AudioSegment, SegmentCutter, check_samples
 
@@ -85,6 +85,7 @@ class StreamingTranscriber:
                 )
             hop_frames = max(1, round(hop * config.spectrogram.frames_per_second))
         self.hop = hop_frames / config.spectrogram.frames_per_second
+        self._hop_frames = hop_frames
         self._model = model
         self._sequence = EdgeSequence(config, rules or Rules(stop_runaways=True))
         self._cutter = SegmentCutter(config, context, hop_frames)
@@ -145,7 +146,8 @@ class StreamingTranscriber:
         heard = Heard()
         for segment in self._cutter.push(check_samples(samples)):
             self._hear(segment, heard, is_last=False)
-        return heard
+        sounding = set(self.sounding)  # a long block may hold the ends of what it began
+        return Heard(sort_notes(heard), [note for note in heard.started if note in sounding])
 
     def flush(self) -> Heard:
         """Ends the recording: all the notes that are left. Then it is as after `reset`."""
@@ -166,31 +168,42 @@ class StreamingTranscriber:
         decoder = self._decoder
         before = decoder.open_notes
         tokens = self._tokens(segment, before)
-        decoder.feed(segment.start, tokens, None if is_last else segment.start + self.hop)
+        end = None if is_last else self._time_after(segment, self._hop_frames)
+        decoder.feed(segment.start, tokens, end)
         if is_last:
             decoder.finish()
-        heard.extend(sort_notes(decoder.notes))
+        heard.extend(decoder.notes)
         decoder.notes.clear()
         new = {key: note for key, note in decoder.open_notes.items() if before.get(key) != note}
-        heard.started = [] if is_last else [*heard.started, *_note_ons(new)]
+        heard.started += _note_ons(new)
         self.invalid_events = decoder.invalid_events
 
     def _hear_overlapping(self, segment: AudioSegment, heard: Heard, *, is_last: bool) -> None:
-        joiner, start = self._joiner, segment.start
+        joiner, start = self._joiner, self._on_grid(segment.start)
         sounding = {key: note for key, note in joiner.open.items() if note.onset < start}
         decoder = self._new_decoder()
         decoder.resume(sounding)
-        decoder.feed(
-            start, self._tokens(segment, sounding), start + self.model_config.segment_seconds
-        )
+        end = self._time_after(segment, self.model_config.network.segment_frames)
+        decoder.feed(segment.start, self._tokens(segment, sounding), end)
         self.invalid_events += decoder.invalid_events
-        border = np.inf if is_last else start + self.hop
+        next_start = self._on_grid(self._time_after(segment, self._hop_frames))
+        border = np.inf if is_last else next_start
         joiner.join(_events(decoder, start), start, border)
         if is_last:
             joiner.end()
         notes, started = joiner.take()
-        heard.extend(sort_notes(notes))
+        heard.extend(notes)
         heard.started += started
+
+    def _time_after(self, segment: AudioSegment, num_frames: int) -> float:
+        """Frames after a segment's start, to the last bit as the cutter counts: steps hang on it."""
+        rate = self.model_config.spectrogram.frames_per_second
+        return (round(segment.start * rate) + num_frames) / rate
+
+    def _on_grid(self, time: float) -> float:
+        """Where the tokens of a segment that begins at `time` count from."""
+        rate = self._codec.steps_per_second
+        return time_to_step(time, rate) / rate
 
     def _tokens(self, segment: AudioSegment, sounding: Iterable[Key]) -> list[int]:
         prefix: list[int] = []

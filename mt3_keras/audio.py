@@ -20,7 +20,6 @@ import shutil
 import stat
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from typing import IO
 
@@ -30,6 +29,7 @@ import soxr
 from numpy.typing import NDArray
 
 from mt3_keras.config import SAMPLE_RATE_HZ
+from mt3_keras.quiet import quiet_stderr
 from mt3_keras.segments import AudioError, check_finite
 
 AUDIO_SUFFIXES = frozenset(
@@ -45,7 +45,6 @@ TOLERATED_LOSS = 0.1  # seconds that a file may fall short of what it states
 _Samples = NDArray[np.float32]
 _UNKNOWN_FRAMES = 2**40  # what libsndfile reports, or more, where a header states no length
 _logger = logging.getLogger(__name__)
-_stderr_lock = threading.Lock()
 
 
 def read_blocks(path: str | os.PathLike[str], block_seconds: float = 30.0) -> Iterator[_Samples]:
@@ -202,7 +201,7 @@ def _open_by_libsndfile(file: IO[bytes]) -> _Stream:
     start = _find_mp3(file)
     if start is None:
         return _Stream(file.fileno(), closefd=False)
-    with _quiet_stderr():
+    with quiet_stderr():  # the MP3 decoder prints there
         return _Stream(_SizelessFile(file.fileno(), start))
 
 
@@ -229,7 +228,7 @@ def _read_mono(sound: _Stream, path: pathlib.Path, block_seconds: float) -> Iter
     num_read = 0
     while num_wanted := min(num_at_once, sound.frames - num_read):
         try:
-            with _quiet_stderr() if sound.format == "MP3" else contextlib.nullcontext():
+            with quiet_stderr() if sound.format == "MP3" else contextlib.nullcontext():
                 block = sound.read(num_wanted, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(
@@ -330,16 +329,3 @@ def _run_ffmpeg(path: pathlib.Path, refusal: str) -> Iterator[_Stream]:
                 )
         finally:
             process.kill()
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Keeps the MP3 decoder, which prints to the process's stderr, quiet; our errors say it."""
-    with _stderr_lock, open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-        saved = os.dup(2)
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
+from mt3_keras.quiet import quiet_stderr
+
 if TYPE_CHECKING:
+    from mt3_keras.grammar import Rules
     from mt3_keras.transcriber import Transcriber
 
 
@@ -136,9 +138,7 @@ def define_model_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_integer(name, default, meaning, lower_bound=1, flag_values=values)
 
     text("model", "A shipped model's name, a preset folder or a T5X checkpoint folder.")
-    text("instruments", "Only these: General MIDI names, classes or numbers, and drums.")
-    switch("constrained", False, "Allow only tokens that are legal where they stand.")
-    switch("stop_runaways", True, "End segments that write on and on without getting ahead.")
+    define_rule_flags(values)
     switch("exact", False, "The original's path to the token; no other decoding flag beside it.")
     choice(
         "context",
@@ -164,6 +164,39 @@ def define_model_flags(values: flags.FlagValues) -> None:
     count("threads", None, "Processor cores to use; by default all.")
 
 
+def define_rule_flags(values: flags.FlagValues) -> None:
+    """Adds the flags that `parse_rules` reads."""
+    flags.DEFINE_string(
+        "instruments",
+        None,
+        "Only these: General MIDI names, classes or numbers, and drums.",
+        flag_values=values,
+    )
+    for name, default, meaning in (
+        ("constrained", False, "Allow only tokens that are legal where they stand."),
+        ("stop_runaways", True, "End segments that write on and on without getting ahead."),
+    ):
+        flags.DEFINE_boolean(name, default, meaning, flag_values=values)
+
+
+def parse_rules(values: flags.FlagValues) -> Rules:
+    """What the search may write, by the flags.
+
+    Raises:
+      ValueError: an instrument is unknown.
+    """
+    from mt3_keras.grammar import Rules
+    from mt3_keras.midi import parse_instruments
+
+    programs, drums = parse_instruments(values.instruments) if values.instruments else (None, True)
+    return Rules(
+        programs=programs,
+        drums=drums,
+        constrained=values.constrained,
+        stop_runaways=values.stop_runaways,
+    )
+
+
 def load_transcriber(values: flags.FlagValues) -> Transcriber:
     """Loads the model that the flags name, and Keras if it is to run it.
 
@@ -185,21 +218,10 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
     if engine == "keras":
         silence_tensorflow()
     if values.instruments or values.constrained or not values.stop_runaways:
-        from mt3_keras.grammar import Rules
-        from mt3_keras.midi import parse_instruments
-
-        programs, drums = (
-            parse_instruments(values.instruments) if values.instruments else (None, True)
-        )
-        options["rules"] = Rules(
-            programs=programs,
-            drums=drums,
-            constrained=values.constrained,
-            stop_runaways=values.stop_runaways,
-        )
+        options["rules"] = parse_rules(values)
     from mt3_keras.transcriber import Transcriber
 
-    with _stderr_to_nowhere():  # LiteRT says there what it works with
+    with quiet_stderr():  # LiteRT says there what it works with
         return Transcriber.from_preset(values.model or "small", **options | {"engine": engine})
 
 
@@ -234,19 +256,5 @@ def silence_tensorflow() -> None:
     TensorFlow writes some of it before any of its log settings hold.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _stderr_to_nowhere():
+    with quiet_stderr():
         import keras  # noqa: F401
-
-
-@contextlib.contextmanager
-def _stderr_to_nowhere() -> Iterator[None]:
-    """Drops what libraries write to standard error past Python."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

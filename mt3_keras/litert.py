@@ -24,7 +24,7 @@ from mt3_keras.config import ModelConfig
 from mt3_keras.grammar import STATE, Grammar, Rules
 from mt3_keras.segments import AudioSegment
 
-SMALLEST_CACHE = 64  # positions; doubled when a sequence outgrows it
+CACHE_STEP = 64  # positions that a cache grows by: attention costs what its length is, not its use
 HIDDEN = -1e9  # bias of a cached position that must not be seen
 
 
@@ -55,7 +55,7 @@ class EdgeModel:
         try:
             self.model_config = ModelConfig.from_preset(path.parent)
         except ValueError as error:
-            raise BundleError(f"{error}; export the bundle again") from error
+            raise BundleError(f"{path.parent}: {error}; export the bundle again") from error
         try:
             self._interpreter = Interpreter(str(path), num_threads=num_threads)
             step = self._interpreter.get_signature_runner("decode_step")
@@ -81,11 +81,11 @@ class EdgeModel:
         run = self._interpreter.get_signature_runner("encode")
         self._memory = run(samples=samples[None], num_frames=np.array([num_frames], np.int32))
         del run
-        if self._cache_length == SMALLEST_CACHE:
+        if self._cache_length == CACHE_STEP:
             self._input("bias")[...] = HIDDEN
             self._write_memory()
         else:
-            self._resize(SMALLEST_CACHE)
+            self._resize(CACHE_STEP)
         self._position = 0
 
     def step(self, token: int, state: dict[str, Any] | None = None) -> NDArray[np.float32]:
@@ -97,7 +97,7 @@ class EdgeModel:
         """
         position = self._position
         if position == self._cache_length:
-            self._resize(2 * position)
+            self._resize(position + CACHE_STEP)
         self._input("tokens")[0] = token
         self._input("positions")[0] = position
         if state is not None:

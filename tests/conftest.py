@@ -5,9 +5,20 @@ from __future__ import annotations
 import os
 import pathlib
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def tones(seconds: float, seed: int = 0) -> NDArray[np.float32]:
+    """A tone a second, swelling, of any pitch: networks that learnt nothing hear a difference."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(16_000 * seconds)) / 16_000
+    hz = rng.choice([60, 110, 250, 440, 900, 2000, 4000], int(seconds) + 1)[time.astype(int)]
+    sound = np.sin(2 * np.pi * hz * time) * (time % 1) + 0.01 * rng.normal(size=time.size)
+    return sound.astype(np.float32)
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +70,16 @@ def official(shared) -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"needs the official checkpoint in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_model, tmp_path_factory) -> pathlib.Path:
+    """The tiny model as an edge bundle in float32."""
+    import keras
+
+    pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("a bundle is written by TensorFlow")
+    from export.tflite import export_bundle
+
+    return export_bundle(tiny_model, tmp_path_factory.mktemp("bundles") / "tiny")

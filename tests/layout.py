@@ -23,6 +23,7 @@ mt3_keras.midi                  numpy pretty_midi
 mt3_keras.note_encoder          numpy
 mt3_keras.note_decoder          numpy
 mt3_keras.segments              numpy
+mt3_keras.quiet
 mt3_keras.audio                 numpy librosa soundfile soxr
 mt3_keras.spectrogram           numpy keras
 mt3_keras.layers                numpy keras keras_hub
@@ -79,7 +80,7 @@ export.saved_model              numpy keras tensorflow | tensorflow_serving
 export.tflite                   numpy keras tensorflow | litert_quantizer ai_edge_litert
 export.streaming                numpy
 export.serving_client           numpy absl | grpc tensorflow tensorflow_serving
-export.stream                   numpy absl
+export.stream                   numpy absl | pretty_midi sounddevice soxr
 export.main                     absl
 """
 FOLDERS = ("mt3_keras", "train", "export")

@@ -1,0 +1,253 @@
+"""python -m export.stream on a bundle: what it writes, what it says, how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import types
+
+import numpy as np
+import pytest
+import soundfile
+
+from export.stream import main
+from mt3_keras.__main__ import main as offline
+from mt3_keras.midi import read_instruments, read_midi
+from mt3_keras.segments import cut_segments
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def recording(tmp_path):
+    path = tmp_path / "a song.wav"
+    soundfile.write(path, noise(5.3), 16_000, subtype="FLOAT")
+    return path
+
+
+@pytest.fixture
+def stream(tiny_bundle, tmp_path, monkeypatch):
+    def run(*arguments):
+        return main(["--bundle", str(tiny_bundle), *map(str, arguments)])
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def noise(seconds):
+    return (0.1 * np.random.default_rng(4).normal(size=int(16_000 * seconds))).astype(np.float32)
+
+
+def files_in(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("rules", [[], ["--constrained", "--instruments", "piano,bass,drums"]])
+def test_the_command_writes_the_notes_of_the_offline_path(tiny_bundle, stream, recording, rules):
+    assert stream(recording, "--output", "new/streamed.mid", *rules) == 0
+    whole = ["--model", str(tiny_bundle), "--engine", "litert", "--output_dir", "."]
+    assert offline(["transcribe", str(recording), *whole, *rules]) == 0
+    streamed, written = (recording.parent / name for name in ("new/streamed.mid", "a song.mid"))
+    assert read_midi(streamed)
+    assert streamed.read_bytes() == written.read_bytes()
+
+
+@pytest.mark.parametrize("flags", [[], ["--hop=1", "--tie_forcing", "--threads=1"]])
+def test_each_note_is_a_line_and_nothing_else_is_said(stream, recording, capfd, flags):
+    assert stream(recording, *flags) == 0
+    told, complained = capfd.readouterr()
+    assert not complained  # LiteRT, too, is quiet
+    *lines, summary = told.splitlines()
+    notes = read_midi("out/a song.mid")
+    assert summary.endswith("-> out/a song.mid")
+    assert f" {len(notes)} notes" in summary
+    onsets = sorted(float(line.split()[0]) for line in lines)
+    assert onsets == pytest.approx([note.onset for note in notes], abs=0.01)
+
+
+@pytest.mark.parametrize("flags", [[], ["--hop=0.7"]])
+def test_a_terminal_shows_a_line_for_each_instrument(stream, recording, monkeypatch, flags):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("LINES", "150")
+    assert stream(recording, *flags) == 0
+    status, *lines, _summary = draw(terminal.getvalue())
+    instruments = read_instruments("out/a song.mid")
+    told = {line[:24].rstrip(): int(line[24:31]) for line in lines}
+    assert told == {part.name: len(part.notes) for part in instruments}
+    assert status.split()[:2] == ["5.3", "s"]
+    assert all(len(line) < 60 for line in lines)
+
+
+def draw(text):
+    """What a terminal shows in the end."""
+    screen, row = [], 0
+    for up, line in re.findall(r"(?:\x1b\[(\d+)A)?(?:\x1b\[2K)?([^\n\x1b]*)\n", text):
+        row -= int(up or 0)
+        screen[row : row + 1] = [line]
+        row += 1
+    return screen
+
+
+def test_a_file_in_real_time_is_not_ahead_of_it(stream, tmp_path, monkeypatch):
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr("time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("time.sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
+    soundfile.write(tmp_path / "short.wav", noise(1.5), 16_000)
+    assert stream("short.wav", "--realtime") == 0
+    assert clock.now == pytest.approx(1.5)
+
+
+class Microphone:
+    """Plays a recording to the callback; then comes Ctrl-C, or the microphone is pulled out."""
+
+    samples = noise(3.1)
+    ends_by_interrupt = True
+
+    def __init__(self, *, callback, finished_callback, samplerate, **_):
+        assert samplerate == 16_000
+        self.hear, self.finish = callback, finished_callback
+        self.thread = threading.Thread(target=self.play)
+
+    def play(self):
+        for block in np.array_split(self.samples, 31):
+            self.hear(block[:, None], block.size, None, None)
+        if self.ends_by_interrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            self.finish()
+
+    def __enter__(self):
+        self.thread.start()
+
+    def __exit__(self, *_):
+        self.thread.join()
+
+
+@pytest.mark.parametrize("ends_by_interrupt", [True, False])
+def test_a_microphones_notes_are_those_of_its_recording(
+    stream, tmp_path, monkeypatch, ends_by_interrupt
+):
+    sounddevice = types.SimpleNamespace(
+        InputStream=Microphone,
+        PortAudioError=RuntimeError,
+        query_devices=lambda kind: {"default_samplerate": 16_000.0},
+    )
+    monkeypatch.setitem(sys.modules, "sounddevice", sounddevice)
+    monkeypatch.setattr(Microphone, "ends_by_interrupt", ends_by_interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    assert stream("--microphone", "--output", "heard.mid") == 0
+    assert signal.getsignal(signal.SIGINT) is before
+    soundfile.write(tmp_path / "a.wav", Microphone.samples, 16_000, subtype="FLOAT")
+    assert stream("a.wav") == 0
+    assert (tmp_path / "heard.mid").read_bytes() == (tmp_path / "out" / "a.mid").read_bytes()
+
+
+def test_without_sounddevice_the_microphone_is_refused(stream, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert stream("--microphone") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "sounddevice" in line
+    assert files_in(tmp_path) == []
+
+
+def make_bad(kind, folder, bundle):
+    """Arguments that cannot work."""
+    good = folder / "good"
+    shutil.copytree(bundle, good)
+    soundfile.write(folder / "a.wav", noise(0.5), 16_000)
+    (folder / "text.wav").write_text("this is text")
+    (folder / "a file").write_text("")
+    if kind == "config alone":
+        (good / "model.tflite").unlink()
+    elif kind == "foreign network":
+        (good / "model.tflite").write_bytes(b"not a network" * 100)
+    elif kind == "another network's config":
+        config = json.loads((good / "config.json").read_text())
+        config["config"]["network"]["num_heads"] += 1
+        (good / "config.json").write_text(json.dumps(config))
+    return {
+        "no bundle": ["a.wav"],
+        "missing bundle": ["--bundle=none", "a.wav"],
+        "text as sound": ["--bundle=good", "text.wav"],
+        "missing sound": ["--bundle=good", "none.wav"],
+        "no sound": ["--bundle=good"],
+        "two sounds": ["--bundle=good", "a.wav", "a.wav"],
+        "microphone and sound": ["--bundle=good", "a.wav", "--microphone"],
+        "hop of nothing": ["--bundle=good", "a.wav", "--hop=0"],
+        "long hop": ["--bundle=good", "a.wav", "--hop=9"],
+        "unknown instrument": ["--bundle=good", "a.wav", "--instruments=vuvuzela"],
+        "output in a file": ["--bundle=good", "a.wav", "--output=a file/a.mid"],
+        "output a folder": ["--bundle=good", "a.wav", "--output=good"],
+    }.get(kind, ["--bundle=good", "a.wav"])
+
+
+WRONG_USAGE = (
+    *("no bundle", "no sound", "two sounds", "microphone and sound"),
+    *("output in a file", "output a folder"),
+)
+WRONG_INPUT = (
+    *("config alone", "foreign network", "another network's config", "missing bundle"),
+    *("text as sound", "missing sound", "hop of nothing", "long hop", "unknown instrument"),
+)
+
+
+@pytest.mark.parametrize("kind", WRONG_USAGE + WRONG_INPUT)
+def test_what_cannot_work_ends_with_one_line_and_no_output(
+    tiny_bundle, tmp_path, monkeypatch, capsys, kind
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = make_bad(kind, tmp_path, tiny_bundle)
+    before = files_in(tmp_path)
+    assert main(arguments) == (2 if kind in WRONG_USAGE else 1)
+    told, complained = capsys.readouterr()
+    assert not told
+    line, *hint = complained.splitlines()
+    assert line.startswith("export.stream: ")
+    assert hint == (["See python -m export.stream --help."] if kind in WRONG_USAGE else [])
+    assert files_in(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_and_streaming_load_neither_keras_nor_msgpack(tiny_bundle, recording):
+    script = (
+        "import sys, export.stream;"
+        "code = export.stream.main(sys.argv[1:]);"
+        "sys.exit(code or sorted({'keras', 'tensorflow', 'msgpack', 'librosa'} & {*sys.modules}))"
+    )
+    for arguments in (["--help"], ["--bundle", tiny_bundle, recording, "--output=/dev/null/x"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "Traceback" not in done.stderr
+        assert done.returncode in (0, 2), done.stderr
+
+
+def test_the_readmes_loop_writes_the_tokens_of_the_search(tiny_bundle, monkeypatch):
+    from mt3_keras.grammar import Rules
+    from mt3_keras.litert import EdgeModel, EdgeSequence
+
+    section = (ROOT / "README.md").read_text().split("## On a device")[1]
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)  # type: ignore[index]
+    model = EdgeModel(tiny_bundle)
+    config = model.model_config
+    search = EdgeSequence(config, Rules())
+    for segment in cut_segments([noise(5.3)], config, "full"):
+        tokens = names["write_tokens"](
+            str(tiny_bundle), segment.samples, segment.num_frames, config.network.max_tokens
+        )
+        assert tokens == search.decode(model, segment)
+        assert len(tokens) > 1
