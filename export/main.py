@@ -9,7 +9,6 @@ bundle, model.tflite and config.json, is OUT_DIR itself.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -87,13 +86,12 @@ def _export_saved_model(
 ) -> None:
     from export.saved_model import export_saved_model
     from export.served_model import ServedModel
+    from mt3_keras.grammar import Rules
 
     served = ServedModel(
         transcriber.model,
         context=transcriber.context,
-        rules=dataclasses.replace(
-            parse_rules(values), stop_runaways=values.stop_runaways and not values.exact
-        ),
+        rules=Rules(constrained=False) if values.exact else parse_rules(values),
         batch_size=values.batch_size or 16,
         max_tokens=values.max_tokens,
     )

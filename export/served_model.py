@@ -53,9 +53,9 @@ class ServedModel:
             raise ValueError(f"max_tokens must be 1 to {limit}: got {max_tokens}")
         self.model, self.config = model, model.model_config
         self.context, self.batch_size = context, batch_size
-        self.rules = Rules(stop_runaways=True) if rules is None else rules
         self.max_tokens = max_tokens or limit
-        self._grammar = Grammar(self.config, self.rules, ops)
+        self._grammar = Grammar(self.config, rules or Rules(stop_runaways=True), ops)
+        self.rules = self._grammar.rules
 
     def transcribe(self, audio: Any) -> Tensors:
         """Recordings of one length -> the tokens of their segments.

@@ -173,7 +173,11 @@ def define_rule_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     for name, default, meaning in (
-        ("constrained", False, "Allow only tokens that are legal where they stand."),
+        (
+            "constrained",
+            None,
+            "Allow only tokens that are legal where they stand; by default as the model likes it.",
+        ),
         ("stop_runaways", True, "End segments that write on and on without getting ahead."),
     ):
         flags.DEFINE_boolean(name, default, meaning, flag_values=values)
@@ -217,7 +221,7 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
     engine = pick_engine(values.model or "small", values.engine, needs_keras=needs_keras)
     if engine == "keras":
         silence_tensorflow()
-    if values.instruments or values.constrained or not values.stop_runaways:
+    if values.instruments or values.constrained is not None or not values.stop_runaways:
         options["rules"] = parse_rules(values)
     from mt3_keras.transcriber import Transcriber
 

@@ -60,11 +60,11 @@ class Search:
         if max_tokens is not None and not 1 <= max_tokens <= limit:
             raise ValueError(f"max_tokens must be 1 to {limit}: got {max_tokens}")
         self.model = model
-        self.rules = rules or Rules()
         self.method = method
         self.batch_size = batch_size
         self.max_tokens = max_tokens or limit
-        self._grammar = Grammar(model.model_config, self.rules, ops)
+        self._grammar = Grammar(model.model_config, rules or Rules(), ops)
+        self.rules = self._grammar.rules
         self._run = compile_function(self._run_loop, model.variables)
 
     def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, list[int]]]:

@@ -38,19 +38,26 @@ class Rules:
       constrained: only tokens that are legal in the current state: the tie section first and in
         order, time never backwards, no note-off for a silent note, each note-on once per time, no
         state that changes nothing, nothing left unfinished. A young or confused model is kept
-        from most of its nonsense; an attentive one is not disturbed.
+        from most of its nonsense; an attentive one is not disturbed. None is True for networks
+        that are told what their tokens imply, which they learn from legal sequences alone.
       stop_runaways: end a segment that passes its own end or that writes on and on without
         getting ahead in time. Such a segment otherwise runs into `max_tokens`.
     """
 
     programs: frozenset[int] | None = None
     drums: bool = True
-    constrained: bool = False
+    constrained: bool | None = None
     stop_runaways: bool = False
+
+    def for_model(self, config: ModelConfig) -> Rules:
+        """The same with nothing left open."""
+        if self.constrained is not None:
+            return self
+        return dataclasses.replace(self, constrained=config.network.state_inputs)
 
     @property
     def restricts_tokens(self) -> bool:
-        return self.constrained or self.programs is not None or not self.drums
+        return bool(self.constrained) or self.programs is not None or not self.drums
 
 
 class Grammar:
@@ -68,7 +75,7 @@ class Grammar:
     def __init__(self, config: ModelConfig, rules: Rules, xp: Any) -> None:
         self._xp = xp
         self.codec = Codec(config.vocabulary.num_velocity_bins)
-        self.rules = rules
+        self.rules = rules.for_model(config)
         self._has_ties = config.vocabulary.ties
         self._has_programs = config.vocabulary.granularity != "flat"
         self._num_rows = config.network.vocabulary_rows
@@ -81,7 +88,7 @@ class Grammar:
             first, last = self.codec.token_range(name)
             self._kinds[first : last + 1] = kind
             self._values[first : last + 1] = np.arange(last + 1 - first)
-        allowed = rules.programs
+        allowed = self.rules.programs
         self._program_allowed = np.array([allowed is None or p in allowed for p in range(128)])
 
     def start(self, batch_size: int) -> State:

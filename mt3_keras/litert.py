@@ -55,7 +55,9 @@ class EdgeModel:
         try:
             self.model_config = ModelConfig.from_preset(path.parent)
         except ValueError as error:
-            raise BundleError(f"{path.parent}: {error}; export the bundle again") from error
+            raise BundleError(
+                f"{path.parent}: unusable config.json: {error}; export the bundle again"
+            ) from error
         try:
             self._interpreter = Interpreter(str(path), num_threads=num_threads)
             step = self._interpreter.get_signature_runner("decode_step")
@@ -219,7 +221,6 @@ class EdgeSequence:
         limit = config.network.max_tokens
         if max_tokens is not None and not 1 <= max_tokens <= limit:
             raise ValueError(f"max_tokens must be 1 to {limit}: got {max_tokens}")
-        self._rules = rules
         self._max_tokens = max_tokens or limit
         self._grammar = Grammar(config, rules, np)
 
@@ -231,7 +232,7 @@ class EdgeSequence:
         Args:
           prefix: tokens that it begins with, whatever the model thinks of them.
         """
-        rules, grammar = self._rules, self._grammar
+        grammar, rules = self._grammar, self._grammar.rules
         follows = model.uses_state or rules.restricts_tokens or rules.stop_runaways
         model.encode(segment.samples, segment.num_frames)
         state, token = grammar.start(1), 0

@@ -56,7 +56,7 @@ def read_instruments(path: str | os.PathLike[str]) -> list[Instrument]:
 
 
 def _to_instrument(part: pretty_midi.Instrument) -> Instrument:
-    program = 0 if part.is_drum else part.program
+    program = 0 if part.is_drum else int(part.program)  # numpy.int64 for some files
     notes = [
         Note(float(n.start), float(n.end), n.pitch, n.velocity, program, part.is_drum)
         for n in part.notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 
@@ -69,3 +69,50 @@ def _frame_axes(axes: Axes, pitches: Sequence[int], label: str) -> None:
     axes.set_ylim(min(pitches) - 2, max(pitches) + 2)
     axes.set_ylabel(label)
     axes.grid(axis="x", alpha=0.3)
+
+
+def plot_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike[str]) -> None:
+    """Draws a training log as a PNG: losses by part, and the scores of validation if there are any.
+
+    Args:
+      rows: figures by name, with "step"; names as in a run's `log.jsonl`.
+    """
+    names = sorted({name for row in rows for name in row})
+    losses = [name for name in names if name.endswith("_loss") and name != "val_loss"]
+    scores = [name for name in names if name.endswith("_f1")]
+    num_panels = 2 if scores else 1
+    figure, axes = pyplot.subplots(
+        num_panels,
+        1,
+        sharex=True,
+        squeeze=False,
+        figsize=(9, 4.5 * num_panels),
+        layout="constrained",
+    )
+    parts = sorted({name.removeprefix("val_") for name in losses})
+    colors = dict(zip(parts, COLORS * len(parts), strict=False))
+    _draw_curves(axes[0, 0], rows, losses, {n: colors[n.removeprefix("val_")] for n in losses})
+    axes[0, 0].set(ylabel="loss (dashed: validation)", yscale="log")
+    if scores:
+        _draw_curves(axes[1, 0], rows, scores, dict(zip(scores, COLORS, strict=False)))
+        axes[1, 0].set(ylabel="F1 of validation", ylim=(0, 1))
+    axes[-1, 0].set_xlabel("updates")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+    pyplot.close(figure)
+
+
+def _draw_curves(
+    axis: Axes,
+    rows: Sequence[Mapping[str, float]],
+    names: Sequence[str],
+    colors: Mapping[str, object],
+) -> None:
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        is_loss_of_validation = name.startswith("val_") and name.endswith("_loss")
+        label = None if is_loss_of_validation else name.removesuffix("_loss")
+        line = "--" if is_loss_of_validation else "-"
+        axis.plot(*zip(*points, strict=True), line, color=colors[name], label=label, linewidth=1)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axis.grid(alpha=0.3)

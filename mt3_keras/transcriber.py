@@ -77,7 +77,7 @@ class Transcriber:
       context: "full" lets the last spectrogram frames of a segment see the audio that follows;
         "segment" pads every segment with zeros, as the original does.
       method: "greedy" or "beam1" (see `generation.Search`).
-      rules: what the search may write; None stops runaway segments and allows all else.
+      rules: what the search may write; None stops runaway segments.
       batch_size: segments decoded side by side; None is 16, and on LiteRT one for each core.
       max_tokens: longest token sequence of a segment; None takes the model's own limit.
     """
@@ -103,7 +103,7 @@ class Transcriber:
         self.exact = exact
         self.context = "segment" if exact else context or "full"
         if rules is None:
-            rules = Rules(stop_runaways=not exact)
+            rules = Rules(constrained=False) if exact else Rules(stop_runaways=True)
         self._search: EdgeSearch | Search
         if isinstance(model, pathlib.Path):
             from mt3_keras.litert import EdgeSearch

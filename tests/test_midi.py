@@ -120,3 +120,10 @@ def test_instruments_are_named_by_number_name_and_class():
 def test_unknown_instruments_are_met_with_a_suggestion(text, hint):
     with pytest.raises(ValueError, match=hint):
         parse_instruments(text)
+
+
+def test_notes_read_from_a_file_hold_plain_numbers(tmp_path):
+    notes = [Note(0.0, 1.0, 60, 90, 40), Note(0.5, 1.5, 38, 100, 0, True)]
+    write_midi(notes, tmp_path / "a.mid")
+    for note in read_midi(tmp_path / "a.mid"):
+        assert [type(value) for value in note] == [float, float, int, int, int, bool]

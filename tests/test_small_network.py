@@ -158,7 +158,11 @@ def test_the_search_finds_the_best_token_of_the_full_forward_pass_each_time() ->
     samples = random_inputs(MINI, 3)["samples"]
     length, num_frames = 12, MINI.network.segment_frames
     segments = [AudioSegment(0.0, row, num_frames) for row in samples]
-    found = dict(Search(model, batch_size=2, max_tokens=length).decode(segments))
+    found = dict(
+        Search(model, rules=Rules(constrained=False), batch_size=2, max_tokens=length).decode(
+            segments
+        )
+    )
     tokens = np.zeros((3, length + 1), np.int32)
     frames = np.full(3, num_frames, np.int32)
     for i in range(length):

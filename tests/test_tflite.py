@@ -23,8 +23,8 @@ pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("a bundle is written by TensorFlow", allow_module_level=True)
 
-from export.tflite import ExportError, export_bundle, operators, report  # noqa: E402
-from mt3_keras.litert import CACHE_STEP, EdgeSearch  # noqa: E402
+from export.tflite import ExportError, export_bundle, operators, report
+from mt3_keras.litert import CACHE_STEP, EdgeSearch
 
 WIDE = dataclasses.replace(
     TINY, network=dataclasses.replace(TINY.network, width=128, mlp_width=256, head_width=64)

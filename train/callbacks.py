@@ -154,6 +154,8 @@ class StopOnSignal(keras.callbacks.Callback):
 class Recorder(keras.callbacks.Callback):
     """Writes the figures of every epoch to `log.jsonl`, and to TensorBoard if asked.
 
+    At the end they are drawn: `pictures/curves.png`.
+
     Besides those of `fit`: "step", "learning_rate", "tokens_per_second", "audio_per_second"
     (seconds of audio trained on) and "flop_utilization", the share of the measured speed of a
     matrix product that goes into the network's products (`training_flops`). The first epoch of a
@@ -210,6 +212,16 @@ class Recorder(keras.callbacks.Callback):
                 group = "validation" if name.startswith("val_") else "training"
                 self.writer.add_scalar(f"{group}/{name.removeprefix('val_')}", value, step)
             self.writer.flush()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Draws the log beside the other pictures."""
+        from mt3_keras.plots import plot_curves
+
+        if self.path.exists():
+            folder = self.path.parent / "pictures"
+            folder.mkdir(exist_ok=True)
+            rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+            plot_curves(rows, folder / "curves.png")
 
     def _speed(self, num_tokens: float, seconds: float) -> dict[str, float]:
         timed = self._last - self._first

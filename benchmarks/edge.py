@@ -1,0 +1,299 @@
+"""An edge bundle on this machine's processor: tokens, whole files, streams, start, memory.
+
+    python -m benchmarks.edge --bundle FOLDER --audio song.flac [--threads 2] [--runs 3]
+        [--peer_python PYTHON --peer_script mt3_torch.py --peer_weights mt3.safetensors]
+
+Every measurement is a process of its own and all are made in turn, `--runs` times; medians are
+printed, beside those of the compact PyTorch MT3 in float32 at its batch of 16 and in dynamic int8
+at a batch of 1, and beside what the machine could do at best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.transcribe import describe_machine, run_json
+from export.streaming import NoteOn, StreamingTranscriber
+from mt3_keras.audio import read_blocks
+from mt3_keras.command_line import limit_threads
+from mt3_keras.config import SAMPLE_RATE_HZ
+from mt3_keras.grammar import Rules
+from mt3_keras.litert import EdgeModel, EdgeSequence
+from mt3_keras.segments import AudioSegment, cut_segments
+from mt3_keras.transcriber import Transcriber
+
+BLOCK = SAMPLE_RATE_HZ // 10  # samples pushed at a time
+HOPS = ("segment", "1.0", "0.5")
+KINDS = ("tokens", "file", *(f"stream {hop}" for hop in HOPS), "start", "limits")
+
+Figures = dict[str, float]
+
+
+def main() -> None:
+    arguments = _parse()
+    limit_threads(arguments.threads)  # for all processes started from here
+    if arguments.measure:
+        print(json.dumps(measure(arguments)))
+        return
+    print(f"machine: {describe_machine()}; {arguments.threads} threads, {arguments.audio}")
+    runs: dict[str, list[Figures]] = {}
+    for _ in range(arguments.runs):
+        for kind in KINDS:
+            runs.setdefault(kind, []).append(_run_ours(arguments, kind))
+        if arguments.peer_script:
+            for name, options in (("float32", "--batch 16"), ("int8", "--batch 1 --quant int8")):
+                runs.setdefault(name, []).append(_run_peer(arguments, options))
+    print(report({name: _medians(several) for name, several in runs.items()}, arguments))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", required=True, type=pathlib.Path)
+    parser.add_argument("--audio", required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--peer_python", default=sys.executable)
+    parser.add_argument("--peer_script")
+    parser.add_argument("--peer_weights")
+    parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _run_ours(arguments: argparse.Namespace, kind: str) -> Figures:
+    command = [sys.executable, "-m", "benchmarks.edge", "--bundle", str(arguments.bundle)]
+    command += ["--audio", arguments.audio, "--threads", str(arguments.threads)]
+    return run_json([*command, "--measure", kind])
+
+
+def _run_peer(arguments: argparse.Namespace, options: str) -> Figures:
+    command = [arguments.peer_python, arguments.peer_script, arguments.audio, "--json"]
+    command += ["--weights", arguments.peer_weights, "--threads", str(arguments.threads)]
+    return run_json([*command, *options.split()])
+
+
+def _medians(runs: list[Figures]) -> Figures:
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+# --- what each process measures ---
+
+
+def measure(arguments: argparse.Namespace) -> Figures:
+    """One kind of figures, and the peak memory of this process."""
+    samples = np.concatenate(list(read_blocks(arguments.audio)))
+    kind, _, hop = arguments.measure.partition(" ")
+    if kind == "tokens":
+        found = _time_tokens(arguments.bundle, samples, arguments.threads)
+    elif kind == "file":
+        found = _time_file(arguments.bundle, samples)
+    elif kind == "stream":
+        found = _time_stream(arguments.bundle, samples, None if hop == "segment" else float(hop))
+    elif kind == "start":
+        found = _time_start(arguments.bundle, samples)
+    else:
+        found = _find_limits(arguments.bundle)
+    return found | {"MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+class _Timed(EdgeModel):
+    """Adds up the seconds that it encodes."""
+
+    encoding = 0.0
+
+    def encode(self, samples: NDArray[np.float32], num_frames: int) -> None:
+        start = time.perf_counter()
+        super().encode(samples, num_frames)
+        self.encoding += time.perf_counter() - start
+
+
+def _time_tokens(bundle: pathlib.Path, samples: Any, threads: int) -> Figures:
+    """Milliseconds for a token and for encoding a segment: alone, helped, and side by side."""
+    segments = list(cut_segments([samples], EdgeModel(bundle).model_config, "full"))
+    found = {}
+    for name, num_sequences, num_threads in (
+        ("one", 1, 1),
+        ("one, all threads", 1, threads),
+        ("side by side", threads, 1),
+    ):
+        models = [_Timed(bundle, num_threads) for _ in range(num_sequences)]
+        shares = [segments[i::num_sequences] for i in range(num_sequences)]
+        with concurrent.futures.ThreadPoolExecutor(num_sequences) as executor:
+            counts, seconds = zip(*executor.map(_decode, models, shares), strict=True)
+        encoding = sum(model.encoding for model in models)
+        found[f"{name}: token"] = 1000 * (sum(seconds) - encoding) / sum(counts) / num_sequences
+        found[f"{name}: encode"] = 1000 * encoding / len(segments) / num_sequences
+    return found
+
+
+def _decode(model: EdgeModel, segments: list[AudioSegment]) -> tuple[int, float]:
+    """Number of tokens, and seconds."""
+    sequence = EdgeSequence(model.model_config, Rules(stop_runaways=True))
+    start = time.perf_counter()
+    num_tokens = sum(len(sequence.decode(model, segment)) for segment in segments)
+    return num_tokens, time.perf_counter() - start
+
+
+def _time_file(bundle: pathlib.Path, samples: Any) -> Figures:
+    transcriber = Transcriber(bundle)
+    start = time.perf_counter()
+    transcriber.transcribe(samples)
+    return {"factor": (time.perf_counter() - start) * SAMPLE_RATE_HZ / samples.size}
+
+
+def _time_stream(bundle: pathlib.Path, samples: Any, hop: float | None) -> Figures:
+    """Real-time factor, and seconds from onsets to when they are told.
+
+    A block can be pushed when its last sample has been played and those before it are done with.
+    """
+    stream = StreamingTranscriber.from_bundle(bundle, hop=hop)
+    computing = done = 0.0
+    delays: list[float] = []
+    told: set[NoteOn] = set()
+    for i in range(0, samples.size, BLOCK):
+        block = samples[i : i + BLOCK]
+        start = time.perf_counter()
+        heard = stream.push(block)
+        seconds = time.perf_counter() - start
+        computing += seconds
+        done = max(done, (i + block.size) / SAMPLE_RATE_HZ) + seconds
+        notes = {
+            NoteOn(n.onset, n.pitch, n.velocity, -1 if n.is_drum else n.program) for n in heard
+        }
+        delays += [done - note.onset for note in (notes | set(heard.started)) - told]
+        told |= set(heard.started)
+    delays = delays or [float("nan")]
+    return {
+        "factor": computing * SAMPLE_RATE_HZ / samples.size,
+        "delay": float(np.median(delays)),
+        "longest delays": float(np.quantile(delays, 0.95)),
+    }
+
+
+def _time_start(bundle: pathlib.Path, samples: Any) -> Figures:
+    """Seconds from starting the command on the loudest two seconds to its first note."""
+    import soundfile
+
+    length = 2 * SAMPLE_RATE_HZ
+    starts = range(0, max(1, samples.size - length), BLOCK)
+    loudest = max(starts, key=lambda i: float(np.square(samples[i : i + length]).sum()))
+    with tempfile.TemporaryDirectory() as folder:
+        clip = f"{folder}/clip.wav"
+        soundfile.write(clip, samples[loudest : loudest + length], SAMPLE_RATE_HZ)
+        command = [sys.executable, "-m", "mt3_keras", "transcribe", clip, "--engine=litert"]
+        command += ["--output_dir=-", f"--model={bundle}", "--noprogress"]
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            line = process.stdout.readline()
+            seconds = time.perf_counter() - start
+            process.stdout.read()
+        if not line or process.returncode:
+            sys.exit(f"{' '.join(command)} gave no note")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return {"seconds": seconds, "MB of the command": peak}
+
+
+def _find_limits(bundle: pathlib.Path) -> Figures:
+    """What the machine can do, and what the network's weights ask of it."""
+    square, vector = np.ones((2048, 2048), np.float32), np.ones(2048, np.float32)
+    long = np.ones((64 * 1024, 2048), np.float32)  # 512 MB: no cache holds it
+    found = {
+        "GFLOP/s": 2 * 2048**3 / _fastest(lambda: square @ square) / 1e9,
+        "GB/s": long.nbytes / _fastest(lambda: long @ vector) / 1e9,
+    }
+    config = EdgeModel(bundle).model_config
+    network = config.network
+    for name, (size, count) in _weights(bundle / "model.tflite").items():
+        positions = network.num_positions if name == "encode" else 1
+        found |= {f"{name}: bytes": size, f"{name}: operations": 2 * count * positions}
+    kept = network.num_decoder_layers * 2 * network.num_heads * network.head_width
+    found["decode_step: bytes"] += 4 * kept * network.num_positions  # float32 cross-attention
+    return found
+
+
+def _fastest(function: Any) -> float:
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _weights(path: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """Bytes and number of the matrices' elements that each signature's network holds."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    # Large files hold them behind the description of the network.
+    sizes = [b.size or (0 if b.data is None else len(b.data)) for b in model.buffers]
+    found = {}
+    for signature in model.signatureDefs:
+        tensors = model.subgraphs[signature.subgraphIndex].tensors
+        matrices = {t.buffer: int(np.prod(t.shape)) for t in tensors if len(t.shape) == 2}
+        held = {buffer: count for buffer, count in matrices.items() if sizes[buffer]}
+        size = sum(sizes[buffer] for buffer in held)
+        found[signature.signatureKey.decode()] = (size, sum(held.values()))
+    return found
+
+
+# --- what is printed ---
+
+
+def report(found: dict[str, Figures], arguments: argparse.Namespace) -> str:
+    """Our figures beside the peer's; a ratio above 1 means that ours is that much faster."""
+    tokens, peers = found["tokens"], [name for name in ("float32", "int8") if name in found]
+    heads = "".join(f"{'peer ' + name:>14}{'':8}" for name in peers)
+    lines = [f"{'median of ' + str(arguments.runs):34}{'ours':>9}{heads}".rstrip()]
+
+    def add(name: str, ours: float, key: str | None = None) -> None:
+        runs = [found[peer][key] for peer in peers] if key else []
+        cells = "".join(f"{run:14.3f}{run / ours:7.2f}x" for run in runs)
+        lines.append(f"{name:34}{ours:9.3f}{cells}")
+
+    for name in ("one", "one, all threads", "side by side"):
+        add(f"{name}: ms/token", tokens[f"{name}: token"], "ms_per_token")
+        add(f"{name}: encode, ms/segment", tokens[f"{name}: encode"], "encode_ms_per_segment")
+    add("whole file: real-time factor", found["file"]["factor"], "rtf")
+    for hop in HOPS:
+        run = found[f"stream {hop}"]
+        add(f"stream, hop {hop}: real-time factor", run["factor"])
+        add("  onset to its telling, median s", run["delay"])
+        add("  95 % are told within, s", run["longest delays"])
+    add("cold start to first note, s", found["start"]["seconds"])
+    add("memory: whole file, MB", found["file"]["MB"], "peak_rss_mb")
+    add("memory: stream, MB", found["stream segment"]["MB"])
+    add("memory: command, MB", found["start"]["MB of the command"])
+    return "\n".join([*lines, *_report_limits(tokens, found["limits"])])
+
+
+def _report_limits(tokens: Figures, limits: Figures) -> list[str]:
+    """How far tokens and encoding are from what reading and multiplying alone would take."""
+    lines = [f"limits: products {limits['GFLOP/s']:.0f} GFLOP/s, reading {limits['GB/s']:.1f} GB/s"]
+    for graph, name in (("decode_step", "token"), ("encode", "encode")):
+        reading = limits[f"{graph}: bytes"] / limits["GB/s"] / 1e6
+        multiplying = limits[f"{graph}: operations"] / limits["GFLOP/s"] / 1e6
+        ours = tokens[f"side by side: {name}"]
+        lines.append(
+            f"{name}: {limits[f'{graph}: bytes'] / 1e6:.1f} MB to read take {reading:.2f} ms, "
+            f"{limits[f'{graph}: operations'] / 1e9:.2f} GFLOP {multiplying:.2f} ms in float32; "
+            f"ours side by side takes {ours / max(reading, multiplying):.1f} times the longer"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()
