@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from mt3_keras.catalog import find_preset
 from mt3_keras.codec import Codec
 from mt3_keras.grammar import Rules
-from mt3_keras.litert import EdgeModel, EdgeSequence
+from mt3_keras.litert import EdgeModel, EdgeSequence, count_cores
 from mt3_keras.note_decoder import MIN_DURATION, NoteDecoder, OpenNote
 from mt3_keras.note_encoder import tie_tokens, time_to_step
 from mt3_keras.notes import Note, sort_notes
@@ -113,7 +113,7 @@ class StreamingTranscriber:
           ValueError: the bundle cannot be found or used; one line, naming the file.
         """
         folder = find_preset(os.fspath(name))
-        threads = num_threads or len(os.sched_getaffinity(0))
+        threads = num_threads or count_cores()
         model = EdgeModel(pathlib.Path(folder), threads)
         return cls(model, hop=hop, tie_forcing=tie_forcing, context=context, rules=rules)
 

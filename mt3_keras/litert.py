@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mt3_keras.codec import EOS
 from mt3_keras.config import ModelConfig
 from mt3_keras.grammar import STATE, Grammar, Rules
+from mt3_keras.quiet import quiet_stderr
 from mt3_keras.segments import AudioSegment
 
 CACHE_STEP = 64  # positions that a cache grows by: attention costs what its length is, not its use
@@ -35,6 +36,13 @@ class BundleError(ValueError):
 def is_bundle(folder: pathlib.Path) -> bool:
     """Whether a folder holds a network for LiteRT."""
     return (folder / "model.tflite").is_file()
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class EdgeModel:
@@ -65,6 +73,9 @@ class EdgeModel:
             encode = self._interpreter.get_signature_runner("encode")
             self._check_shapes(encode.get_input_details()["samples"]["shape"])
             self._memory_names = sorted(encode.get_output_details())
+            del step, encode  # while there is a runner, the interpreter refuses plain calls
+            with quiet_stderr():  # it says what it works with
+                self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError, KeyError) as error:
             raise BundleError(
                 f"{path}: is no network, or not that of its config.json; export it again"
@@ -175,7 +186,7 @@ class EdgeSearch:
         num_sequences: int | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        num_sequences = num_sequences or len(os.sched_getaffinity(0))
+        num_sequences = num_sequences or count_cores()
         self._models: queue.SimpleQueue[EdgeModel] = queue.SimpleQueue()
         for _ in range(num_sequences):
             self._models.put(model := EdgeModel(folder))

@@ -208,3 +208,19 @@ def test_average_of_the_weights_follows_them(name) -> None:
         averages.append(0.5 * averages[-1] + 0.5 * value if averages else value)
     optimizer.finalize_variable_values([variable])
     np.testing.assert_allclose(ops.convert_to_numpy(variable), averages[-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adafactor"])
+def test_the_averaged_weights_forget_the_first_ones_within_a_few_updates(name: str) -> None:
+    optimizer = make_optimizer(name, Schedule(0.1, "constant"), ema=0.999)
+    variable = keras.Variable(np.full((4,), 5.0, np.float32))
+    optimizer.build([variable])
+    average = np.full(4, 5.0)
+    for step in range(40):
+        optimizer.apply([ops.convert_to_tensor(np.ones(4, np.float32))])
+        value = ops.convert_to_numpy(variable)
+        kept = min(0.999, (1 + step) / (10 + step))
+        average = kept * average + (1 - kept) * value
+    found = ops.convert_to_numpy(optimizer._model_variables_moving_average[0])
+    np.testing.assert_allclose(found, average, rtol=1e-5)
+    assert abs(found - value).max() < 0.3 * abs(5.0 - value).max()
