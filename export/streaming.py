@@ -196,7 +196,7 @@ class StreamingTranscriber:
         heard.started += started
 
     def _time_after(self, segment: AudioSegment, num_frames: int) -> float:
-        """So long after a segment's start, to the last bit as the cutter counts: steps hang on it."""
+        """Frames after a segment's start, to the last bit as the cutter does: steps hang on it."""
         rate = self.model_config.spectrogram.frames_per_second
         return (round(segment.start * rate) + num_frames) / rate
 

@@ -108,6 +108,8 @@ class Transcriber:
         if isinstance(model, pathlib.Path):
             from mt3_keras.litert import EdgeSearch
 
+            if exact or method != "greedy":
+                raise ValueError("an edge bundle is searched greedily, by no exact path: use Keras")
             self._search = EdgeSearch(
                 model, rules=rules, num_sequences=batch_size, max_tokens=max_tokens
             )

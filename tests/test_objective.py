@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import keras
 import numpy as np
 import pytest
@@ -211,7 +213,9 @@ def test_average_of_the_weights_follows_them(name) -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "adafactor"])
-def test_the_averaged_weights_forget_the_first_ones_within_a_few_updates(name: str) -> None:
+def test_the_averaged_weights_forget_the_first_ones_within_a_few_updates(
+    name: Literal["adam", "adafactor"],
+) -> None:
     optimizer = make_optimizer(name, Schedule(0.1, "constant"), ema=0.999)
     variable = keras.Variable(np.full((4,), 5.0, np.float32))
     optimizer.build([variable])

@@ -23,7 +23,7 @@ pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("a bundle is written by TensorFlow", allow_module_level=True)
 
-from export.tflite import ExportError, export_bundle, operators, report
+from export.tflite import ExportError, Quantization, export_bundle, operators, report
 from mt3_keras.litert import CACHE_STEP, EdgeSearch
 
 WIDE = dataclasses.replace(
@@ -51,7 +51,7 @@ def wide():
 def bundles(wide, tmp_path_factory) -> dict[str, pathlib.Path]:
     """The wide model's bundles by their quantization."""
     folder = tmp_path_factory.mktemp("wide")
-    kinds = ("none", "float16", "int8_weights", "int8")
+    kinds: tuple[Quantization, ...] = ("none", "float16", "int8_weights", "int8")
     return {kind: export_bundle(wide, folder / kind, kind) for kind in kinds}
 
 
