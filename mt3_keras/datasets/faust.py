@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -159,7 +160,7 @@ class FaustSource:
         """Renders notes to the sample; see `mt3_keras.datasets.sounds.Source`.
 
         Raises:
-          DatasetError: dawdreamer is not installed.
+          DatasetError: dawdreamer is not installed, or would crash here.
         """
         program, is_drum = notes[0].program, notes[0].is_drum
         samples = np.zeros(num_samples, np.float32)
@@ -253,9 +254,19 @@ def _draw_note(
         curves.level[max(here.start - 1, 0)] = 0  # sets the attack off
 
 
+def clashing_module() -> str | None:
+    """What is loaded that brings an LLVM of its own, which Faust's would crash on, if any."""
+    return next((name for name in ("tensorflow", "jax") if name in sys.modules), None)
+
+
 @functools.cache
 def _compile(code: str) -> tuple[Any, Any]:
     """An engine that runs a model, and the player of its inputs."""
+    if module := clashing_module():
+        raise DatasetError(
+            f"physical models crash in a process that has loaded {module}: render them by "
+            "python -m train.prepare"
+        )
     try:
         import dawdreamer
     except ImportError as error:
