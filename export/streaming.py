@@ -5,7 +5,8 @@ Needs `numpy` and `ai-edge-litert` alone. Two ways of going through the audio:
 - Segment after segment, as a whole file is transcribed: a note is certain when its segment has
   been heard.
 - With a `hop` below the segment's length, segments overlap: what two of them in a row say is
-  certain, and what only one says when no later one can hear it. Sooner, for more computing.
+  certain, and what only one says when no later one can hear it. More computing; sooner where the
+  segments agree.
 
 With ties, a segment begins with the list of notes that sound on. `tie_forcing` writes it for the
 model, from the notes really open, so that segments cannot contradict each other.
