@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.transcribe import describe_machine, run_json
+from benchmarks.transcribe import GIGA, describe_machine, run_json
 from mt3_keras.config import CONFIGS, HEADS, ModelConfig
 from train.config import RunConfig
 
@@ -40,7 +40,6 @@ OURS = {
 }
 TORCH = "pytorch"
 LARGEST_DIFFERENCE = 1e-3  # of logits, and of losses relatively
-GIGA = 1e9
 
 
 def main() -> None:

@@ -104,6 +104,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     from mt3_keras import Transcriber
     from mt3_keras.audio import read_blocks
     from mt3_keras.segments import cut_segments
+    from train.callbacks import matmul_speed
 
     transcriber = Transcriber.from_preset(
         arguments.model, exact=True, batch_size=arguments.batch, engine="keras"
@@ -127,7 +128,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         "segments": len(result.segments),
         "audio": result.duration,
         "peak memory (MB)": peak,
-        "peak GFLOP/s": _measure_peak(),
+        "peak GFLOP/s": matmul_speed("float32", size=2048) / GIGA,
         "encoder GFLOP": _count_encoder(transcriber.model.model_config) / GIGA,
         "token GFLOP": _count_token(transcriber.model.model_config) / GIGA,
     }
@@ -174,20 +175,6 @@ def _count_token(config: Any) -> float:
     layer = 6 * net.width * inner + 3 * net.width * net.mlp_width
     layer += 2 * inner * (net.segment_frames + 64)
     return 2.0 * (net.num_decoder_layers * layer + net.width * net.vocabulary_rows)
-
-
-def _measure_peak() -> float:
-    """GFLOP/s of a large float32 matrix product on this backend."""
-    import numpy as np
-    from keras import ops
-
-    a = ops.convert_to_tensor(np.ones((2048, 2048), np.float32))
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        ops.convert_to_numpy(ops.matmul(a, a)[0, 0])
-        seconds.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(seconds) / GIGA
 
 
 def report(ours: list[dict[str, float]], peers: list[dict[str, float]]) -> str:

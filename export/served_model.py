@@ -17,8 +17,8 @@ from keras import ops
 from mt3_keras.codec import EOS
 from mt3_keras.grammar import STATE, Grammar, Rules
 from mt3_keras.layers import MASKED
-from mt3_keras.model import MT3Backbone
-from mt3_keras.segments import MAX_ABS_SAMPLE
+from mt3_keras.model import MT3Backbone, without_rolls
+from mt3_keras.segments import MAX_ABS_SAMPLE, check_context
 
 Tensors = dict[str, Any]
 
@@ -44,16 +44,12 @@ class ServedModel:
         batch_size: int = 16,
         max_tokens: int | None = None,
     ) -> None:
-        if context not in ("segment", "full"):
-            raise ValueError(f"context must be 'segment' or 'full': got {context!r}")
+        check_context(context)
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive: got {batch_size}")
-        limit = model.model_config.network.max_tokens
-        if max_tokens is not None and not 1 <= max_tokens <= limit:
-            raise ValueError(f"max_tokens must be 1 to {limit}: got {max_tokens}")
         self.model, self.config = model, model.model_config
         self.context, self.batch_size = context, batch_size
-        self.max_tokens = max_tokens or limit
+        self.max_tokens = self.config.network.token_limit(max_tokens)
         self._grammar = Grammar(self.config, rules or Rules(stop_runaways=True), ops)
         self.rules = self._grammar.rules
 
@@ -115,7 +111,7 @@ class ServedModel:
         specs["bias"] = tf.TensorSpec([None, None], tf.float32, "bias")
         for name, value in self.model.empty_cache(1, 1).items():
             specs[name] = tf.TensorSpec(_open_cache(value.shape), value.dtype, name)
-        for name, value in _needed(self.model.empty_memory(1)).items():
+        for name, value in without_rolls(self.model.empty_memory(1)).items():
             specs[name] = tf.TensorSpec([None, *value.shape[1:]], value.dtype, name)
         return specs
 
@@ -157,7 +153,7 @@ class ServedModel:
 
     def _decode(self, windows: Any, num_frames: Any) -> Any:
         """Segments [R, ...], begun together -> tokens [R, max_tokens]."""
-        memory = _needed(self.model.encode(windows, num_frames))
+        memory = without_rolls(self.model.encode(windows, num_frames))
         rows = tf.shape(windows)[0]
         loop = {
             "step": tf.constant(0),
@@ -242,11 +238,6 @@ class ServedModel:
             "grammar": grammar,
             "cache": cache,
         }
-
-
-def _needed(memory: Tensors) -> Tensors:
-    """What `decode_step` reads of the memory: all but the heads' rolls."""
-    return {name: memory[name] for name in memory if not name.endswith("_logits")}
 
 
 def _length(cache: Tensors) -> Any:

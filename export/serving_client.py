@@ -31,7 +31,7 @@ from absl import flags
 from numpy.typing import NDArray
 
 from mt3_keras.audio import read_blocks
-from mt3_keras.codec import EOS, Codec
+from mt3_keras.codec import EOS
 from mt3_keras.command_line import Command, UsageError, run
 from mt3_keras.config import ModelConfig
 from mt3_keras.note_decoder import NoteDecoder
@@ -285,11 +285,7 @@ def transcribe(
       ServingError: the server gives no answer, or one for other audio.
     """
     model = config.model
-    decoder = NoteDecoder(
-        Codec(model.vocabulary.num_velocity_bins),
-        ties=model.vocabulary.ties,
-        segment_start="original" if config.exact else "grid",
-    )
+    decoder = NoteDecoder.for_model(model.vocabulary, exact=config.exact)
     num_samples = 0
 
     def count(blocks: Iterable[Any]) -> Iterator[Any]:

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from mt3_keras.command_line import Command, UsageError, define_rule_flags, parse_rules, run
 from mt3_keras.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note
-from mt3_keras.quiet import quiet_stderr
 
 if TYPE_CHECKING:
     from export.streaming import Heard, StreamingTranscriber
@@ -86,15 +85,13 @@ def _stream(values: flags.FlagValues, arguments: list[str]) -> None:
     name = recording.stem if recording else time.strftime("microphone-%Y%m%d-%H%M%S")
     output = pathlib.Path(values.output or f"out/{name}.mid")
     _check_writable(output)
-    with quiet_stderr():  # in its first run LiteRT makes plans, and says there how
-        transcriber = StreamingTranscriber.from_bundle(
-            values.bundle,
-            num_threads=values.threads,
-            hop=values.hop,
-            tie_forcing=values.tie_forcing,
-            rules=parse_rules(values),
-        )
-        transcriber.flush()
+    transcriber = StreamingTranscriber.from_bundle(
+        values.bundle,
+        num_threads=values.threads,
+        hop=values.hop,
+        tie_forcing=values.tie_forcing,
+        rules=parse_rules(values),
+    )
     blocks = _read(recording, values.realtime) if recording else _listen()
     notes = _transcribe(transcriber, blocks)
     output.parent.mkdir(parents=True, exist_ok=True)

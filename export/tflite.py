@@ -32,7 +32,7 @@ from mt3_keras.config import SAMPLE_RATE_HZ
 from mt3_keras.grammar import STATE, Grammar, Rules
 from mt3_keras.litert import EdgeModel
 from mt3_keras.midi import replacing
-from mt3_keras.model import MT3Backbone
+from mt3_keras.model import MT3Backbone, without_rolls
 
 Quantization = Literal["none", "float16", "int8", "int8_weights"]
 
@@ -113,7 +113,7 @@ def _freeze(model: MT3Backbone, function: Any) -> Any:
 
 
 def _encode(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
-    return _needed(model.encode(inputs["samples"], inputs["num_frames"]))
+    return without_rolls(model.encode(inputs["samples"], inputs["num_frames"]))
 
 
 def _decode_step(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -129,11 +129,6 @@ def _decode_step(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
     return {"logits": logits, "columns": tf.concat([columns[name] for name in names], 0)}
 
 
-def _needed(memory: dict[str, Any]) -> dict[str, Any]:
-    """Of the memory what decoding reads: not the heads' rolls."""
-    return {name: value for name, value in memory.items() if not name.endswith("_logits")}
-
-
 def _encode_spec(model: MT3Backbone) -> dict[str, Any]:
     samples = model.model_config.input_samples
     return {
@@ -146,7 +141,7 @@ def _step_spec(model: MT3Backbone) -> dict[str, Any]:
     network = model.model_config.network
     columns = (1, network.num_heads, network.head_width, None)
     cache = dict.fromkeys(model.empty_cache(1, 1), columns)
-    memory = {name: value.shape for name, value in _needed(model.empty_memory(1)).items()}
+    memory = {name: value.shape for name, value in without_rolls(model.empty_memory(1)).items()}
     floats = {"bias": (1, None), **cache, **memory}
     integers = ["tokens", "positions", *(STATE if model.decoder.uses_state else ())]
     return {

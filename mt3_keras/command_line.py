@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
@@ -208,7 +209,7 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
       UsageError: flags contradict each other.
       ValueError: the model cannot be found or read.
     """
-    from mt3_keras.catalog import pick_engine, shipped_names
+    from mt3_keras.catalog import shipped_names
 
     if values.model is None and "small" not in shipped_names():
         raise UsageError(
@@ -217,16 +218,12 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
         )
     options = _decoding_options(values)
     limit_threads(values.threads)
-    needs_keras = bool(values.exact or values.log_floor or values.search != "greedy")
-    engine = pick_engine(values.model or "small", values.engine, needs_keras=needs_keras)
-    if engine == "keras":
-        silence_tensorflow()
     if values.instruments or values.constrained is not None or not values.stop_runaways:
         options["rules"] = parse_rules(values)
     from mt3_keras.transcriber import Transcriber
 
-    with quiet_stderr():  # LiteRT says there what it works with
-        return Transcriber.from_preset(values.model or "small", **options | {"engine": engine})
+    with _quiet_tensorflow():
+        return Transcriber.from_preset(values.model or "small", **options)
 
 
 def _decoding_options(values: flags.FlagValues) -> dict[str, Any]:
@@ -255,10 +252,14 @@ def limit_threads(threads: int | None) -> None:
 
 
 def silence_tensorflow() -> None:
-    """Loads Keras with the backend's chatter about its build kept off the terminal.
+    """Loads Keras with the backend's chatter about its build kept off the terminal."""
+    with _quiet_tensorflow():
+        import keras  # noqa: F401
 
-    TensorFlow writes some of it before any of its log settings hold.
-    """
+
+@contextlib.contextmanager
+def _quiet_tensorflow() -> Iterator[None]:
+    """For loading it: it writes to the terminal before any of its log settings hold."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_stderr():
-        import keras  # noqa: F401
+        yield

@@ -175,6 +175,18 @@ class NetworkConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1): got {self.dropout}")
 
+    def token_limit(self, max_tokens: int | None) -> int:
+        """The longest sequence a search may write; `max_tokens` of None is the network's own.
+
+        Raises:
+          ValueError: the network has fewer positions.
+        """
+        if max_tokens is None:
+            return self.max_tokens
+        if not 1 <= max_tokens <= self.max_tokens:
+            raise ValueError(f"max_tokens must be 1 to {self.max_tokens}: got {max_tokens}")
+        return max_tokens
+
     @property
     def num_positions(self) -> int:
         """Length of the encoder's output."""

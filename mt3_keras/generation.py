@@ -56,13 +56,10 @@ class Search:
             raise ValueError(f"method must be 'greedy' or 'beam1': got {method!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive: got {batch_size}")
-        limit = model.model_config.network.max_tokens
-        if max_tokens is not None and not 1 <= max_tokens <= limit:
-            raise ValueError(f"max_tokens must be 1 to {limit}: got {max_tokens}")
         self.model = model
         self.method = method
         self.batch_size = batch_size
-        self.max_tokens = max_tokens or limit
+        self.max_tokens = model.model_config.network.token_limit(max_tokens)
         self._grammar = Grammar(model.model_config, rules or Rules(), ops)
         self.rules = self._grammar.rules
         self._run = compile_function(self._run_loop, model.variables)

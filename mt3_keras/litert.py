@@ -33,11 +33,6 @@ class BundleError(ValueError):
     """A bundle that cannot be used; one line that names it and the cure."""
 
 
-def is_bundle(folder: pathlib.Path) -> bool:
-    """Whether a folder holds a network for LiteRT."""
-    return (folder / "model.tflite").is_file()
-
-
 def count_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
@@ -229,10 +224,7 @@ class EdgeSequence:
     """Greedy search over one segment: the tokens of `generation.Search` with the same rules."""
 
     def __init__(self, config: ModelConfig, rules: Rules, max_tokens: int | None = None) -> None:
-        limit = config.network.max_tokens
-        if max_tokens is not None and not 1 <= max_tokens <= limit:
-            raise ValueError(f"max_tokens must be 1 to {limit}: got {max_tokens}")
-        self._max_tokens = max_tokens or limit
+        self._max_tokens = config.network.token_limit(max_tokens)
         self._grammar = Grammar(config, rules, np)
 
     def decode(

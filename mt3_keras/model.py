@@ -34,6 +34,11 @@ Cache = dict[str, Any]  # keys and values of past positions: name -> tensor [B, 
 State = dict[str, Any]  # what the tokens so far imply (see `Grammar`): name -> int32 [B]
 
 
+def without_rolls(memory: Memory) -> Memory:
+    """What `decode_step` reads of a memory: all but the heads' rolls."""
+    return {name: memory[name] for name in memory if not name.endswith("_logits")}
+
+
 class Encoder(keras.layers.Layer):
     """Spectrogram frames [B, F, M] -> encoded positions [B, T, D]."""
 

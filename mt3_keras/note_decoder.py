@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from mt3_keras.codec import Codec, Event, bin_to_velocity, trim_eos
+from mt3_keras.config import VocabularyConfig
 from mt3_keras.note_encoder import time_to_step
 from mt3_keras.notes import Note, sort_notes
 
@@ -65,6 +66,15 @@ class NoteDecoder:
         self._open: dict[tuple[int, int], OpenNote] = {}  # (program, pitch)
         self._tied: set[tuple[int, int]] = set()
         self._in_tie_section = False
+
+    @classmethod
+    def for_model(cls, vocabulary: VocabularyConfig, *, exact: bool = False) -> NoteDecoder:
+        """One that reads what a model of this vocabulary writes; `exact` as the original reads."""
+        return cls(
+            Codec(vocabulary.num_velocity_bins),
+            ties=vocabulary.ties,
+            segment_start="original" if exact else "grid",
+        )
 
     @property
     def open_notes(self) -> dict[tuple[int, int], OpenNote]:

@@ -70,6 +70,12 @@ def check_finite(samples: _Samples, name: str, start: float, rate_hz: float) -> 
         )
 
 
+def check_context(context: str) -> None:
+    """Refuses what `SegmentCutter` does not know, with a ValueError."""
+    if context not in ("segment", "full"):
+        raise ValueError(f"context must be 'segment' or 'full': got {context!r}")
+
+
 def cut_segments(
     blocks: Iterable[NDArray[np.floating]], config: ModelConfig, context: str
 ) -> Iterator[AudioSegment]:
@@ -109,8 +115,7 @@ class SegmentCutter:
     """
 
     def __init__(self, config: ModelConfig, context: str, hop_frames: int | None = None) -> None:
-        if context not in ("segment", "full"):
-            raise ValueError(f"context must be 'segment' or 'full': got {context!r}")
+        check_context(context)
         segment_frames = config.network.segment_frames
         hop_frames = segment_frames if hop_frames is None else hop_frames
         if not 1 <= hop_frames <= segment_frames:

@@ -12,12 +12,11 @@ from numpy.typing import ArrayLike
 
 from mt3_keras.audio import read_blocks
 from mt3_keras.catalog import find_preset, pick_engine
-from mt3_keras.codec import Codec
 from mt3_keras.loading import load_model
 from mt3_keras.midi import write_midi
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.notes import Note
-from mt3_keras.segments import AudioSegment, check_samples, cut_segments
+from mt3_keras.segments import AudioSegment, check_context, check_samples, cut_segments
 
 if TYPE_CHECKING:
     from mt3_keras.generation import Search
@@ -97,11 +96,12 @@ class Transcriber:
 
         if exact and (context == "full" or method != "greedy" or rules or max_tokens):
             raise ValueError("exact=True is the original's path: give no other option beside it")
-        if context not in (None, "segment", "full"):
-            raise ValueError(f"context must be 'segment' or 'full': got {context!r}")
+        if context is None:
+            context = "segment" if exact else "full"
+        check_context(context)
         self.model: Any = model
         self.exact = exact
-        self.context = "segment" if exact else context or "full"
+        self.context = context
         if rules is None:
             rules = Rules(constrained=False) if exact else Rules(stop_runaways=True)
         self._search: EdgeSearch | Search
@@ -186,11 +186,7 @@ class _Reading:
     def __init__(self, transcriber: Transcriber) -> None:
         config = transcriber.model_config
         self._transcriber = transcriber
-        self._decoder = NoteDecoder(
-            Codec(config.vocabulary.num_velocity_bins),
-            ties=config.vocabulary.ties,
-            segment_start="original" if transcriber.exact else "grid",
-        )
+        self._decoder = NoteDecoder.for_model(config.vocabulary, exact=transcriber.exact)
         self._starts: list[float] = []
         self._segments: list[Segment] = []
         self._waiting: dict[int, list[int]] = {}

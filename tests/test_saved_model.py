@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from mt3_keras.codec import EOS
-from mt3_keras.config import ModelConfig, NetworkConfig, SpectrogramConfig
+from mt3_keras.config import SMALL, ModelConfig
 from mt3_keras.generation import Search
 from mt3_keras.grammar import Rules
 from mt3_keras.model import MT3Backbone
@@ -79,9 +80,10 @@ def to_lists(answer):
 @pytest.fixture(scope="module")
 def small_model():
     """A minute network with all that `small` has: lead samples, heads, state, pointer."""
-    config = ModelConfig(
-        SpectrogramConfig(front_end="harmonic", hop_samples=256, window_samples=4096),
-        network=NetworkConfig(
+    config = dataclasses.replace(
+        SMALL,
+        network=dataclasses.replace(
+            SMALL.network,
             width=16,
             num_heads=2,
             head_width=8,
@@ -90,14 +92,7 @@ def small_model():
             num_decoder_layers=1,
             segment_frames=32,
             max_tokens=MAX_TOKENS,
-            dropout=0.0,
-            frames_per_position=2,
             stem_channels=4,
-            heads=True,
-            head_feedback=True,
-            state_inputs=True,
-            time_bias=True,
-            pointer=True,
         ),
     )
     keras.utils.set_random_seed(4)

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from mt3_keras.codec import Codec, trim_eos
+from mt3_keras.codec import trim_eos
 from mt3_keras.config import HEADS, NUM_PITCHES, ModelConfig
 from mt3_keras.generation import Search
 from mt3_keras.grammar import Rules
@@ -372,9 +372,7 @@ def tokens_to_notes(segments: Sequence[list[int]], config: ModelConfig) -> list[
     """Notes of segments that have nothing to do with each other, laid out one after the other."""
     notes = []
     for i, tokens in enumerate(segments):
-        decoder = NoteDecoder(
-            Codec(config.vocabulary.num_velocity_bins), ties=config.vocabulary.ties
-        )
+        decoder = NoteDecoder.for_model(config.vocabulary)
         decoder.feed(0.0, trim_eos(tokens), config.segment_seconds)
         start = i * config.segment_seconds
         notes += [

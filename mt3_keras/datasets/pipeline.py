@@ -37,6 +37,7 @@ from mt3_keras.datasets.records import (
 )
 from mt3_keras.note_encoder import encode_segments, mix_segments, notes_to_events
 from mt3_keras.notes import Note, map_program
+from mt3_keras.segments import check_context
 
 Batch = dict[str, NDArray]
 ENDLESS = 2**40  # records; Grain's own endless length overflows when it is cut into batches
@@ -81,8 +82,7 @@ class PipelineConfig:
     num_mixed: int = 1
 
     def __post_init__(self) -> None:
-        if self.context not in ("segment", "full"):
-            raise ValueError(f"context must be 'segment' or 'full': got {self.context!r}")
+        check_context(self.context)
         if self.too_long not in ("skip", "error"):
             raise ValueError(f"too_long must be 'skip' or 'error': got {self.too_long!r}")
         if not 0 <= self.shard_index < self.num_shards:
