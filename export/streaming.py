@@ -175,6 +175,7 @@ class StreamingTranscriber:
             decoder.finish()
         heard.extend(decoder.notes)
         decoder.notes.clear()
+        decoder.confidences.clear()
         new = {key: note for key, note in decoder.open_notes.items() if before.get(key) != note}
         heard.started += _note_ons(new)
         self.invalid_events = decoder.invalid_events
@@ -302,7 +303,7 @@ class _Joiner:
             self.open[event.key] = self._started[event.key] = OpenNote(event.time, event.velocity)
 
     def _close(self, key: Key, time: float) -> None:
-        onset, velocity = self.open.pop(key)
+        onset, velocity, _ = self.open.pop(key)
         program, pitch = key
         self._notes.append(
             Note(onset, max(time, onset + MIN_DURATION), pitch, velocity, program, False)

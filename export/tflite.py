@@ -3,7 +3,8 @@
 The graph has two signatures, both for one sequence:
 
 - `encode`: "samples" float32 [1, input_samples] and "num_frames" int32 [1] -> the memory, all that
-  decoding needs of a segment, by name (see `mt3_keras.model.MT3Backbone.encode`).
+  decoding needs of a segment, by name, and of networks with heads "note_rolls" (see
+  `mt3_keras.model.MT3Backbone.encode`).
 - `decode_step`: "tokens" and "positions" int32 [1], "bias" float32 [1, C], the memory, the cache
   "keys_i" and "values_i" float32 [1, H, K, C] and, where the network asks for it, the state of the
   tokens so far -> "logits" float32 [1, V] and "columns" float32 [2 * layers, H, K]: keys and values
@@ -113,7 +114,7 @@ def _freeze(model: MT3Backbone, function: Any) -> Any:
 
 
 def _encode(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
-    return without_rolls(model.encode(inputs["samples"], inputs["num_frames"]))
+    return model.encode(inputs["samples"], inputs["num_frames"])
 
 
 def _decode_step(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -25,10 +25,18 @@ from mt3_keras.command_line import (
     run,
     silence_tensorflow,
 )
-from mt3_keras.notes import Note
 
 FORMATS = ("mid", "json", "csv", "jsonl", "png")
-NOTE_COLUMNS = ("onset", "offset", "pitch", "velocity", "program", "is_drum", "instrument")
+NOTE_COLUMNS = (
+    "onset",
+    "offset",
+    "pitch",
+    "velocity",
+    "program",
+    "is_drum",
+    "instrument",
+    "confidence",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -156,7 +164,7 @@ def _transcribe_one(
 
         def on_segment(progress: Any) -> None:
             if stream:
-                _write_lines(progress.notes, recording, stream)
+                _write_lines(progress, recording, stream)
             update(progress.end)
 
         result = transcriber.transcribe(recording, on_segment=on_segment)
@@ -198,17 +206,27 @@ def _progress_bar(
         yield update
 
 
-def _note_record(note: Note) -> dict[str, Any]:
+def _note_records(told: Any) -> list[dict[str, Any]]:
+    """Notes of a `Transcription` or `Progress`, ready to be written."""
     from mt3_keras.midi import instrument_name
 
-    record = note._asdict()
-    record["onset"], record["offset"] = round(note.onset, 3), round(note.offset, 3)
-    return {**record, "instrument": instrument_name(note.program, note.is_drum)}
+    records = []
+    for note in told.notes:
+        confidence = told.confidences.get(note)
+        times = {"onset": round(note.onset, 3), "offset": round(note.offset, 3)}
+        record = {
+            **note._asdict(),
+            **times,
+            "instrument": instrument_name(note.program, note.is_drum),
+            "confidence": None if confidence is None else round(confidence, 3),
+        }
+        records.append(record)
+    return records
 
 
-def _write_lines(notes: Sequence[Note], recording: pathlib.Path, stream: IO[str]) -> None:
-    for note in notes:
-        stream.write(json.dumps({"file": recording.name, **_note_record(note)}) + "\n")
+def _write_lines(progress: Any, recording: pathlib.Path, stream: IO[str]) -> None:
+    for record in _note_records(progress):
+        stream.write(json.dumps({"file": recording.name, **record}) + "\n")
     stream.flush()
 
 
@@ -228,7 +246,7 @@ def _write(result: Any, recording: pathlib.Path, path: pathlib.Path) -> None:
             "duration": result.duration,
             "invalid_events": result.invalid_events,
             "dropped_events": result.dropped_events,
-            "notes": [_note_record(note) for note in result.notes],
+            "notes": _note_records(result),
             "segments": [segment._asdict() for segment in result.segments],
         }
         with replacing(path) as temporary:
@@ -239,7 +257,7 @@ def _write(result: Any, recording: pathlib.Path, path: pathlib.Path) -> None:
         with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, NOTE_COLUMNS)
             writer.writeheader()
-            writer.writerows(_note_record(note) for note in result.notes)
+            writer.writerows(_note_records(result))
 
 
 # --- evaluate ---

@@ -23,6 +23,7 @@ HEADS = {
     "frame": NUM_PITCHES,
     "drum": 128,
     "program": 128,
+    "strength": NUM_PITCHES + 1,
 }
 
 
@@ -280,12 +281,14 @@ TINY = ModelConfig(
 )
 SMALL = ModelConfig(
     spectrogram=SpectrogramConfig(front_end="harmonic", hop_samples=256, window_samples=4096),
+    vocabulary=VocabularyConfig(granularity="midi_class"),
     network=NetworkConfig(
         width=320,
         num_heads=5,
         num_encoder_layers=4,
         num_decoder_layers=3,
         mlp_width=768,
+        vocabulary_rows=1408,
         segment_frames=128,
         dropout=0.0,
         frames_per_position=2,

@@ -21,6 +21,7 @@ from mt3_keras.codec import EOS
 from mt3_keras.grammar import Grammar, Rules
 from mt3_keras.layers import MASKED
 from mt3_keras.model import MT3Backbone
+from mt3_keras.note_rolls import NoteRolls, SegmentTokens
 from mt3_keras.segments import AudioSegment
 
 State = dict[str, Any]
@@ -64,7 +65,7 @@ class Search:
         self.rules = self._grammar.rules
         self._run = compile_function(self._run_loop, model.variables)
 
-    def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, list[int]]]:
+    def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, SegmentTokens]]:
         """Yields (index, tokens up to and including EOS) as segments finish, in any order.
 
         Segments are drawn as they are needed, `batch_size` at a time.
@@ -80,7 +81,7 @@ class Search:
             first, fits = np.int32(0), False
             while not fits:
                 state, results, first = self._run(state, *arrays, first)
-                yield from _results_to_tokens(results)
+                yield from self._results_to_tokens(results)
                 longest = int(np.max(_to_numpy(state["position"])))
                 fits = longest < cache_length
                 if not fits:
@@ -89,6 +90,16 @@ class Search:
             if cache_length > SMALLEST_CACHE and 4 * longest < cache_length:
                 cache_length //= 2
                 state = _resize_cache(state, cache_length)
+
+    def _results_to_tokens(self, results: State) -> Iterator[tuple[int, SegmentTokens]]:
+        results = {name: _to_numpy(array) for name, array in results.items()}
+        frames_per_second = self.model.model_config.spectrogram.frames_per_second
+        for i in range(int(results["count"])):
+            row = results["tokens"][i].tolist()
+            tokens = SegmentTokens(row[: row.index(EOS) + 1] if EOS in row else row)
+            if "note_rolls" in results:
+                tokens.rolls = NoteRolls(results["note_rolls"][i], frames_per_second)
+            yield int(results["segment"][i]), tokens
 
     def _to_arrays(self, pool: list[tuple[int, AudioSegment]], is_last: bool) -> tuple[Any, ...]:
         """Waiting segments as arrays of fixed shape, their number, and if they are the last."""
@@ -149,6 +160,9 @@ class Search:
             "tokens": ops.zeros((num_results, self.max_tokens), "int32"),
             "count": ops.zeros((), "int32"),
         }
+        if "note_rolls" in state["memory"]:
+            shape = state["memory"]["note_rolls"].shape[1:]
+            results["note_rolls"] = ops.zeros((num_results, *shape))
 
         def fits(state: State) -> Any:
             return ops.max(state["position"]) < cache_length
@@ -301,18 +315,21 @@ def _collect_row(state: State, results: State) -> tuple[State, State]:
         tokens = ops.where(is_end, EOS, tokens)
     count = results["count"]
     index = _slice_row(state["segment"], row)
-    results = {
+    collected = {
         "segment": ops.slice_update(results["segment"], (count,), index),
         "tokens": _set_row(results["tokens"], count, tokens),
         "count": count + 1,
     }
+    if "note_rolls" in results:
+        rolls = _slice_row(state["memory"]["note_rolls"], row)[0]
+        collected["note_rolls"] = _set_row(results["note_rolls"], count, rolls)
     state = {
         **state,
         "segment": ops.where(is_row, -1, state["segment"]),
         "finished": state["finished"] & ~is_row,
         "position": ops.where(is_row, 0, state["position"]),
     }
-    return state, results
+    return state, collected
 
 
 def _resize_cache(state: State, length: int) -> State:
@@ -349,13 +366,6 @@ def _where_rows(is_row: Any, new: State, old: State) -> State:
         return ops.where(ops.reshape(is_row, (-1, *[1] * (len(new.shape) - 1))), new, old)
 
     return {name: pick(new[name], old[name]) for name in new}
-
-
-def _results_to_tokens(results: State) -> Iterator[tuple[int, list[int]]]:
-    segments, tokens = _to_numpy(results["segment"]), _to_numpy(results["tokens"])
-    for i in range(int(_to_numpy(results["count"]))):
-        row = tokens[i].tolist()
-        yield int(segments[i]), row[: row.index(EOS) + 1] if EOS in row else row
 
 
 def _to_numpy(array: Any) -> np.ndarray[Any, Any]:

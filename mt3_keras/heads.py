@@ -12,6 +12,9 @@ Every head is a roll, logits float32 [B, F, N]: F is `segment_frames`, N the hea
 - "program": in which a note of the program sounds (as "frame"), drums left out, column the program
   0 to 127 after the granularity's map.
 
+"strength" has a target in the frames of onsets only: the note's MIDI velocity / 127, columns as
+"onset", and in one more column that of the strongest drum.
+
 Pitches off the piano have no columns of their own and are left out of onset, offset and frame. Of a
 note that began before the segment only what lies inside is marked. In training the model's output
 holds a roll as f"{head}_logits" beside the tokens' "logits"; the target's name is the head's.
@@ -35,6 +38,7 @@ Rolls = dict[str, Any]  # head -> logits [B, F, N]
 STEM_HEADS = ("onset", "offset", "frame")  # those of single pitches, which the stem predicts too
 INITIAL_LOGIT = -4.0  # most of a roll is empty
 BACKWARDS = -30.0  # added to shifts that do not lead forward; finite, so that no target costs all
+NUM_FED_BACK = sum(HEADS.values()) - HEADS["strength"]  # all but the last
 NUM_SHIFT_LOGITS = 3
 SHIFT_FRAMES = 2  # places per frame at which a shift may lead
 
@@ -61,7 +65,7 @@ class Heads(keras.layers.Layer):
         self.network = config.network
         self.rolls = keras.layers.Dense(
             self.network.frames_per_position * sum(HEADS.values()),
-            bias_initializer=keras.initializers.Constant(INITIAL_LOGIT),
+            bias_initializer=keras.initializers.Constant(self._initial_logits()),
             dtype="float32",
             name="rolls",
         )
@@ -75,10 +79,16 @@ class Heads(keras.layers.Layer):
                 name="feedback",
             )
 
+    def _initial_logits(self) -> NDArray[np.float32]:
+        initial = dict.fromkeys(HEADS, INITIAL_LOGIT) | {"strength": 0.0}
+        one_frame = np.repeat([initial[head] for head in HEADS], list(HEADS.values()))
+        return np.tile(one_frame, self.network.frames_per_position).astype(np.float32)
+
     def build(self, encoded_shape: Any) -> None:
         self.rolls.build(encoded_shape)
         if self.feedback:
-            self.feedback.build((*encoded_shape[:-1], self.rolls.units))
+            num_fed_back = self.network.frames_per_position * NUM_FED_BACK
+            self.feedback.build((*encoded_shape[:-1], num_fed_back))
 
     def call(self, encoded: Any, stem_rolls: Any = None) -> tuple[Any, Rolls]:
         """`stem_rolls` float32 [B, F, 3 * NUM_PITCHES]: logits of `STEM_HEADS`, or None."""
@@ -89,8 +99,9 @@ class Heads(keras.layers.Layer):
             rest = sum(HEADS.values()) - len(STEM_HEADS) * NUM_PITCHES
             logits_BFN += ops.pad(stem_rolls, [(0, 0), (0, 0), (0, rest)])
         if self.feedback:
-            found = ops.cast(ops.sigmoid(logits_BFN), self.compute_dtype)
-            found = ops.reshape(found, (-1, self.network.num_positions, self.rolls.units))
+            found = ops.cast(ops.sigmoid(logits_BFN[..., :NUM_FED_BACK]), self.compute_dtype)
+            num_fed_back = self.network.frames_per_position * NUM_FED_BACK
+            found = ops.reshape(found, (-1, self.network.num_positions, num_fed_back))
             encoded = encoded + self.feedback(found)
         ends = np.cumsum(list(HEADS.values())).tolist()
         starts = [0, *ends[:-1]]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mt3_keras.codec import EOS
 from mt3_keras.config import ModelConfig
 from mt3_keras.grammar import STATE, Grammar, Rules
+from mt3_keras.note_rolls import NoteRolls, SegmentTokens
 from mt3_keras.quiet import quiet_stderr
 from mt3_keras.segments import AudioSegment
 
@@ -47,6 +48,9 @@ class EdgeModel:
       folder: of the bundle.
       num_threads: that work on one operation.
 
+    Attributes:
+      rolls: what the heads say of the segment heard last, None for a network without.
+
     Raises:
       BundleError: the folder is no bundle, or its files are damaged or do not belong together.
     """
@@ -67,7 +71,7 @@ class EdgeModel:
             self._inputs, self._outputs = step.get_input_details(), step.get_output_details()
             encode = self._interpreter.get_signature_runner("encode")
             self._check_shapes(encode.get_input_details()["samples"]["shape"])
-            self._memory_names = sorted(encode.get_output_details())
+            self._memory_names = sorted(set(encode.get_output_details()) - {"note_rolls"})
             del step, encode  # while there is a runner, the interpreter refuses plain calls
             with quiet_stderr():  # it says what it works with
                 self._interpreter.allocate_tensors()
@@ -77,6 +81,7 @@ class EdgeModel:
             ) from error
         self._state_names = [name for name in STATE if name in self._inputs]
         self._cache_length = 0
+        self.rolls: NoteRolls | None = None
 
     @property
     def uses_state(self) -> bool:
@@ -87,8 +92,12 @@ class EdgeModel:
         """Hears a segment, samples [input_samples]; `step` begins anew."""
         # Made anew each time: while there is a runner, the interpreter refuses plain calls.
         run = self._interpreter.get_signature_runner("encode")
-        self._memory = run(samples=samples[None], num_frames=np.array([num_frames], np.int32))
+        memory = run(samples=samples[None], num_frames=np.array([num_frames], np.int32))
         del run
+        rolls = memory.pop("note_rolls", None)
+        rate = self.model_config.spectrogram.frames_per_second
+        self.rolls = None if rolls is None else NoteRolls(rolls[0], rate)
+        self._memory = memory
         if self._cache_length == CACHE_STEP:
             self._input("bias")[...] = HIDDEN
             self._write_memory()
@@ -189,14 +198,14 @@ class EdgeSearch:
         self.num_sequences = num_sequences
         self._sequence = EdgeSequence(model.model_config, rules or Rules(), max_tokens)
 
-    def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, list[int]]]:
+    def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, SegmentTokens]]:
         """Yields (index, tokens up to and including EOS) as segments finish, in any order.
 
         Segments are drawn as they are needed, one for each sequence and as many to wait.
         """
         numbered = enumerate(segments)
         with concurrent.futures.ThreadPoolExecutor(self.num_sequences) as executor:
-            running: set[concurrent.futures.Future[tuple[int, list[int]]]] = set()
+            running: set[concurrent.futures.Future[tuple[int, SegmentTokens]]] = set()
             is_last = False
             try:
                 while running or not is_last:
@@ -212,7 +221,7 @@ class EdgeSearch:
                 for future in running:
                     future.cancel()
 
-    def _run(self, index: int, segment: AudioSegment) -> tuple[int, list[int]]:
+    def _run(self, index: int, segment: AudioSegment) -> tuple[int, SegmentTokens]:
         model = self._models.get()
         try:
             return index, self._sequence.decode(model, segment)
@@ -229,7 +238,7 @@ class EdgeSequence:
 
     def decode(
         self, model: EdgeModel, segment: AudioSegment, prefix: Sequence[int] = ()
-    ) -> list[int]:
+    ) -> SegmentTokens:
         """Tokens of a segment up to and including EOS.
 
         Args:
@@ -239,7 +248,8 @@ class EdgeSequence:
         follows = model.uses_state or rules.restricts_tokens or rules.stop_runaways
         model.encode(segment.samples, segment.num_frames)
         state, token = grammar.start(1), 0
-        tokens: list[int] = []
+        tokens = SegmentTokens()
+        tokens.rolls = model.rolls
         while token != EOS and len(tokens) < self._max_tokens:
             logits = model.step(token, state if model.uses_state else None)
             if len(tokens) < len(prefix):

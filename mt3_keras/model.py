@@ -27,6 +27,7 @@ from mt3_keras.layers import (
     sinusoid_frequencies,
     sinusoid_positions,
 )
+from mt3_keras.note_rolls import NOTE_HEADS
 from mt3_keras.spectrogram import Harmonics, LogMel
 
 Memory = dict[str, Any]  # what the decoder needs of a segment: name -> tensor [B, ...]
@@ -35,8 +36,8 @@ State = dict[str, Any]  # what the tokens so far imply (see `Grammar`): name -> 
 
 
 def without_rolls(memory: Memory) -> Memory:
-    """What `decode_step` reads of a memory: all but the heads' rolls."""
-    return {name: memory[name] for name in memory if not name.endswith("_logits")}
+    """What `decode_step` reads of a memory: all but the rolls that notes are read from."""
+    return {name: memory[name] for name in memory if name != "note_rolls"}
 
 
 class Encoder(keras.layers.Layer):
@@ -193,7 +194,10 @@ class Decoder(keras.layers.Layer):
             memory["encoded"] = encoded_BTD
         if self.pointer:
             memory |= self.pointer.tables(encoded_BTD, rolls)
-        return memory | {f"{head}_logits": roll for head, roll in rolls.items()}
+        if rolls:
+            logits = ops.concatenate([rolls[head] for head in NOTE_HEADS], axis=-1)
+            memory["note_rolls"] = ops.sigmoid(logits)
+        return memory
 
     def step(
         self,
@@ -308,7 +312,11 @@ class MT3Backbone(keras_hub.models.Backbone):
         return self.heads(encoded, stem_rolls) if network.heads else (encoded, {})
 
     def encode(self, samples: Any, num_frames: Any) -> Memory:
-        """Samples [B, input_samples] -> memory, tensors [B, ...] by name."""
+        """Samples [B, input_samples] -> memory, tensors [B, ...] by name.
+
+        With heads it also holds "note_rolls" float32 [B, F, N] (see `note_rolls`), which
+        `decode_step` does not read.
+        """
         return self.decoder.memory(*self._encode(samples, num_frames))
 
     def decode_step(

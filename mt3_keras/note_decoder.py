@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from mt3_keras.codec import Codec, Event, bin_to_velocity, trim_eos
 from mt3_keras.config import VocabularyConfig
 from mt3_keras.note_encoder import time_to_step
+from mt3_keras.note_rolls import NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, sort_notes
 
 MIN_DURATION = 0.01  # seconds; also the length of drum hits and of notes without offsets
@@ -18,6 +19,7 @@ class OpenNote(NamedTuple):
 
     onset: float
     velocity: int
+    confidence: float | None = None
 
 
 class NoteDecoder:
@@ -41,6 +43,7 @@ class NoteDecoder:
 
     Attributes:
       notes: all notes ended so far, in the order in which they ended.
+      confidences: of these notes, where the network has heads (see `note_rolls.NoteRolls`).
     """
 
     def __init__(
@@ -60,6 +63,9 @@ class NoteDecoder:
         self.invalid_events = 0
         self.dropped_events = 0
         self.notes: list[Note] = []
+        self.confidences: dict[Note, float] = {}
+        self._rolls: NoteRolls | None = None
+        self._step = 0  # since the segment's start
         self._time = 0.0
         self._velocity = 100
         self._program = 0
@@ -88,6 +94,9 @@ class NoteDecoder:
     def feed(self, start: float, tokens: Sequence[int], end: float | None = None) -> list[Note]:
         """Reads one segment.
 
+        The rolls of `SegmentTokens` give notes their velocities, which the tokens of one velocity
+        bin do not tell, and confidences.
+
         Args:
           start: of the segment, in seconds; segments are fed in order.
           tokens: up to EOS; what follows it is ignored.
@@ -101,8 +110,9 @@ class NoteDecoder:
         self._in_tie_section = self.ties
         time_at = self._clock(start)
         limit = None if end is None else self._clock(end)(0)
+        self._rolls = tokens.rolls if isinstance(tokens, SegmentTokens) else None
         tokens = trim_eos(list(tokens))
-        time, shift_steps = time_at(0), 0
+        time, shift_steps, self._step = time_at(0), 0, 0
         for index, token in enumerate(tokens):
             try:
                 event = self.codec.decode(token)
@@ -111,7 +121,7 @@ class NoteDecoder:
                 continue
             if event.type == "shift":
                 shift_steps += event.value
-                time = time_at(shift_steps)
+                time, self._step = time_at(shift_steps), shift_steps
                 if limit is not None and time > limit:
                     self.dropped_events += len(tokens) - index
                     break
@@ -151,8 +161,9 @@ class NoteDecoder:
             case "drum":
                 if self._velocity == 0:
                     return False
-                offset = time + MIN_DURATION
-                self.notes.append(Note(time, offset, event.value, self._velocity, 0, True))
+                velocity, confidence = self._strike(event.value, is_drum=True)
+                hit = Note(time, time + MIN_DURATION, event.value, velocity, 0, True)
+                self._add(hit, confidence)
             case "velocity":
                 self._velocity = bin_to_velocity(event.value, self.codec.num_velocity_bins)
             case "program":
@@ -182,11 +193,24 @@ class NoteDecoder:
             self._close(key, time)
         if self._velocity == 0:
             return is_open
-        self._open[key] = OpenNote(time, self._velocity)
+        self._open[key] = OpenNote(time, *self._strike(key[1], is_drum=False))
         return True
 
+    def _strike(self, pitch: int, *, is_drum: bool) -> tuple[int, float | None]:
+        """Velocity and confidence of a note that begins."""
+        strike = self._rolls.strike(self._step, pitch, is_drum=is_drum) if self._rolls else None
+        if strike is None:
+            return self._velocity, None
+        tells_velocity = self.codec.num_velocity_bins > 1
+        return self._velocity if tells_velocity else strike.velocity, strike.confidence
+
     def _close(self, key: tuple[int, int], time: float) -> None:
-        onset, velocity = self._open.pop(key)
+        onset, velocity, confidence = self._open.pop(key)
         program, pitch = key
         offset = max(time, onset + MIN_DURATION)
-        self.notes.append(Note(onset, offset, pitch, velocity, program, False))
+        self._add(Note(onset, offset, pitch, velocity, program, False), confidence)
+
+    def _add(self, note: Note, confidence: float | None) -> None:
+        self.notes.append(note)
+        if confidence is not None:
+            self.confidences[note] = confidence

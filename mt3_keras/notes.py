@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -122,3 +124,31 @@ def apply_sustain(notes: Sequence[Note], pedal: Iterable[PedalChange]) -> list[N
         if offset > note.onset  # struck twice at once under the pedal: one of the two remains
     ]
     return sort_notes([*sustained, *(n for n in notes if n.is_drum)])
+
+
+def join_times(notes: Iterable[Note], seconds: float) -> list[Note]:
+    """Gives what begins or ends almost together one time.
+
+    Onsets and offsets (not of drums) within `seconds` of the first of them get the mean of the
+    onsets among them, of the offsets where there is none. A chord whose notes begin a few
+    milliseconds apart would else be told as a sequence that nobody hears.
+    """
+    notes = list(notes)
+    moments = [(note.onset, True) for note in notes]
+    moments += [(note.offset, False) for note in notes if not note.is_drum]
+    joined: dict[float, float] = {}
+    group: list[tuple[float, bool]] = []
+    for moment in [*sorted(moments), (math.inf, True)]:
+        if group and moment[0] - group[0][0] > seconds:
+            onsets = [time for time, is_onset in group if is_onset]
+            mean = statistics.fmean(onsets or [time for time, _ in group])
+            joined |= {time: mean for time, _ in group}
+            group = []
+        group.append(moment)
+    moved = []
+    for note in notes:
+        onset, offset = joined[note.onset], joined.get(note.offset, note.offset)
+        if offset <= onset or note.is_drum:  # as long as it was
+            offset = onset + (note.offset - note.onset)
+        moved.append(note._replace(onset=onset, offset=offset))
+    return sort_notes(moved)

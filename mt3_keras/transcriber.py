@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from numpy.typing import ArrayLike
@@ -15,6 +15,7 @@ from mt3_keras.catalog import find_preset, pick_engine
 from mt3_keras.loading import load_model
 from mt3_keras.midi import write_midi
 from mt3_keras.note_decoder import NoteDecoder
+from mt3_keras.note_rolls import SegmentTokens
 from mt3_keras.notes import Note
 from mt3_keras.segments import AudioSegment, check_context, check_samples, cut_segments
 
@@ -36,11 +37,13 @@ class Progress(NamedTuple):
     """A segment just read, where it ends, and the notes that ended in it.
 
     The notes still sounding at the end of the recording come with the last segment.
+    `confidences` are those of a `Transcription`, of all notes so far.
     """
 
     segment: Segment
     end: float
     notes: list[Note]
+    confidences: Mapping[Note, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Transcription:
       invalid_events: tokens that meant nothing where they stood.
       dropped_events: tokens past the end of their segment.
       duration: seconds of audio.
+      confidences: from 0 to 1, how sure the network's heads are that the note begins there; empty
+        for a network without heads.
     """
 
     notes: list[Note]
@@ -60,6 +65,7 @@ class Transcription:
     invalid_events: int
     dropped_events: int
     duration: float
+    confidences: dict[Note, float] = dataclasses.field(default_factory=dict)
 
     def write_midi(self, path: str | os.PathLike[str]) -> None:
         """Writes the notes as a MIDI file, one named track for each instrument."""
@@ -189,7 +195,7 @@ class _Reading:
         self._decoder = NoteDecoder.for_model(config.vocabulary, exact=transcriber.exact)
         self._starts: list[float] = []
         self._segments: list[Segment] = []
-        self._waiting: dict[int, list[int]] = {}
+        self._waiting: dict[int, SegmentTokens] = {}
         self._notes: list[Note] = []
         self._is_complete = False
         self.duration = 0.0
@@ -218,14 +224,16 @@ class _Reading:
                 return
             start = self._starts[index]
             end = None if is_last else self._starts[index + 1]
-            segment = Segment(start, self._waiting.pop(index))
-            notes = self._decoder.feed(start, segment.tokens, end)
+            tokens = self._waiting.pop(index)
+            segment = Segment(start, list(tokens))
+            notes = self._decoder.feed(start, tokens, end)
             self._segments.append(segment)
             if is_last:
                 num_ended = len(self._decoder.notes)
                 self._notes = self._decoder.finish()
                 notes = notes + self._decoder.notes[num_ended:]
-            yield Progress(segment, self.duration if end is None else end, notes)
+            end = self.duration if end is None else end
+            yield Progress(segment, end, notes, self._decoder.confidences)
 
     def finish(self) -> Transcription:
         return Transcription(
@@ -234,4 +242,5 @@ class _Reading:
             invalid_events=self._decoder.invalid_events,
             dropped_events=self._decoder.dropped_events,
             duration=self.duration,
+            confidences=self._decoder.confidences,
         )

@@ -21,6 +21,7 @@ mt3_keras.notes
 mt3_keras.codec                 numpy
 mt3_keras.midi                  numpy pretty_midi
 mt3_keras.note_encoder          numpy
+mt3_keras.note_rolls            numpy
 mt3_keras.note_decoder          numpy
 mt3_keras.segments              numpy
 mt3_keras.quiet

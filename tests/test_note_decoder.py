@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mt3_keras.codec import EOS, Codec
+from mt3_keras.config import LOWEST_PITCH
 from mt3_keras.note_decoder import NoteDecoder
+from mt3_keras.note_rolls import NUM_COLUMNS, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, sort_notes
 from tests.test_note_encoder import CODEC, to_tokens
 
@@ -161,3 +164,15 @@ def test_what_follows_eos_is_ignored(tokens):
     whole.feed(0.0, [*tokens, EOS, *tokens])
     assert cut.finish() == whole.finish()
     assert cut.invalid_events == whole.invalid_events
+
+
+def test_rolls_give_notes_their_velocities_and_confidences():
+    values = np.zeros((20, NUM_COLUMNS), np.float32)
+    values[4, 60 - LOWEST_PITCH], values[4, 216 + 60 - LOWEST_PITCH] = 0.8, 50 / 127
+    values[9, 88 + 38], values[9, 216 + 88] = 0.6, 1.0
+    tokens = SegmentTokens(to_tokens([8, 356, 161, 20, 395]))
+    tokens.rolls = NoteRolls(values, 50.0)  # the note stands 10 ms past the end of its frame
+    decoder = NoteDecoder(CODEC, ties=False)
+    decoder.feed(0.0, tokens)
+    assert [(n.pitch, n.velocity) for n in decoder.finish()] == [(60, 50), (38, 127)]
+    assert sorted(decoder.confidences.values()) == pytest.approx([0.6, 0.8])

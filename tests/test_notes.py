@@ -11,6 +11,7 @@ from mt3_keras.notes import (
     PedalChange,
     apply_sustain,
     check_notes,
+    join_times,
     map_program,
     sort_notes,
     trim_overlaps,
@@ -107,3 +108,35 @@ def test_programs_map_to_the_first_of_their_class():
 def test_notes_that_cannot_be_encoded_are_named(note, reason):
     with pytest.raises(ValueError, match=reason):
         check_notes([note])
+
+
+TIMES = st.floats(0, 1).map(lambda time: round(time, 4))
+NOTES = st.lists(
+    st.builds(
+        lambda onset, length, pitch, is_drum: Note(onset, onset + length, pitch, 80, 0, is_drum),
+        TIMES,
+        st.floats(0.001, 0.5),
+        st.integers(0, 127),
+        st.booleans(),
+    )
+)
+
+
+@given(NOTES, st.floats(0.001, 0.05))
+def test_joined_notes_keep_their_order_and_move_less_than_the_limit(notes, seconds):
+    notes = sort_notes(notes)
+    joined = join_times(notes, seconds)
+    check_notes(joined)
+    assert sorted(n.pitch for n in joined) == sorted(n.pitch for n in notes)
+    moved = zip(sorted(n.onset for n in notes), sorted(n.onset for n in joined), strict=True)
+    assert all(abs(new - old) <= seconds for old, new in moved)
+    onsets = sorted({n.onset for n in joined})
+    last = [max((n.onset for n in notes if n.onset <= t + seconds), default=t) for t in onsets]
+    assert last == sorted(last)
+
+
+def test_ends_move_to_the_beginnings_beside_them():
+    notes = [Note(0, 0.99, 60, 80), Note(1, 1.5, 62, 80), Note(1.01, 1.51, 65, 80)]
+    joined = join_times(notes, 0.03)
+    assert [n.onset for n in joined] == pytest.approx([0, 1.005, 1.005])
+    assert [n.offset for n in joined] == pytest.approx([1.005, 1.505, 1.505])

@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mt3_keras.codec import EOS, Codec
-from mt3_keras.config import HEADS, ISMIR2021, MT3, SMALL, TINY, ModelConfig
+from mt3_keras.config import (
+    HEADS,
+    ISMIR2021,
+    MT3,
+    SMALL,
+    TINY,
+    ModelConfig,
+    VocabularyConfig,
+)
 from mt3_keras.datasets import guitarset
 from mt3_keras.datasets.mixture import mixture_rates
 from mt3_keras.datasets.pipeline import (
@@ -192,10 +200,11 @@ def test_a_mix_of_one_segment_and_nothing_is_that_segment(ties: bool) -> None:
 def test_rolls_mark_where_notes_begin_end_and_sound() -> None:
     notes = [
         Note(9.5, 10.045, 60, 100, 9),  # from before the chunk
-        Note(10.0, 10.01, 21, 100, 41),  # shorter than a frame
-        Note(10.1, 11.0, 108, 100, 0),  # beyond its end
+        Note(10.0, 10.01, 21, 30, 41),  # shorter than a frame
+        Note(10.1, 11.0, 108, 127, 0),  # beyond its end
         Note(10.05, 10.2, 20, 100, 0),  # not on the piano
-        Note(10.02, 10.03, 38, 100, 0, True),
+        Note(10.02, 10.03, 38, 70, 0, True),
+        Note(10.02, 10.03, 42, 60, 0, True),
     ]
     rolls = roll_targets(
         notes,
@@ -212,12 +221,36 @@ def test_rolls_mark_where_notes_begin_end_and_sound() -> None:
         head: sorted(zip(*(index.tolist() for index in np.nonzero(roll == 1)), strict=True))
         for head, roll in rolls.items()
     }
+    strength = rolls.pop("strength")
+    assert {place: strength[place] for place in zip(*np.nonzero(strength >= 0), strict=True)} == {
+        (0, 0): 30,
+        (5, 87): 127,
+        (1, 88): 70,  # the stronger of two drums
+    }
     assert found["onset"] == [(0, 0), (5, 87)]
     assert found["offset"] == [(0, 0), (2, 39)]
     assert found["frame"] == [(0, 0), (0, 39), (1, 39), *((i, 87) for i in range(5, 10))]
-    assert found["drum"] == [(1, 38)]
+    assert found["drum"] == [(1, 38), (1, 42)]
     assert found["program"] == [(0, 8), (0, 40), (1, 8), *((i, 0) for i in range(2, 10))]
     assert all((roll[10:] == -1).all() and (roll[:10] >= 0).all() for roll in rolls.values())
+
+
+def test_joined_targets_tell_a_spread_chord_as_one_moment() -> None:
+    chord = [Note(1 + 0.01 * i, 2, 60 + 4 * i, 90, 40 + i) for i in range(3)]
+    (record,) = silent_records([*chord, Note(1.5, 2, 30, 90, 32)], 250)
+    config = PipelineConfig(data=(), join_seconds=0.03)
+    vocabulary = VocabularyConfig(granularity="midi_class")
+    model_config = dataclasses.replace(MT3, vocabulary=vocabulary)
+    chunk = ChunkMaker([], config, model_config).chunk([record], [0])
+    decoder = NoteDecoder.for_model(vocabulary)
+    decoder.feed(0.0, chunk.tokens)
+    found = [(n.onset, n.offset, n.pitch, n.program) for n in decoder.finish()]
+    assert found == [
+        (1.01, 2, 60, 40),
+        (1.01, 2, 64, 40),
+        (1.01, 2, 68, 40),
+        (1.5, 2, 30, 32),
+    ]
 
 
 # --- batches ------------------------------------------------------------------------------------

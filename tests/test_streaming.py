@@ -38,6 +38,7 @@ class Listener:
     """
 
     uses_state = False
+    rolls = None
 
     def __init__(self, notes, config=MT3):
         self.model_config = config

@@ -16,6 +16,7 @@ from mt3_keras.generation import Search
 from mt3_keras.grammar import Rules
 from mt3_keras.loading import load_model
 from mt3_keras.model import MT3Backbone
+from mt3_keras.note_rolls import NUM_COLUMNS
 from mt3_keras.segments import cut_segments
 from tests.test_small_network import MINI, build, logits_of, random_inputs
 
@@ -89,6 +90,15 @@ def test_a_bundle_writes_the_tokens_of_keras_under_all_rules(mini, mini_bundle, 
     found = in_order(EdgeSearch(mini_bundle, rules=rules).decode(segments))
     assert found == expected
     assert len({tuple(tokens) for tokens in found}) > 1  # what is heard makes a difference
+
+
+def test_a_bundle_and_keras_read_notes_from_the_same_rolls(mini, mini_bundle):
+    segments = segments_of(MINI, 3)
+    found = in_order(EdgeSearch(mini_bundle).decode(segments))
+    expected = in_order(Search(mini, batch_size=2).decode(segments))
+    for ours, keras_tokens in zip(found, expected, strict=True):
+        assert ours.rolls.values.shape == (MINI.network.segment_frames, NUM_COLUMNS)
+        np.testing.assert_allclose(ours.rolls.values, keras_tokens.rolls.values, atol=1e-5)
 
 
 def test_a_bundle_writes_the_tokens_of_keras_beyond_many_sizes_of_the_cache(wide, bundles):

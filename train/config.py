@@ -53,6 +53,9 @@ class RunConfig:
         0.3, "A data set of n pieces is drawn in proportion to n to this power."
     )
     num_mixed: int = _setting(1, "Sum up to this many pieces to one example.")
+    join_seconds: float = _setting(
+        0.0, "Tell what happens within so long of each other as one moment; 0: as the original."
+    )
     target_tokens: int = _setting(0, "Longest targets; 0: the network's max_tokens.")
     buckets: tuple[int, ...] = _setting(
         (), "Shorter lengths for batches whose targets fit; batches are then sorted by length."

@@ -315,6 +315,7 @@ def open_prepared_data(
         target_tokens=config.target_tokens,
         buckets=config.buckets,
         num_mixed=config.num_mixed,
+        join_seconds=config.join_seconds,
     )
     validation: list[Batch] = []
     if config.validation_split:

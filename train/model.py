@@ -15,6 +15,16 @@ from train.objective import PARTS, HeadLoss, Objective, TrainingModel
 from train.optimizers import Schedule, make_optimizer
 from train.strategy import mend_gradients
 
+# The losses are means over rolls, and the emptier a roll the smaller its mean.
+HEAD_WEIGHTS = {
+    "onset": 5.0,
+    "offset": 3.0,
+    "frame": 1.0,
+    "drum": 10.0,
+    "program": 0.5,
+    "strength": 0.05,
+}
+
 
 def make_model(config: RunConfig, num_replicas: int = 1) -> TrainingModel:
     """The network with its weights, objective and optimizer, compiled for `fit`.
@@ -74,11 +84,15 @@ def make_objective(config: RunConfig, *, has_heads: bool = False) -> Objective:
         z_loss=config.z_loss,
         label_smoothing=config.label_smoothing,
         part_weights=weights if any(weight != 1 for weight in weights.values()) else {},
-        heads=tuple(
-            HeadLoss(name, config.head_positive_weight, config.head_weight)
-            for name in (HEADS if has_heads else ())
-        ),
+        heads=tuple(_head_loss(name, config) for name in (HEADS if has_heads else ())),
     )
+
+
+def _head_loss(name: str, config: RunConfig) -> HeadLoss:
+    weight = HEAD_WEIGHTS[name] * config.head_weight
+    if name == "strength":
+        return HeadLoss(name, weight=weight, largest_target=127)
+    return HeadLoss(name, config.head_positive_weight, weight)
 
 
 def _make_backbone(config: RunConfig) -> MT3Backbone:

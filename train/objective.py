@@ -36,15 +36,17 @@ class HeadLoss:
     """Binary cross-entropy of one of the encoder's heads.
 
     Attributes:
-      name: of the batch's target, bool or float in [0, 1]; what is below 0 does not count. The
-        model's output, logits of the same shape, is f"{name}_logits".
+      name: of the batch's target, bool or a number from 0 to `largest_target`; what is below 0
+        does not count. The model's output, logits of the same shape, is f"{name}_logits".
       positive_weight: how much more a 1 counts than a 0.
       weight: of this loss beside the tokens'.
+      largest_target: the target that stands for 1.
     """
 
     name: str
     positive_weight: float = 1.0
     weight: float = 1.0
+    largest_target: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +165,9 @@ class TrainingModel(ReplicaModel):
         loss = self._token_loss(outputs["logits"], y["targets"])
         for head in self.objective.heads:
             head_loss = head_cross_entropy(
-                outputs[f"{head.name}_logits"], y[head.name], head.positive_weight
+                outputs[f"{head.name}_logits"],
+                ops.cast(y[head.name], "float32") / head.largest_target,
+                head.positive_weight,
             )
             self.means[head.name].update_state(head_loss)
             num_replicas = sum_over_replicas(ops.ones(()))

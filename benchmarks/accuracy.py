@@ -1,0 +1,211 @@
+"""Scores of several models on the same recordings, by family of instruments, and what they lose.
+
+    python -m benchmarks.accuracy --data DIR_WITH_MANIFEST [--model small]
+        [--model official=T5X_DIR_OR_BUNDLE] [--peer_python PYTHON] [--json scores.json]
+
+Recordings, references and scores are those of train.evaluate; real and rendered clips stand apart.
+`--peer_python` adds basic-pitch with its default settings, run by an interpreter that has it. It
+holds on to an old TensorFlow and runs as well without any:
+
+    python3.11 -m venv VENV && VENV/bin/pip install --no-deps basic-pitch==0.4.0
+    VENV/bin/pip install onnxruntime librosa mir_eval pretty_midi 'resampy<0.4.3' scikit-learn
+
+A second table tells where the rest is lost, in shares of a clip's pitched notes, averaged over the
+clips like the scores. Each reference note is paired with at most one estimated note, by the first
+of these that fits: "found" (same pitch, onset within the clip's tolerance), "timing" (same pitch,
+onset within 150 ms), "octave" and "other pitch" (onset within the tolerance); or it is "missed".
+"right class" is the share found by notes of the right class of instruments. "extra" is the share
+of the estimated notes that pair with nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.transcribe import run_json
+from mt3_keras.metrics import match_notes, onset_scores
+from mt3_keras.midi import replacing
+from mt3_keras.notes import Note, map_program
+from mt3_keras.transcriber import Transcriber
+from train.evaluate import read_manifest
+from train.scores import DRUMS, MULTI, OFFSET, ONSET, Item, Scores, format_table, score, summarize
+
+PEER = "basic-pitch"
+PEER_SCRIPT = """
+import contextlib, json, sys
+from basic_pitch import ICASSP_2022_MODEL_PATH
+from basic_pitch.inference import Model, predict
+
+with contextlib.redirect_stdout(sys.stderr):
+    model = Model(ICASSP_2022_MODEL_PATH)
+    notes = {
+        path: [[float(value) for value in note[:4]] for note in predict(path, model)[2]]
+        for path in sys.argv[1:]
+    }
+print(json.dumps(notes))
+"""
+
+TIMING_TOLERANCE = 0.15
+COLUMNS = (ONSET, "precision", "recall", OFFSET, MULTI, DRUMS)
+RIGHT_CLASS, MISSED, EXTRA = "right class", "missed", "extra"
+LOSSES = ("found", RIGHT_CLASS, "timing", "octave", "other pitch", MISSED, EXTRA)
+
+Clip = tuple[Item, str, Sequence[Note]]  # audio file and true notes
+Summary = Mapping[str, Scores]  # by group
+
+
+def main() -> None:
+    arguments = _parse()
+    try:
+        clips = [(item, *_load(item)) for item in read_manifest(arguments.data)]
+        notes = {}
+        for name, folder in arguments.model or [_to_model("small")]:
+            notes[name] = transcribe(folder, clips)
+        if arguments.peer_python:
+            notes[PEER] = run_basic_pitch(arguments.peer_python, clips)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    items = [item for item, *_ in clips]
+    scores = {name: score_clips(clips, found, name != PEER) for name, found in notes.items()}
+    summaries = {name: summarize(items, of_clips) for name, of_clips in scores.items()}
+    print(report(items, summaries))
+    if arguments.json:
+        result = {"summary": summaries, "items": scores, "notes": notes}
+        with replacing(arguments.json) as temporary:
+            temporary.write_text(json.dumps(result) + "\n")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, type=pathlib.Path, help="holds manifest.json")
+    parser.add_argument(
+        "--model",
+        action="append",
+        type=_to_model,
+        metavar="[NAME=]MODEL",
+        help="a shipped model's name, a preset or T5X folder or an edge bundle; may be repeated",
+    )
+    parser.add_argument("--peer_python", help="an interpreter that has basic-pitch")
+    parser.add_argument("--json", help="write all scores and notes here")
+    return parser.parse_args()
+
+
+def _to_model(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    return name, folder or name
+
+
+def _load(item: Item) -> tuple[str, Sequence[Note]]:
+    audio, reference = item.load()
+    return str(audio), reference
+
+
+def transcribe(model: str, clips: Sequence[Clip]) -> dict[str, list[Note]]:
+    """Notes by clip."""
+    transcriber = Transcriber.from_preset(model)
+    progress = tqdm(clips, desc=model, unit="recording", disable=None, leave=False)
+    return {item.id: transcriber.transcribe(audio).notes for item, audio, _ in progress}
+
+
+def run_basic_pitch(python: str, clips: Sequence[Clip]) -> dict[str, list[Note]]:
+    """Notes by clip, all of program 0; velocities as it writes them to its MIDI files."""
+    paths = [audio for _, audio, _ in clips]
+    found: dict[str, Any] = run_json([python, "-I", "-c", PEER_SCRIPT, *paths])
+    return {
+        item.id: [
+            Note(onset, offset, int(pitch), min(127, max(1, round(127 * amplitude))))
+            for onset, offset, pitch, amplitude in found[audio]
+        ]
+        for item, audio, _ in clips
+    }
+
+
+def score_clips(
+    clips: Sequence[Clip], notes: Mapping[str, Sequence[Note]], knows_instruments: bool
+) -> dict[str, Scores]:
+    """`COLUMNS` and `LOSSES` by clip, as far as they apply."""
+    return {
+        item.id: score_clip(item, reference, notes[item.id], knows_instruments)
+        for item, _, reference in clips
+    }
+
+
+def score_clip(
+    item: Item, reference: Sequence[Note], estimate: Sequence[Note], knows_instruments: bool
+) -> Scores:
+    scores = score(item, reference, estimate)
+    if ONSET in scores:
+        tolerance = item.onset_tolerance
+        precision, recall, _ = onset_scores(reference, estimate, onset_tolerance=tolerance)
+        scores |= {"precision": precision, "recall": recall}
+        scores |= find_losses(reference, estimate, tolerance)
+    if not knows_instruments:
+        for name in (MULTI, DRUMS, RIGHT_CLASS):
+            scores.pop(name, None)
+    return {name: scores[name] for name in (*COLUMNS, *LOSSES) if name in scores}
+
+
+def find_losses(
+    reference: Sequence[Note], estimate: Sequence[Note], onset_tolerance: float
+) -> dict[str, float]:
+    """`LOSSES` of one clip (see the module), without `EXTRA` if nothing is estimated.
+
+    Args:
+      reference: holds at least one pitched note.
+      onset_tolerance: in seconds.
+    """
+    left = [
+        [
+            note._replace(program=map_program(note.program, "midi_class"))
+            for note in notes
+            if not note.is_drum and note.offset > note.onset
+        ]
+        for notes in (reference, estimate)
+    ]
+    num_reference, num_estimate = map(len, left)
+    right = match_notes(*left, onset_tolerance=onset_tolerance, offset_ratio=None)
+    shares = {RIGHT_CLASS: len(right) / num_reference}
+    for name, tolerance, num_pitches in (
+        ("found", onset_tolerance, 128),
+        ("timing", TIMING_TOLERANCE, 128),
+        ("octave", onset_tolerance, 12),
+        ("other pitch", onset_tolerance, 1),
+    ):
+        blurred = [[n._replace(program=0, pitch=n.pitch % num_pitches) for n in s] for s in left]
+        pairs = match_notes(*blurred, onset_tolerance=tolerance, offset_ratio=None)
+        shares[name] = len(pairs) / num_reference
+        paired = {i for i, _ in pairs}, {j for _, j in pairs}
+        left = [
+            [note for i, note in enumerate(notes) if i not in used]
+            for notes, used in zip(left, paired, strict=True)
+        ]
+    shares[MISSED] = len(left[0]) / num_reference
+    if num_estimate:
+        shares[EXTRA] = len(left[1]) / num_estimate
+    return shares
+
+
+def report(items: Sequence[Item], summaries: Mapping[str, Summary]) -> str:
+    """A table for each group of clips, then what is lost of the real and of the rendered ones."""
+
+    def to_table(group: str, heading: str, columns: Sequence[str]) -> str:
+        rows = [(name, summary[group]) for name, summary in summaries.items()]
+        return format_table(rows, heading, columns)
+
+    counts = collections.Counter(group for item in items for group in item.groups)
+    tables = [to_table(group, f"{group} ({counts[group]})", COLUMNS) for group in sorted(counts)]
+    for kind in sorted({item.groups[0] for item in items}):
+        tables.append(to_table(kind, f"where the rest is lost: {kind}", LOSSES))
+    return "\n\n".join(tables)
+
+
+if __name__ == "__main__":
+    main()
