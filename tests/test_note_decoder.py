@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt3_keras.codec import EOS, Codec
+from mt3_keras.codec import EOS, Codec, Event
 from mt3_keras.config import LOWEST_PITCH
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_rolls import NUM_COLUMNS, NoteRolls, SegmentTokens
@@ -170,9 +170,11 @@ def test_rolls_give_notes_their_velocities_and_confidences():
     values = np.zeros((20, NUM_COLUMNS), np.float32)
     values[4, 60 - LOWEST_PITCH], values[4, 216 + 60 - LOWEST_PITCH] = 0.8, 50 / 127
     values[9, 88 + 38], values[9, 216 + 88] = 0.6, 1.0
-    tokens = SegmentTokens(to_tokens([8, 356, 161, 20, 395]))
+    codec = Codec()
+    events = [("shift", 8), ("velocity", 1), ("pitch", 60), ("shift", 20), ("drum", 38)]
+    tokens = SegmentTokens(codec.encode(Event(*event)) for event in events)
     tokens.rolls = NoteRolls(values, 50.0)  # the note stands 10 ms past the end of its frame
-    decoder = NoteDecoder(CODEC, ties=False)
+    decoder = NoteDecoder(codec, ties=False)
     decoder.feed(0.0, tokens)
     assert [(n.pitch, n.velocity) for n in decoder.finish()] == [(60, 50), (38, 127)]
     assert sorted(decoder.confidences.values()) == pytest.approx([0.6, 0.8])
