@@ -1,16 +1,21 @@
 """Whole-file speed of this project against another implementation, side by side in one run.
 
-    python -m benchmarks.transcribe --model T5X_DIR --audio song.flac [--threads 2] [--batch 16]
+    python -m benchmarks.transcribe --model MODEL --audio song.flac [--threads 2] [--batch 16]
+        [--engine litert]
         [--peer_python PYTHON --peer_script mt3_torch.py --peer_weights mt3.safetensors]
 
 Every run is a process of its own, ours and the peer's in turn, `--runs` times; the medians are
 compared. The peer is the compact PyTorch MT3 with cached keys and values, which prints its figures
 as JSON. Ours are measured warm: the time to compile is given apart, as the peer has none.
+
+With `--engine litert` MODEL is an edge bundle, and the batch is the number of sequences decoded
+side by side: best one a thread. Its encoder includes the front end.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -45,6 +50,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--audio", required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--engine", choices=("keras", "litert"), default="keras")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer_python", default=sys.executable)
     parser.add_argument("--peer_script")
@@ -66,7 +72,7 @@ def _run_ours(arguments: argparse.Namespace) -> dict[str, float]:
         arguments.model,
     ]
     command += ["--audio", arguments.audio, "--threads", str(arguments.threads)]
-    return run_json([*command, "--batch", str(arguments.batch)])
+    return run_json([*command, "--batch", str(arguments.batch), "--engine", arguments.engine])
 
 
 def _run_peer(arguments: argparse.Namespace) -> dict[str, float]:
@@ -96,18 +102,23 @@ def run_json(command: list[str]) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """One warm transcription by the exact path, its parts timed on the same segments."""
+    """One warm transcription of zero-padded segments, its parts timed on the same segments.
+
+    On Keras by the exact path.
+    """
     from mt3_keras.command_line import limit_threads, silence_tensorflow
 
     limit_threads(arguments.threads)
-    silence_tensorflow()
+    on_keras = arguments.engine == "keras"
+    if on_keras:
+        silence_tensorflow()
     from mt3_keras import Transcriber
     from mt3_keras.audio import read_blocks
     from mt3_keras.segments import cut_segments
-    from train.callbacks import matmul_speed
 
+    path: dict[str, Any] = {"exact": True} if on_keras else {"context": "segment"}
     transcriber = Transcriber.from_preset(
-        arguments.model, exact=True, batch_size=arguments.batch, engine="keras"
+        arguments.model, batch_size=arguments.batch, engine=arguments.engine, **path
     )
     start = time.perf_counter()
     transcriber.transcribe(arguments.audio)
@@ -117,7 +128,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     total = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     segments = list(cut_segments(read_blocks(arguments.audio), transcriber.model_config, "segment"))
-    front_end, encode = _time_encoder(transcriber.model, segments)
+    if on_keras:
+        front_end, encode = _time_encoder(transcriber.model, segments)
+    else:
+        front_end, encode = 0.0, _time_edge_encoder(transcriber.model, segments, arguments.batch)
+    from train.callbacks import matmul_speed  # loads Keras
+
     return {
         "compile": cold - total,
         "front end": front_end,
@@ -129,8 +145,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         "audio": result.duration,
         "peak memory (MB)": peak,
         "peak GFLOP/s": matmul_speed("float32", size=2048) / GIGA,
-        "encoder GFLOP": _count_encoder(transcriber.model.model_config) / GIGA,
-        "token GFLOP": _count_token(transcriber.model.model_config) / GIGA,
+        "encoder GFLOP": _count_encoder(transcriber.model_config) / GIGA,
+        "token GFLOP": _count_token(transcriber.model_config) / GIGA,
     }
 
 
@@ -157,6 +173,24 @@ def _time_encoder(model: Any, segments: list[Any]) -> tuple[float, float]:
             run(function, samples, counts)
         seconds.append(time.perf_counter() - start)
     return seconds[0], seconds[1] - seconds[0]
+
+
+def _time_edge_encoder(bundle: pathlib.Path, segments: list[Any], num_sequences: int) -> float:
+    """Seconds to encode all segments, so many of them side by side."""
+    from mt3_keras.litert import EdgeModel
+
+    models = [EdgeModel(bundle) for _ in range(num_sequences)]
+    for model in models:
+        model.encode(segments[0].samples, segments[0].num_frames)  # allocates
+
+    def run(index: int) -> None:
+        for segment in segments[index::num_sequences]:
+            models[index].encode(segment.samples, segment.num_frames)
+
+    start = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(num_sequences) as executor:
+        list(executor.map(run, range(num_sequences)))
+    return time.perf_counter() - start
 
 
 def _count_encoder(config: Any) -> float:
@@ -206,6 +240,8 @@ def report(ours: list[dict[str, float]], peers: list[dict[str, float]]) -> str:
 def _row(name: str, mine: float, other: float | None) -> str:
     if other is None:
         return f"{name:28}{mine:10.3f}"
+    if not mine:  # not measured apart
+        return f"{name:28}{'-':>10}{other:10.3f}"
     return f"{name:28}{mine:10.3f}{other:10.3f}{other / mine:10.2f}x"
 
 
