@@ -1,10 +1,11 @@
-"""Exports a model: a SavedModel for TF Serving, a bundle for LiteRT.
+"""Exports a model: a SavedModel for TF Serving, a bundle for LiteRT, a preset for Keras.
 
     python -m export.main --model small --out_dir edge --formats saved_model,tflite --quantize int8
 
 The SavedModel is a new version in OUT_DIR/saved_model/NAME, with settings for the server beside it;
 how it cuts and searches segments is what the flags of `python -m mt3_keras transcribe` say. The
-bundle, model.tflite and config.json, is OUT_DIR itself.
+bundle, model.tflite and config.json, is OUT_DIR itself. A preset, config.json and weights in
+float16, is OUT_DIR too, and may be a bundle at the same time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mt3_keras.command_line import (
 if TYPE_CHECKING:
     from mt3_keras.transcriber import Transcriber
 
-FORMATS = ("saved_model", "tflite")
+FORMATS = ("saved_model", "tflite", "preset")
 QUANTIZE = ("none", "float16", "int8", "int8_weights")
 
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 def _define_flags(values: flags.FlagValues) -> None:
     define_model_flags(values)
     flags.DEFINE_string("out_dir", None, "Folder to write to.", flag_values=values)
-    flags.DEFINE_list("formats", ["saved_model"], " and ".join(FORMATS) + ".", flag_values=values)
+    flags.DEFINE_list("formats", ["saved_model"], f"Of {', '.join(FORMATS)}.", flag_values=values)
     flags.DEFINE_string(
         "name", None, "Of the served model; by default its folder's name.", flag_values=values
     )
@@ -79,6 +80,11 @@ def _export(values: flags.FlagValues, arguments: list[str]) -> None:
         print(f"wrote {folder}")
         if values.report:
             print(report(folder, transcriber.model))
+    if "preset" in values.formats:
+        from mt3_keras.loading import save_small_preset
+
+        save_small_preset(transcriber.model, folder)
+        print(f"wrote {folder}")
 
 
 def _export_saved_model(

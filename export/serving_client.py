@@ -285,7 +285,7 @@ def transcribe(
       ServingError: the server gives no answer, or one for other audio.
     """
     model = config.model
-    decoder = NoteDecoder.for_model(model.vocabulary, exact=config.exact)
+    decoder = NoteDecoder.for_model(model, exact=config.exact)
     num_samples = 0
 
     def count(blocks: Iterable[Any]) -> Iterator[Any]:

@@ -160,7 +160,7 @@ class StreamingTranscriber:
         return Heard(sort_notes(heard))
 
     def _new_decoder(self) -> NoteDecoder:
-        return NoteDecoder.for_model(self.model_config.vocabulary)
+        return NoteDecoder.for_model(self.model_config)
 
     def _hear(self, segment: AudioSegment, heard: Heard, *, is_last: bool) -> None:
         if self._joins:

@@ -86,8 +86,6 @@ def _run_transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
             print("all done before", file=sys.stderr)
             return 0
     transcriber = load_transcriber(values)
-    if values.engine == "auto" and not values.exact and len(jobs) > 1:
-        _tell_faster_way(transcriber, values.model)
     num_failed = 0
     for number, (recording, outputs) in enumerate(jobs, 1):
         label = f"[{number}/{len(jobs)}] {recording.name}" if len(jobs) > 1 else recording.name
@@ -103,18 +101,6 @@ def _run_transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
             complain("mt3_keras", f"{num_failed} of {len(jobs)} recordings failed", 1)
         return 1
     return 0
-
-
-def _tell_faster_way(transcriber: Any, name: str) -> None:
-    """A line for those who have much to transcribe on Keras and a processor."""
-    from mt3_keras.catalog import has_accelerator
-
-    if not isinstance(transcriber.model, pathlib.Path) and not has_accelerator():
-        print(
-            "an edge bundle of the model is two to three times as fast, made once: python -m "
-            f"export.main --model {name} --out_dir edge --formats tflite --quantize int8",
-            file=sys.stderr,
-        )
 
 
 def _parse_formats(names: Sequence[str]) -> list[str]:

@@ -64,7 +64,8 @@ def pick_engine(
     has_bundle = (folder / "model.tflite").exists()
     has_weights = not has_bundle or _has_weights(folder)
     if engine == "auto":
-        wants_keras = needs_keras or (has_accelerator() and has_weights)
+        accelerated = any(any(pathlib.Path("/dev").glob(name)) for name in ACCELERATORS)
+        wants_keras = needs_keras or (accelerated and has_weights)
         engine = "keras" if wants_keras or not has_bundle else "litert"
     if engine == "litert":
         if not has_bundle:
@@ -81,11 +82,6 @@ def pick_engine(
     if not has_weights:
         raise ModelError(f"{name}: is an edge bundle; Keras needs the model it was exported from")
     return "keras"
-
-
-def has_accelerator() -> bool:
-    """Whether this machine has a device that Keras would use."""
-    return any(any(pathlib.Path("/dev").glob(name)) for name in ACCELERATORS)
 
 
 def _has_weights(folder: pathlib.Path) -> bool:

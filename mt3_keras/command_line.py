@@ -162,6 +162,12 @@ def define_model_flags(values: flags.FlagValues) -> None:
     choice("engine", "auto", ["auto", "keras", "litert"], "What runs the network.")
     count("batch_size", None, "Segments decoded side by side; by default what the engine likes.")
     count("max_tokens", None, "Longest token sequence of a segment; by default the model's own.")
+    flags.DEFINE_float(
+        "least_confidence",
+        None,
+        "Leave out notes of which our own networks are less sure, 0 to 1; None: the model's.",
+        flag_values=values,
+    )
     count("threads", None, "Processor cores to use; by default all.")
 
 
@@ -234,6 +240,7 @@ def _decoding_options(values: flags.FlagValues) -> dict[str, Any]:
             "log_floor": values.log_floor,
             "method": values.search,
             "max_tokens": values.max_tokens,
+            "least_confidence": values.least_confidence,
         }
     names = ("context", "log_floor", "instruments", "max_tokens", "constrained", "search")
     if chosen := [name for name in names if values[name].using_default_value is False]:

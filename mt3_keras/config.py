@@ -138,6 +138,7 @@ class NetworkConfig:
       state_inputs: the decoder is told what its tokens imply: time, program, velocity, section.
       time_bias: the decoder looks at the encoder's output at the current time first.
       pointer: the heads' logits at the current time are added to the tokens' logits.
+      least_confidence: notes of which the onset head is less sure are left out (see `note_rolls`).
     """
 
     width: int = 512
@@ -157,6 +158,7 @@ class NetworkConfig:
     state_inputs: bool = False
     time_bias: bool = False
     pointer: bool = False
+    least_confidence: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -173,6 +175,8 @@ class NetworkConfig:
                 raise ValueError(f"{name} needs heads")
         if self.width % 2:
             raise ValueError(f"width must be even, half sines and half cosines: got {self.width}")
+        if not 0 <= self.least_confidence <= 1:
+            raise ValueError(f"least_confidence must be in [0, 1]: got {self.least_confidence}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1): got {self.dropout}")
 
@@ -297,6 +301,7 @@ SMALL = ModelConfig(
         state_inputs=True,
         time_bias=True,
         pointer=True,
+        least_confidence=0.3,
     ),
 )
 CONFIGS = {"mt3": MT3, "ismir2021": ISMIR2021, "tiny": TINY, "small": SMALL}

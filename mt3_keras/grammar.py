@@ -24,6 +24,8 @@ TIE_SECTION, BODY = 0, 1
 STATE = ("time", "program", "velocity", "section")
 NUM_VALUES = 128  # of a program or a velocity, at most
 
+# Between two strikes of a key or drum. Players are slower; a young model tells one strike twice.
+REST_STEPS = 5
 # More tokens than any chord needs between two shifts: beyond, a sequence is only repeating itself.
 MAX_TOKENS_WITHOUT_PROGRESS = 160
 
@@ -36,10 +38,10 @@ class Rules:
       programs: only these programs may appear; None allows all.
       drums: whether drums may appear.
       constrained: only tokens that are legal in the current state: the tie section first and in
-        order, time never backwards, no note-off for a silent note, each note-on once per time, no
-        state that changes nothing, nothing left unfinished. A young or confused model is kept
-        from most of its nonsense; an attentive one is not disturbed. None is True for networks
-        that are told what their tokens imply, which they learn from legal sequences alone.
+        order, time never backwards, no note-off for a silent note, nothing struck twice within
+        50 ms, no state that changes nothing, nothing left unfinished. A young or confused model
+        is kept from most of its nonsense; an attentive one is not disturbed. None is True for
+        networks that are told what their tokens imply, which they learn from legal sequences.
       stop_runaways: end a segment that passes its own end or that writes on and on without
         getting ahead in time. Such a segment otherwise runs into `max_tokens`.
     """
@@ -110,8 +112,9 @@ class Grammar:
             state |= {
                 "tied_pitch": full(-1),
                 "sounding": self._xp.zeros((batch_size, 128, 128), "bool"),  # program, pitch
-                "struck": self._xp.zeros((batch_size, 128, 128), "bool"),  # at the current time
-                "struck_drums": self._xp.zeros((batch_size, 128), "bool"),
+                # Step of the last strike.
+                "struck": self._xp.full((batch_size, 128, 128), -REST_STEPS, "int32"),
+                "struck_drums": self._xp.full((batch_size, 128), -REST_STEPS, "int32"),
             }
         return state
 
@@ -181,16 +184,15 @@ class Grammar:
         note = program_B128[:, :, None] & value_B128[:, None, :] & is_pitch
         in_ties = (state["section"] == TIE_SECTION)[:, None, None]
         is_on = (state["velocity"] > 0)[:, None, None] | in_ties
-        resets = (kind == SHIFT)[:, None]
-        is_drum = (kind == DRUM)[:, None]
+        time, is_drum = state["time"][:, None], (kind == DRUM)[:, None]
         tied = self._xp.where((kind == PITCH) & (state["section"] == TIE_SECTION), value, -1)
         return {
             "tied_pitch": self._xp.where(
                 kind == PROGRAM, -1, self._xp.maximum(tied, state["tied_pitch"])
             ),
             "sounding": self._xp.where(note, is_on, state["sounding"]),
-            "struck": (state["struck"] | (note & is_on & ~in_ties)) & ~resets[:, :, None],
-            "struck_drums": (state["struck_drums"] | (value_B128 & is_drum)) & ~resets,
+            "struck": self._xp.where(note & is_on & ~in_ties, time[:, :, None], state["struck"]),
+            "struck_drums": self._xp.where(value_B128 & is_drum, time, state["struck_drums"]),
         }
 
     def runs_away(self, state: State) -> Any:
@@ -236,10 +238,11 @@ class Grammar:
         index = self._xp.maximum(program, 0)[:, None, None]
         sounding_B128 = self._xp.take_along_axis(state["sounding"], index, axis=1)[:, 0]
         struck_B128 = self._xp.take_along_axis(state["struck"], index, axis=1)[:, 0]
+        earliest = state["time"][:, None] - REST_STEPS  # strikes since then bar another
         can_release = self._xp.any(sounding_B128, axis=1) & has_program
         values = np.arange(128)
         is_on, is_off = velocity > 0, velocity == 0
-        pitch = (is_on[:, None] & ~struck_B128) | (is_off[:, None] & sounding_B128)
+        pitch = (is_on[:, None] & (struck_B128 <= earliest)) | (is_off[:, None] & sounding_B128)
         pitch &= (in_body & has_program)[:, None]
         tied = (in_ties & has_program)[:, None] & (values > state["tied_pitch"][:, None])
         body_program = (in_body & starts_note)[:, None] & (values != program[:, None])
@@ -255,6 +258,7 @@ class Grammar:
             "velocity": new_velocity,
             "tie": (in_ties & complete)[:, None],
             "program": (body_program | tie_program) & self._has_programs,
-            "drum": (in_body & is_on & ~is_last[PROGRAM])[:, None] & ~state["struck_drums"],
+            "drum": (in_body & is_on & ~is_last[PROGRAM])[:, None]
+            & (state["struck_drums"] <= earliest),
         }
         return in_body & complete, legal

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pathlib
-from typing import TYPE_CHECKING
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mt3_keras.catalog import ModelError, find_preset, is_preset
 from mt3_keras.checkpoints import assign_leaves, load_t5x
@@ -77,3 +80,42 @@ def save_preset(model: MT3Backbone, output: pathlib.Path) -> None:
         partial.rename(output)
     except OSError as error:
         raise ModelError(f"{output}: cannot be written ({error.strerror or error})") from error
+
+
+def save_small_preset(model: MT3Backbone, folder: pathlib.Path) -> None:
+    """A preset for shipping: its weights are stored in float16, half as large.
+
+    Other files of the folder, such as those of an edge bundle, stay.
+
+    Raises:
+      ModelError: a weight is beyond float16, or the folder cannot be written.
+    """
+    import h5py
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            model.save_to_preset(scratch)
+            paths = {path.name: path for path in pathlib.Path(scratch).iterdir()}
+            halved = pathlib.Path(scratch, "half")
+            with h5py.File(paths["model.weights.h5"]) as whole, h5py.File(halved, "w") as half:
+                _copy_in_half(whole, half)
+            paths["model.weights.h5"] = halved
+            for name, path in paths.items():
+                path.rename(folder / name)
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def _copy_in_half(source: Any, target: Any) -> None:
+    """Copies an HDF5 group, its numbers as float16."""
+    target.attrs.update(source.attrs)
+    for name, item in source.items():
+        if hasattr(item, "items"):
+            _copy_in_half(item, target.create_group(name))
+            continue
+        values = item[()]
+        half = values.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ModelError(f"{item.name}: holds numbers that float16 cannot")
+        target.create_dataset(name, data=half).attrs.update(item.attrs)

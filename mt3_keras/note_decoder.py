@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from mt3_keras.codec import Codec, Event, bin_to_velocity, trim_eos
-from mt3_keras.config import VocabularyConfig
+from mt3_keras.config import ModelConfig
 from mt3_keras.note_encoder import time_to_step
 from mt3_keras.note_rolls import NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, sort_notes
@@ -40,6 +40,8 @@ class NoteDecoder:
       segment_start: where a segment's time starts. "grid" is the last 10 ms step not after its
         start, which is what the targets are counted from. "original" subtracts `start % 0.01` in
         floats, as the original does: 10 ms early for one segment in eight (the first at 30.72 s).
+      least_confidence: notes of which the rolls are less sure are left out, as if the tokens did
+        not tell them.
 
     Attributes:
       notes: all notes ended so far, in the order in which they ended.
@@ -53,6 +55,7 @@ class NoteDecoder:
         ties: bool = True,
         onsets_only: bool = False,
         segment_start: Literal["grid", "original"] = "grid",
+        least_confidence: float = 0.0,
     ) -> None:
         if segment_start not in ("grid", "original"):
             raise ValueError(f"segment_start must be 'grid' or 'original': got {segment_start!r}")
@@ -60,6 +63,7 @@ class NoteDecoder:
         self.ties = ties
         self.onsets_only = onsets_only
         self.segment_start = segment_start
+        self.least_confidence = least_confidence
         self.invalid_events = 0
         self.dropped_events = 0
         self.notes: list[Note] = []
@@ -74,12 +78,22 @@ class NoteDecoder:
         self._in_tie_section = False
 
     @classmethod
-    def for_model(cls, vocabulary: VocabularyConfig, *, exact: bool = False) -> NoteDecoder:
-        """One that reads what a model of this vocabulary writes; `exact` as the original reads."""
+    def for_model(
+        cls, config: ModelConfig, *, exact: bool = False, least_confidence: float | None = None
+    ) -> NoteDecoder:
+        """One that reads what a model writes.
+
+        Args:
+          exact: as the original reads.
+          least_confidence: None takes the model's own.
+        """
+        if least_confidence is None:
+            least_confidence = config.network.least_confidence
         return cls(
-            Codec(vocabulary.num_velocity_bins),
-            ties=vocabulary.ties,
+            Codec(config.vocabulary.num_velocity_bins),
+            ties=config.vocabulary.ties,
             segment_start="original" if exact else "grid",
+            least_confidence=least_confidence,
         )
 
     @property
@@ -162,8 +176,9 @@ class NoteDecoder:
                 if self._velocity == 0:
                     return False
                 velocity, confidence = self._strike(event.value, is_drum=True)
-                hit = Note(time, time + MIN_DURATION, event.value, velocity, 0, True)
-                self._add(hit, confidence)
+                if self._is_sure(confidence):
+                    hit = Note(time, time + MIN_DURATION, event.value, velocity, 0, True)
+                    self._add(hit, confidence)
             case "velocity":
                 self._velocity = bin_to_velocity(event.value, self.codec.num_velocity_bins)
             case "program":
@@ -186,15 +201,22 @@ class NoteDecoder:
         is_open = key in self._open
         if self._in_tie_section:
             if not is_open or key in self._tied:
-                return False
+                return not is_open and self.least_confidence > 0
             self._tied.add(key)
             return True
-        if is_open:
-            self._close(key, time)
         if self._velocity == 0:
-            return is_open
-        self._open[key] = OpenNote(time, *self._strike(key[1], is_drum=False))
+            if is_open:
+                self._close(key, time)
+            return is_open or self.least_confidence > 0  # of a note that was left out
+        velocity, confidence = self._strike(key[1], is_drum=False)
+        if self._is_sure(confidence):
+            if is_open:
+                self._close(key, time)
+            self._open[key] = OpenNote(time, velocity, confidence)
         return True
+
+    def _is_sure(self, confidence: float | None) -> bool:
+        return confidence is None or confidence >= self.least_confidence
 
     def _strike(self, pitch: int, *, is_drum: bool) -> tuple[int, float | None]:
         """Velocity and confidence of a note that begins."""

@@ -85,6 +85,8 @@ class Transcriber:
       rules: what the search may write; None stops runaway segments.
       batch_size: segments decoded side by side; None is 16, and on LiteRT one for each core.
       max_tokens: longest token sequence of a segment; None takes the model's own limit.
+      least_confidence: leaves out notes of which a network with heads is less sure, 0 to 1; None
+        takes the model's own.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Transcriber:
         rules: Rules | None = None,
         batch_size: int | None = None,
         max_tokens: int | None = None,
+        least_confidence: float | None = None,
     ) -> None:
         from mt3_keras.grammar import Rules
 
@@ -105,6 +108,9 @@ class Transcriber:
         if context is None:
             context = "segment" if exact else "full"
         check_context(context)
+        if least_confidence is not None and not 0 <= least_confidence <= 1:
+            raise ValueError(f"least_confidence must be 0 to 1: got {least_confidence}")
+        self.least_confidence = least_confidence
         self.model: Any = model
         self.exact = exact
         self.context = context
@@ -192,7 +198,9 @@ class _Reading:
     def __init__(self, transcriber: Transcriber) -> None:
         config = transcriber.model_config
         self._transcriber = transcriber
-        self._decoder = NoteDecoder.for_model(config.vocabulary, exact=transcriber.exact)
+        self._decoder = NoteDecoder.for_model(
+            config, exact=transcriber.exact, least_confidence=transcriber.least_confidence
+        )
         self._starts: list[float] = []
         self._segments: list[Segment] = []
         self._waiting: dict[int, SegmentTokens] = {}

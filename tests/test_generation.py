@@ -14,7 +14,7 @@ from mt3_keras import generation
 from mt3_keras.codec import EOS, Codec
 from mt3_keras.config import MT3
 from mt3_keras.generation import Search, brevity_penalty
-from mt3_keras.grammar import Grammar, Rules
+from mt3_keras.grammar import REST_STEPS, Grammar, Rules
 from mt3_keras.note_encoder import encode_notes
 from mt3_keras.segments import AudioSegment
 from tests.test_note_encoder import separate_notes
@@ -145,7 +145,7 @@ def test_only_named_instruments_appear(tiny_model, segments):
 def assert_legal(tokens):
     """The grammar of a segment, as prose has it and without tensors."""
     time = program = velocity = None
-    sounding, struck, last, in_ties = set(), set(), None, True
+    sounding, struck, last, in_ties = set(), {}, None, True
     for token in tokens:
         if token == EOS:
             assert not in_ties
@@ -156,7 +156,7 @@ def assert_legal(tokens):
             assert not in_ties
             assert value > (time or 0)
             assert last != "shift"
-            time, struck = value, set()
+            time = value
         elif kind == "program":
             assert value != program
             assert not in_ties or program is None or value > program
@@ -170,8 +170,8 @@ def assert_legal(tokens):
             in_ties = False
         elif kind == "drum":
             assert velocity
-            assert ("drum", value) not in struck
-            struck.add(("drum", value))
+            assert (time or 0) - struck.get(("drum", value), -9) >= REST_STEPS
+            struck["drum", value] = time or 0
         elif in_ties:
             assert (program, value) not in sounding
             sounding.add((program, value))
@@ -181,8 +181,8 @@ def assert_legal(tokens):
         else:
             assert velocity
             assert program is not None
-            assert (program, value) not in struck
-            struck.add((program, value))
+            assert (time or 0) - struck.get((program, value), -9) >= REST_STEPS
+            struck[program, value] = time or 0
             sounding.add((program, value))
         last = kind
 

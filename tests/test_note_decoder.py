@@ -178,3 +178,17 @@ def test_rolls_give_notes_their_velocities_and_confidences():
     decoder.feed(0.0, tokens)
     assert [(n.pitch, n.velocity) for n in decoder.finish()] == [(60, 50), (38, 127)]
     assert sorted(decoder.confidences.values()) == pytest.approx([0.6, 0.8])
+
+
+def test_notes_of_which_the_rolls_are_not_sure_are_left_out_with_their_ends():
+    values = np.zeros((20, NUM_COLUMNS), np.float32)
+    values[4, 60 - LOWEST_PITCH] = values[9, 88 + 38] = 0.5
+    codec = Codec()
+    events = [("shift", 8), ("velocity", 1), ("pitch", 60), ("pitch", 61), ("shift", 20)]
+    events += [("drum", 37), ("drum", 38), ("velocity", 0), ("pitch", 60), ("pitch", 61)]
+    tokens = SegmentTokens(codec.encode(Event(*event)) for event in events)
+    tokens.rolls = NoteRolls(values, 50.0)
+    decoder = NoteDecoder(codec, ties=False, least_confidence=0.4)
+    decoder.feed(0.0, tokens)
+    assert [n.pitch for n in decoder.finish()] == [60, 38]
+    assert decoder.invalid_events == 0

@@ -242,7 +242,7 @@ def test_joined_targets_tell_a_spread_chord_as_one_moment() -> None:
     vocabulary = VocabularyConfig(granularity="midi_class")
     model_config = dataclasses.replace(MT3, vocabulary=vocabulary)
     chunk = ChunkMaker([], config, model_config).chunk([record], [0])
-    decoder = NoteDecoder.for_model(vocabulary)
+    decoder = NoteDecoder.for_model(model_config)
     decoder.feed(0.0, chunk.tokens)
     found = [(n.onset, n.offset, n.pitch, n.program) for n in decoder.finish()]
     assert found == [

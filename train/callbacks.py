@@ -372,7 +372,7 @@ def tokens_to_notes(segments: Sequence[list[int]], config: ModelConfig) -> list[
     """Notes of segments that have nothing to do with each other, laid out one after the other."""
     notes = []
     for i, tokens in enumerate(segments):
-        decoder = NoteDecoder.for_model(config.vocabulary)
+        decoder = NoteDecoder.for_model(config)
         decoder.feed(0.0, trim_eos(tokens), config.segment_seconds)
         start = i * config.segment_seconds
         notes += [
