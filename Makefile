@@ -20,7 +20,8 @@ export AUDIO MODEL OUT
 
 help:
 	@echo 'make transcribe AUDIO=song.mp3   write the notes of a recording, or of a folder of them, as MIDI'
-	@echo '       MODEL=...  shipped model or folder of one     OUT=...  folder to write to'
+	@echo '                                 and as a picture; without AUDIO those of the examples'
+	@echo '       MODEL=...  another model, or its folder       OUT=...  folder to write to'
 	@echo '       ARGS=...   further flags: $(RUN) -m mt3_keras transcribe --help'
 	@echo 'make test                        lint, then run all tests; ARGS=... goes to pytest'
 	@echo 'make lint                        check style and types'
@@ -29,13 +30,12 @@ help:
 	@echo 'Each sets up what it needs in .venv first; PYTHON=... picks the Python (3.11 to 3.13).'
 
 transcribe: check-audio $(RUNTIME)
-	@$(RUN) -m mt3_keras transcribe "$$AUDIO" $${MODEL:+--model "$$MODEL"} \
-		$${OUT:+--output_dir "$$OUT"} $(ARGS)
+	@$(RUN) -m mt3_keras transcribe "$${AUDIO:-examples}" $${MODEL:+--model "$$MODEL"} \
+		$${OUT:+--output_dir "$$OUT"} --formats mid,png $(ARGS)
 
 .PHONY: check-audio
 check-audio:
-	@test -n "$$AUDIO" || { echo 'Which recording? make transcribe AUDIO=song.mp3' >&2; exit 1; }
-	@test -e "$$AUDIO" || { echo "AUDIO must be a file or a folder: there is no $$AUDIO" >&2; exit 1; }
+	@test -z "$$AUDIO" || test -e "$$AUDIO" || { echo "AUDIO must be a file or a folder: there is no $$AUDIO" >&2; exit 1; }
 
 test: lint
 	$(RUN) -m pytest -rs $(ARGS)

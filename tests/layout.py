@@ -35,7 +35,7 @@ mt3_keras.generation            numpy keras | tensorflow jax
 mt3_keras.litert                numpy ai_edge_litert
 mt3_keras.checkpoints           numpy msgpack
 mt3_keras.catalog
-mt3_keras.loading
+mt3_keras.loading               numpy | h5py
 mt3_keras.transcriber           numpy tqdm | keras
 mt3_keras.metrics               numpy mir_eval
 mt3_keras.plots                 numpy matplotlib
@@ -72,6 +72,7 @@ train.feed                      numpy keras | tensorflow
 train.state                     numpy keras
 train.callbacks                 numpy keras | matplotlib
 train.scores                    | tqdm matplotlib pretty_midi
+train.history
 train.evaluate                  absl | numpy
 train.prepare                   absl | tqdm
 train.main                      absl | keras tensorflow tensorboardX

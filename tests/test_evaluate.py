@@ -18,6 +18,7 @@ from mt3_keras.notes import Note
 from tests.conftest import ROOT
 from train import scores
 from train.evaluate import main, read_manifest
+from train.history import HistoryError, append_scores, describe_run
 
 BAND = [
     Note(0.5, 1.0, 60, 100),
@@ -189,3 +190,22 @@ def test_help_loads_no_framework():
         "assert not {'keras', 'tensorflow', 'numpy', 'mir_eval'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_each_scoring_of_a_run_adds_a_line_to_its_history(tmp_path):
+    lines = [
+        {"step": 50 * i, "num_tokens": 7200, "tokens_per_second": 2, "audio_per_second": 36.0}
+        for i in (1, 2)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = describe_run(tmp_path)
+    assert run == {"updates": 100, "hours_trained": 2, "hours_heard": 72}
+    log = tmp_path / "log.csv"
+    for onset in (0.5, 0.6):
+        append_scores(log, run, {"all": {scores.ONSET: onset}, "real": {}})
+    header, *rows = [line.split(",") for line in log.read_text().splitlines()]
+    assert [row[header.index(f"all: {scores.ONSET}")] for row in rows] == ["0.5", "0.6"]
+    with pytest.raises(HistoryError, match="other columns"):
+        append_scores(log, run, {"all": {}})
+    with pytest.raises(HistoryError, match="is it a run"):
+        describe_run(tmp_path / "nothing")

@@ -3,8 +3,9 @@
     python -m train.evaluate --model MODEL --dataset maestro --root DIR --split validation
     python -m train.evaluate --model MODEL --data DIR_WITH_MANIFEST
 
-MODEL may be a run's folder. Prints a table by item, by instrument and overall; --json writes all
-scores and the notes, --png a picture. An item that cannot be used is left out and named.
+MODEL may be a run's folder; --log FILE.csv then keeps its history. Prints a table by item, by
+instrument and overall; --json writes all scores and the notes, --png a picture. An item that cannot
+be used is left out and named.
 
 A data set is named by the flags of train.prepare (see its --help for --option). `manifest.json`
 lists "items", each with "id", "audio", "midi" (paths in the folder) and, where they differ from the
@@ -107,6 +108,8 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
     text("json", None, "Write all scores and notes here.")
     text("png", None, "Write a picture of the tables here.")
+    text("log", None, "Append a line to this CSV file: the run's hours and losses, mean scores.")
+    text("run", None, "The run that --log tells of; by default MODEL.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -119,12 +122,14 @@ def _evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
     if bool(values.data) == bool(values.dataset):
         raise UsageError("either --dataset or --data is needed: what to score the model on")
     from train import scores
+    from train.history import append_scores, describe_run
 
     if values.data:
         items = read_manifest(pathlib.Path(values.data))
     else:
         items = [item for split in values.split for item in read_split(values, split)]
     items = [item for item in items if values.only in item.id]
+    history = describe_run(pathlib.Path(values.run or values.model or "")) if values.log else {}
     result = scores.evaluate(load_transcriber(values), items, granularity=GRANULARITIES[values.by])
     print(scores.report(result))
     if values.json:
@@ -134,6 +139,8 @@ def _evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
             temporary.write_text(json.dumps(result) + "\n")
     if values.png:
         scores.plot_scores(result, pathlib.Path(values.png))
+    if values.log:
+        append_scores(pathlib.Path(values.log), history, result["summary"])
     scores.tell_left_out(result)
     return 1 if result["left_out"] else 0
 

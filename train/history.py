@@ -1,0 +1,64 @@
+"""The history of a model: a line of a CSV file for each time that a run was scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mt3_keras.midi import replacing
+from train.scores import COLUMNS
+
+RUN_COLUMNS = ("updates", "hours_trained", "hours_heard")
+
+
+class HistoryError(ValueError):
+    """A log that cannot be read or gone on with: one line naming it, and the cure."""
+
+
+def describe_run(folder: pathlib.Path) -> dict[str, float]:
+    """What a run's `log.jsonl` tells: updates, hours of training and of audio, last losses."""
+    path = folder / "log.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        seconds = [line["num_tokens"] / line["tokens_per_second"] for line in lines]
+        heard = [s * line["audio_per_second"] for s, line in zip(seconds, lines, strict=True)]
+        last = lines[-1]
+        figures = (last["step"], sum(seconds) / 3600, sum(heard) / 3600)
+        losses = {name: last[name] for name in sorted(last) if name.endswith("_loss")}
+    except OSError as error:
+        raise HistoryError(f"{path}: cannot be read ({error.strerror}); is it a run?") from error
+    except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+        raise HistoryError(f"{path}: not the log of a run with a line of training") from error
+    return dict(zip(RUN_COLUMNS, figures, strict=True)) | losses
+
+
+def append_scores(
+    path: pathlib.Path, run: Mapping[str, float], summary: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Adds a line: what `describe_run` tells, and the mean scores of each group.
+
+    Raises:
+      HistoryError: the file has other columns, or cannot be read or written.
+    """
+    row: dict[str, Any] = {name: round(value, 4) for name, value in run.items()}
+    for group, scores in summary.items():
+        for column in COLUMNS:
+            value = scores.get(column)
+            row[f"{group}: {column}"] = "" if value is None else round(value, 4)
+    try:
+        rows = []
+        if path.exists():
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                rows = list(reader)
+                if list(reader.fieldnames or ()) != list(row):
+                    raise HistoryError(f"{path}: has other columns; give another --log")
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerows([*rows, row])
+    except OSError as error:
+        raise HistoryError(f"{path}: cannot be written ({error.strerror})") from error
