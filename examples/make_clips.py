@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ import soundfile
 
 from mt3_keras.config import SAMPLE_RATE_HZ
 from mt3_keras.datasets.augment import Samples, room_responses
+from mt3_keras.datasets.example import DatasetError
 from mt3_keras.datasets.sounds import SoundFontSource
 from mt3_keras.midi import replacing, write_midi
 from mt3_keras.notes import Note, sort_notes, trim_overlaps
@@ -27,31 +29,29 @@ FOLDER = pathlib.Path(__file__).parent
 VELOCITIES = {"p": 52, "mp": 66, "mf": 80, "f": 96}
 OFFBEAT = 8  # what a note between two beats has less
 DRUMS = {"kick": 36, "snare": 38, "hat": 42, "crash": 49}
-SEED = 27  # draws the soundfont's standard drum kit
+SEED = 17  # draws the soundfont's jazz drums
 ROOM, REFLECTED = 47, 0.5  # a dry one, and how much of it is heard
 PEAK = 10 ** (-1 / 20)
-TAIL_SECONDS = 0.8
+LEAD_SECONDS, TAIL_SECONDS = 0.25, 0.8
 
 RIGHT_HAND = """
 mp A4:1 G4:.5 A4:.5 C5:1 | F5:1.5 E5:.5 C5:1 | D5:1 Bb4:.5 C5:.5 D5:1 | E5:1 D5:.5 C5:.5 G4:1 |
-mf A4:1 G4:.5 A4:.5 C5:1 | f G5:1.5 F5:.5 D5:1 | mf C5:1 Bb4:.5 A4:.5 G4:1 | ped p F4:1 C5:1 F5:2
-"""
+mf A4:1 G4:.5 A4:.5 C5:1 | f G5:1.5 F5:.5 D5:1 |
+mf C5:1 Bb4:.5 A4:.5 G4:1 | ped p F4:1 C5:1 F5:2"""
 LEFT_HAND = """
-ped p F2:1 C3:.5 F3:.5 A3:1 | D2:1 A2:.5 F3:.5 A3:1 | G2:1 D3:.5 F3:.5 Bb3:1 | C2:1 G2:.5 E3:.5 Bb3:1 |
-mp A2:1 C3:.5 F3:.5 C4:1 | mf Bb2:1 F3+A3+D4:1 F3+A3+D4:1 | mp G2:1 F3+Bb3:1 C3+E3+Bb3:1 | p F2+C3+A3:4
-"""
+ped p F2:1 C3:.5 F3:.5 A3:1 | D2:1 A2:.5 F3:.5 A3:1 |
+G2:1 D3:.5 F3:.5 Bb3:1 | C2:1 G2:.5 E3:.5 Bb3:1 |
+mp A2:1 C3:.5 F3:.5 C4:1 | mf Bb2:1 F3+A3+D4:1 F3+A3+D4:1 |
+mp G2:1 F3+Bb3:1 C3+E3+Bb3:1 | p F2+C3+A3:4"""
 FLUTE = """
 mf E5:1.5 D5:.5 C5:.5 A4:.5 C5:1 | -:.5 A4:.5 C5:.5 E5:.5 D5:1 C5:1 |
-f F5:1.5 E5:.5 D5:.5 A4:.5 D5:1 | -:.5 B4:.5 D5:.5 F5:.5 E5:1 G#4:1 | mf A4:3
-"""
+f F5:1.5 E5:.5 D5:.5 A4:.5 D5:1 | -:.5 B4:.5 D5:.5 F5:.5 E5:1 G#4:1 | mf A4:3"""
 CHORDS = """
-mf G3+C4+E4:1.5 G3+C4+E4:1.5 -:1 | A3+C4+E4:1.5 A3+C4+E4:1.5 -:1 |
-A3+D4+F4:1.5 A3+D4+F4:1.5 -:1 | G#3+B3+D4:1.5 G#3+B3+D4:1.5 -:1 | A3+C4+E4:3
-"""
+mf G3+C4+E4:1 -:.5 G3+C4+E4:1 -:1.5 | A3+C4+E4:1 -:.5 A3+C4+E4:1 -:1.5 |
+A3+D4+F4:1 -:.5 A3+D4+F4:1 -:1.5 | G#3+B3+D4:1 -:.5 G#3+B3+D4:1 -:1.5 | A3+C4+E4:3"""
 BASS = """
-mf A1:1.5 A1:.5 E2:1 G2:1 | F1:1.5 F1:.5 C2:1 E2:1 |
-D2:1.5 D2:.5 A2:1 F2:1 | E2:1.5 E2:.5 B1:1 G#1:1 | A1:3
-"""
+mf A2:1.5 A2:.5 E2:1 G2:1 | F2:1.5 F2:.5 C2:1 E2:1 |
+D2:1.5 D2:.5 A2:1 F2:1 | E2:1.5 E2:.5 B1:1 G#2:1 | A2:3"""
 CYMBALS = "mf" + 30 * " hat:.5" + " -:1 | f crash:2"
 SNARE = "f" + 3 * " -:1 snare:2 snare:1 |" + " -:1 snare:2 snare:.5 snare:.5"
 KICK = "f" + 4 * " kick:1.5 kick:.5 kick:2 |" + " kick:2"
@@ -63,18 +63,14 @@ class Part(NamedTuple):
     voices: tuple[str, ...]
 
 
-CLIPS = {  # beats a minute, and who plays
-    "piano": (132, [Part(0, 0, (RIGHT_HAND, LEFT_HAND))]),
-    "band": (
-        108,
-        [
-            Part(73, 0, (FLUTE,)),
-            Part(4, -3, (CHORDS,)),
-            Part(33, 0, (BASS,)),
-            Part(0, -2, (CYMBALS, SNARE, KICK)),
-        ],
-    ),
-}
+PIANO = (Part(0, 0, (RIGHT_HAND, LEFT_HAND)),)
+BAND = (
+    Part(73, 0, (FLUTE,)),
+    Part(4, -3, (CHORDS,)),
+    Part(32, 0, (BASS,)),
+    Part(0, -2, (CYMBALS, SNARE, KICK)),
+)
+CLIPS = {"piano": (132, PIANO), "band": (108, BAND)}  # beats a minute, and who plays
 
 
 def read_voice(text: str, program: int, beats_per_minute: float) -> list[Note]:
@@ -83,18 +79,19 @@ def read_voice(text: str, program: int, beats_per_minute: float) -> list[Note]:
     notes = []
     for bar in text.split("|"):
         events = [event.split(":") for event in bar.split()]
-        bar_end = now + sum(float(beats) for _, *rest in events for beats in rest)
-        for names, *rest in events:
-            pedal = pedal or names == "ped"
-            velocity = VELOCITIES.get(names, velocity)
-            if not rest:
+        bar_end = now + sum(float(event[1]) for event in events if len(event) == 2)
+        for names, *beats in events:
+            if not beats:
+                pedal, velocity = pedal or names == "ped", VELOCITIES.get(names, velocity)
                 continue
-            start, now = now, now + float(rest[0])
+            start, now = now, now + float(beats[0])
             for name in names.split("+") if names != "-" else []:
-                pitch = DRUMS.get(name) or pretty_midi.note_name_to_number(name)
-                end = start + 0.25 if name in DRUMS else bar_end if pedal else now
-                level = velocity - OFFBEAT * (start % 1 > 0)
-                notes.append(Note(start * beat, end * beat, pitch, level, program, name in DRUMS))
+                is_drum = name in DRUMS
+                pitch = DRUMS[name] if is_drum else pretty_midi.note_name_to_number(name)
+                end = start + 0.25 if is_drum else bar_end if pedal else now
+                onset, offset = (LEAD_SECONDS + time * beat for time in (start, end))
+                louder = velocity - OFFBEAT * (start % 1 > 0)
+                notes.append(Note(onset, offset, pitch, louder, program, is_drum))
     return notes
 
 
@@ -104,31 +101,37 @@ def read_part(part: Part, beats_per_minute: float) -> list[Note]:
     return trim_overlaps(sort_notes(note for voice in voices for note in voice))
 
 
-def play_part(part: Part, notes: list[Note], num_samples: int, font: SoundFontSource) -> Samples:
-    """The part, dry, at its level in the mix: float32 [num_samples]."""
-    rng = np.random.default_rng(SEED)
-    samples, played = font.play(notes, num_samples, SAMPLE_RATE_HZ, rng)
+def play_part(part: Part, notes: list[Note], size: int, font: SoundFontSource) -> Samples:
+    """The part, dry, at its level in the mix: float32 [size]."""
+    samples, played = font.play(notes, size, SAMPLE_RATE_HZ, np.random.default_rng(SEED))
     if not played.all():
-        raise SystemExit(f"{font.path}: cannot sound all of program {part.program}: take another")
+        raise DatasetError(f"{font.path}: silent notes in program {part.program}; take FluidR3_GM")
     return samples * np.float32(10 ** (part.level_db / 20) / np.sqrt(np.mean(samples**2)))
+
+
+def write_clip(name: str, font: SoundFontSource) -> None:
+    """Writes the recording and its notes beside this file."""
+    beats_per_minute, parts = CLIPS[name]
+    played = [read_part(part, beats_per_minute) for part in parts]
+    notes = sort_notes(note for part in played for note in part)
+    size = round((max(note.offset for note in notes) + TAIL_SECONDS) * SAMPLE_RATE_HZ)
+    dry = np.sum([play_part(*part, size, font) for part in zip(parts, played, strict=True)], 0)
+    mix = dry + REFLECTED * scipy.signal.fftconvolve(dry, room_responses(ROOM)[0])[:size]
+    mix *= PEAK / np.abs(mix).max()
+    with replacing(FOLDER / f"{name}.flac") as temporary:
+        soundfile.write(temporary, mix, SAMPLE_RATE_HZ, "PCM_16", format="FLAC")
+    write_midi(notes, FOLDER / f"{name}.mid")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Writes the example clips.")
     parser.add_argument("--soundfont", default="/usr/share/sounds/sf2/FluidR3_GM.sf2")
     font = SoundFontSource(parser.parse_args().soundfont)
-    for name, (beats_per_minute, parts) in CLIPS.items():
-        played = [read_part(part, beats_per_minute) for part in parts]
-        notes = sort_notes(note for part in played for note in part)
-        size = round((max(note.offset for note in notes) + TAIL_SECONDS) * SAMPLE_RATE_HZ)
-        stems = [play_part(p, n, size, font) for p, n in zip(parts, played, strict=True)]
-        dry = np.sum(stems, axis=0)
-        mix = dry + REFLECTED * scipy.signal.fftconvolve(dry, room_responses(ROOM)[0])[:size]
-        with replacing(FOLDER / f"{name}.flac") as temporary:
-            soundfile.write(
-                temporary, mix * PEAK / np.abs(mix).max(), SAMPLE_RATE_HZ, "PCM_16", format="FLAC"
-            )
-        write_midi(notes, FOLDER / f"{name}.mid")
+    try:
+        for name in CLIPS:
+            write_clip(name, font)
+    except DatasetError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

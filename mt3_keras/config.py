@@ -138,6 +138,8 @@ class NetworkConfig:
       state_inputs: the decoder is told what its tokens imply: time, program, velocity, section.
       time_bias: the decoder looks at the encoder's output at the current time first.
       pointer: the heads' logits at the current time are added to the tokens' logits.
+      ordered: with a pointer, pitches and drums of one moment, program and velocity rise, as they
+        do in training with `join_seconds`.
       least_confidence: notes of which the onset head is less sure are left out (see `note_rolls`).
     """
 
@@ -158,6 +160,7 @@ class NetworkConfig:
     state_inputs: bool = False
     time_bias: bool = False
     pointer: bool = False
+    ordered: bool = False
     least_confidence: float = 0.0
 
     def __post_init__(self) -> None:
@@ -301,6 +304,7 @@ SMALL = ModelConfig(
         state_inputs=True,
         time_bias=True,
         pointer=True,
+        ordered=True,
         least_confidence=0.3,
     ),
 )

@@ -37,7 +37,7 @@ Rolls = dict[str, Any]  # head -> logits [B, F, N]
 
 STEM_HEADS = ("onset", "offset", "frame")  # those of single pitches, which the stem predicts too
 INITIAL_LOGIT = -4.0  # most of a roll is empty
-BACKWARDS = -30.0  # added to shifts that do not lead forward; finite, so that no target costs all
+BACKWARDS = -30.0  # added to tokens that do not lead forward; finite, so that no target costs all
 NUM_FED_BACK = sum(HEADS.values()) - HEADS["strength"]  # all but the last
 NUM_SHIFT_LOGITS = 3
 SHIFT_FRAMES = 2  # places per frame at which a shift may lead
@@ -115,9 +115,13 @@ class Pointer(keras.layers.Layer):
     """Adds what the heads say of the current time to the logits of the next tokens.
 
     A pitch gets its onset logit if the velocity is on, its offset logit if off, and in the tie
-    section its frame logit at the segment's start; a drum gets its onset logit; the shift to a
-    step gets three logits of that time, which have no target but the tokens. How much of each is
-    a linear function of the decoder's state, 1 in the beginning. Always float32.
+    section its frame logit at the segment's start; a drum gets its onset logit. The shift to a
+    step gets three logits of that time, begun as the largest of its onsets, offsets and drums, and
+    the logarithm of the chance that the next event stands there: that one of the three happens
+    then, and none between now and then. How much of each is a linear function of the decoder's
+    state; in the beginning 1, but none of the three logits. Always float32.
+
+    In an `ordered` network a pitch or drum that follows another is above it.
     """
 
     def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
@@ -125,17 +129,25 @@ class Pointer(keras.layers.Layer):
         super().__init__(**kwargs)
         network, per_second = config.network, config.spectrogram.frames_per_second
         self.gains = keras.layers.Dense(
-            4 + NUM_SHIFT_LOGITS,
+            4 + NUM_SHIFT_LOGITS + 1,
             kernel_initializer="zeros",
-            bias_initializer="ones",
+            bias_initializer=keras.initializers.Constant([1, 1, 1, 1, *[0] * NUM_SHIFT_LOGITS, 1]),
             dtype="float32",
             name="gains",
         )
         self.shifts = keras.layers.Dense(
             network.frames_per_position * SHIFT_FRAMES * NUM_SHIFT_LOGITS,
+            kernel_initializer="zeros",
             dtype="float32",
             name="shifts",
         )
+        self.curves = keras.layers.Dense(
+            NUM_SHIFT_LOGITS,
+            kernel_initializer="identity",
+            dtype="float32",
+            name="curves",
+        )
+        self.is_ordered = network.ordered
         self.num_frames, self.num_rows = network.segment_frames, network.vocabulary_rows
         num_places = SHIFT_FRAMES * self.num_frames
         self._frames = step_to_index(config, per_second, self.num_frames)
@@ -146,6 +158,7 @@ class Pointer(keras.layers.Layer):
     def build(self, width: int) -> None:
         self.gains.build((None, width))
         self.shifts.build((None, width))
+        self.curves.build((None, NUM_SHIFT_LOGITS))
 
     def tables(self, encoded: Any, rolls: Rolls) -> dict[str, Any]:
         """What is looked up in a segment, computed once: name -> float32 [B, ...]."""
@@ -154,29 +167,51 @@ class Pointer(keras.layers.Layer):
         places_BXS = ops.reshape(
             self.shifts(encoded), (-1, SHIFT_FRAMES * self.num_frames, NUM_SHIFT_LOGITS)
         )
+        loudest = [ops.max(rolls[head], axis=-1) for head in ("onset", "offset", "drum")]
+        curves_BFS = self.curves(ops.stack(loudest, axis=-1))
+        events_BTS = ops.take(places_BXS, self._places, axis=1)
+        events_BTS += ops.take(curves_BFS, self._frames, axis=1)
+        # Chance of no event at a step: the product of 1 - sigmoid. Its logarithm is -quiet.
+        quiet_BT = ops.sum(ops.log(1 + ops.exp(ops.minimum(events_BTS, 30.0))), axis=-1)
+        past_BT = ops.cumsum(quiet_BT, axis=1)
+        next_BT = ops.log(ops.maximum(1 - ops.exp(-quiet_BT), 1e-6)) - (past_BT - quiet_BT)
+        shifts_BTS = ops.concatenate([events_BTS, next_BT[..., None]], axis=-1)
         return {
             "pointer_rolls": ops.concatenate([onset, offset, _nearby_max(rolls["drum"])], axis=-1),
             "pointer_ties": frame[:, 0],
-            "pointer_shifts": ops.transpose(ops.take(places_BXS, self._places, axis=1), (0, 2, 1)),
+            "pointer_shifts": ops.transpose(shifts_BTS, (0, 2, 1)),
+            "pointer_past": past_BT,
         }
 
-    def call(self, x_BLD: Any, state: dict[str, Any], tables: dict[str, Any]) -> Any:
-        """Decoder states, and what the tokens so far imply [B, L] -> logits [B, L, V]."""
-        gains_BL7 = self.gains(x_BLD)
-        time = state["time"]
-        place = ops.take(self._frames, ops.minimum(time, len(self._frames) - 1))
+    def call(self, x_BLD: Any, tokens: Any, state: dict[str, Any], tables: dict[str, Any]) -> Any:
+        """Decoder states, tokens and what they imply so far, all [B, L] -> logits [B, L, V]."""
+        gains_BL8 = self.gains(x_BLD)
+        num_steps = len(self._frames)
+        time = ops.minimum(state["time"], num_steps - 1)
+        place = ops.take(self._frames, time)
         place_BLF = ops.one_hot(place, self.num_frames, dtype="float32")
         at_time = ops.matmul(place_BLF, tables["pointer_rolls"])
         onset, offset, drum = [at_time[..., i * 128 : (i + 1) * 128] for i in range(3)]
-        gain = [gains_BL7[..., i : i + 1] for i in range(4)]
+        gain = [gains_BL8[..., i : i + 1] for i in range(4)]
         is_on = (state["velocity"] > 0)[..., None]
         pitch = ops.where(is_on, gain[0] * onset, gain[1] * offset)
         is_tie = (state["section"] == TIE_SECTION)[..., None]
         pitch = ops.where(is_tie, gain[2] * tables["pointer_ties"][:, None], pitch)
-        shift = ops.matmul(gains_BL7[..., 4:], tables["pointer_shifts"])
-        goes_back = np.arange(shift.shape[-1]) <= time[..., None]
-        shift = ops.where(goes_back, BACKWARDS, shift)
-        return self._to_tokens({"shift": shift, "pitch": pitch, "drum": gain[3] * drum})
+        shift = ops.matmul(gains_BL8[..., 4:], tables["pointer_shifts"])
+        time_BLT = ops.one_hot(time, num_steps, dtype="float32")
+        shift += gains_BL8[..., -1:] * ops.matmul(time_BLT, tables["pointer_past"][..., None])
+        goes_back = np.arange(num_steps) <= state["time"][..., None]
+        parts = {
+            "shift": ops.where(goes_back, BACKWARDS, shift),
+            "pitch": pitch,
+            "drum": gain[3] * drum,
+        }
+        if self.is_ordered:
+            for kind in ("pitch", "drum"):
+                value = ops.cast(tokens, "int32")[..., None] - self._first[kind]
+                goes_back = (np.arange(128) <= value) & (value < 128)
+                parts[kind] = ops.where(goes_back, BACKWARDS, parts[kind])
+        return self._to_tokens(parts)
 
     def _to_tokens(self, parts: dict[str, Any]) -> Any:
         """Parts [B, L, n] at their places in the vocabulary [B, L, V], zeros elsewhere."""

@@ -128,7 +128,7 @@ class Decoder(keras.layers.Layer):
         x_BLD = self.dropout(self.norm(x_BLD), training=training)
         logits = self.logits(x_BLD)
         if self.pointer:
-            logits += self.pointer(x_BLD, state, self.pointer.tables(encoded, rolls))
+            logits += self.pointer(x_BLD, tokens, state, self.pointer.tables(encoded, rolls))
         return logits
 
     def compute_output_spec(
@@ -229,7 +229,7 @@ class Decoder(keras.layers.Layer):
         x_BD = self.norm(x_BD)
         logits = self.logits(x_BD)
         if self.pointer:
-            logits += self.pointer(x_BD[:, None], state, memory)[:, 0]
+            logits += self.pointer(x_BD[:, None], tokens_B[:, None], state, memory)[:, 0]
         return logits, rows
 
 

@@ -236,8 +236,10 @@ def test_a_network_that_needs_the_state_says_so() -> None:
 class TestPointer:
     codec = Codec(MINI.vocabulary.num_velocity_bins)
 
-    def logits(self, head: str, frame: int, column: int, **state: int) -> NDArray[np.float32]:
-        """With one cell of the rolls at 9 and all others at -4, and no say of the shifts."""
+    def logits(
+        self, head: str, frame: int, column: int, token: int = 0, **state: int
+    ) -> NDArray[np.float32]:
+        """After `token`, with one cell of the rolls at 9 and all others at -4."""
         pointer = Pointer(MINI)
         pointer.build(MINI.network.width)
         shape = (1, MINI.network.segment_frames)
@@ -245,7 +247,8 @@ class TestPointer:
         rolls[head][0, frame, column] = 9
         tables = pointer.tables(ops.zeros((1, MINI.network.num_positions, 16)), rolls)
         full = {name: ops.full((1, 1), value, "int32") for name, value in state.items()}
-        return ops.convert_to_numpy(pointer(ops.ones((1, 1, 16)), full, tables))[0, 0]
+        tokens = ops.full((1, 1), token, "int32")
+        return ops.convert_to_numpy(pointer(ops.ones((1, 1, 16)), tokens, full, tables))[0, 0]
 
     @pytest.mark.parametrize("head, velocity", [("onset", 2), ("offset", 0)])
     def test_points_to_the_pitch_that_begins_or_ends_now(self, head: str, velocity: int) -> None:
@@ -271,6 +274,27 @@ class TestPointer:
         first, last = self.codec.token_range("shift")
         is_masked = logits[first : last + 1] == np.float32(BACKWARDS)
         np.testing.assert_array_equal(is_masked, np.arange(last + 1 - first) <= 7)
+
+    def test_shifts_get_the_chance_that_the_next_event_stands_there(self) -> None:
+        time, sure = 7, 13  # frame 8 is from 0.128 s on
+        logits = self.logits("drum", 8, 38, time=time, velocity=2, section=BODY)
+        first, last = self.codec.token_range("shift")
+        chances = np.exp(logits[first + time + 1 : last + 1])
+        chance = 1 - (1 - 1 / (1 + np.exp(4))) ** 3  # of any of three events at -4
+        expected = [(1 - chance) ** i * chance for i in range(sure - time)]
+        np.testing.assert_allclose(chances[: sure - time], expected, rtol=1e-4)
+        assert chances[sure - time] > 0.7
+        assert chances[: MINI.max_step - time].sum() == pytest.approx(1, abs=1e-3)
+
+    @pytest.mark.parametrize("kind", ["pitch", "drum"])
+    def test_what_follows_a_pitch_or_drum_at_once_is_above_it(self, kind: str) -> None:
+        first, last = self.codec.token_range(kind)
+        logits = self.logits("onset", 0, 0, token=first + 60, time=0, velocity=2, section=BODY)
+        is_masked = logits[first : last + 1] == np.float32(BACKWARDS)
+        np.testing.assert_array_equal(is_masked, np.arange(128) <= 60)
+        other = "drum" if kind == "pitch" else "pitch"
+        first, last = self.codec.token_range(other)
+        assert (logits[first : last + 1] > BACKWARDS).all()
 
 
 class TestHarmonics:
