@@ -88,7 +88,8 @@ class StreamingTranscriber:
         self.hop = hop_frames / config.spectrogram.frames_per_second
         self._hop_frames = hop_frames
         self._model = model
-        self._sequence = EdgeSequence(config, rules or Rules(stop_runaways=True))
+        self._rules = rules or Rules(stop_runaways=True)
+        self._sequence = EdgeSequence(config, self._rules)
         self._cutter = SegmentCutter(config, context, hop_frames)
         self._codec = Codec(config.vocabulary.num_velocity_bins)
         self._forces_ties = tie_forcing and config.vocabulary.ties
@@ -160,7 +161,8 @@ class StreamingTranscriber:
         return Heard(sort_notes(heard))
 
     def _new_decoder(self) -> NoteDecoder:
-        return NoteDecoder.for_model(self.model_config)
+        rules = self._rules
+        return NoteDecoder.for_model(self.model_config, programs=rules.programs, drums=rules.drums)
 
     def _hear(self, segment: AudioSegment, heard: Heard, *, is_last: bool) -> None:
         if self._joins:

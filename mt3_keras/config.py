@@ -141,6 +141,7 @@ class NetworkConfig:
       ordered: with a pointer, pitches and drums of one moment, program and velocity rise, as they
         do in training with `join_seconds`.
       least_confidence: notes of which the onset head is less sure are left out (see `note_rolls`).
+      sure_confidence: onsets of which it is at least so sure are notes even if no token tells them.
     """
 
     width: int = 512
@@ -162,6 +163,7 @@ class NetworkConfig:
     pointer: bool = False
     ordered: bool = False
     least_confidence: float = 0.0
+    sure_confidence: float = 1.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -178,8 +180,9 @@ class NetworkConfig:
                 raise ValueError(f"{name} needs heads")
         if self.width % 2:
             raise ValueError(f"width must be even, half sines and half cosines: got {self.width}")
-        if not 0 <= self.least_confidence <= 1:
-            raise ValueError(f"least_confidence must be in [0, 1]: got {self.least_confidence}")
+        for name in ("least_confidence", "sure_confidence"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1): got {self.dropout}")
 
@@ -306,6 +309,7 @@ SMALL = ModelConfig(
         pointer=True,
         ordered=True,
         least_confidence=0.3,
+        sure_confidence=0.4,
     ),
 )
 CONFIGS = {"mt3": MT3, "ismir2021": ISMIR2021, "tiny": TINY, "small": SMALL}

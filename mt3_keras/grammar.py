@@ -13,6 +13,7 @@ import numpy as np
 
 from mt3_keras.codec import EOS, NUM_SPECIAL, Codec
 from mt3_keras.config import ModelConfig
+from mt3_keras.notes import map_program
 
 State = dict[str, Any]
 
@@ -24,7 +25,8 @@ TIE_SECTION, BODY = 0, 1
 STATE = ("time", "program", "velocity", "section")
 NUM_VALUES = 128  # of a program or a velocity, at most
 
-# Between two strikes of a key or drum. Players are slower; a young model tells one strike twice.
+# Between two strikes of a key or drum, in targets whose times are joined. Players are slower; a
+# young model tells one strike twice.
 REST_STEPS = 5
 # More tokens than any chord needs between two shifts: beyond, a sequence is only repeating itself.
 MAX_TOKENS_WITHOUT_PROGRESS = 160
@@ -38,10 +40,11 @@ class Rules:
       programs: only these programs may appear; None allows all.
       drums: whether drums may appear.
       constrained: only tokens that are legal in the current state: the tie section first and in
-        order, time never backwards, no note-off for a silent note, nothing struck twice within
-        50 ms, no state that changes nothing, nothing left unfinished. A young or confused model
-        is kept from most of its nonsense; an attentive one is not disturbed. None is True for
-        networks that are told what their tokens imply, which they learn from legal sequences.
+        order, time never backwards, no note-off for a silent note, nothing struck twice at once
+        (`ordered` networks: within 50 ms), no state that changes nothing, nothing left
+        unfinished. A young or confused model is kept from most of its nonsense; an attentive one
+        is not disturbed. None is True for networks that are told what their tokens imply, which
+        they learn from legal sequences.
       stop_runaways: end a segment that passes its own end or that writes on and on without
         getting ahead in time. Such a segment otherwise runs into `max_tokens`.
     """
@@ -82,6 +85,7 @@ class Grammar:
         self._has_programs = config.vocabulary.granularity != "flat"
         self._num_rows = config.network.vocabulary_rows
         self._max_tokens = config.network.max_tokens
+        self._rest_steps = REST_STEPS if config.network.ordered else 1
         # The last frame begins within the segment, its event may round up.
         self._max_step = int(np.ceil(config.segment_seconds * self.codec.steps_per_second))
         self._kinds = np.zeros(self._num_rows, np.int32)
@@ -90,8 +94,9 @@ class Grammar:
             first, last = self.codec.token_range(name)
             self._kinds[first : last + 1] = kind
             self._values[first : last + 1] = np.arange(last + 1 - first)
-        allowed = self.rules.programs
-        self._program_allowed = np.array([allowed is None or p in allowed for p in range(128)])
+        programs, granularity = self.rules.programs, config.vocabulary.granularity
+        mapped = {map_program(program, granularity) for program in programs or ()}
+        self._program_allowed = np.array([programs is None or p in mapped for p in range(128)])
 
     def start(self, batch_size: int) -> State:
         """The state before the first token."""
@@ -113,8 +118,8 @@ class Grammar:
                 "tied_pitch": full(-1),
                 "sounding": self._xp.zeros((batch_size, 128, 128), "bool"),  # program, pitch
                 # Step of the last strike.
-                "struck": self._xp.full((batch_size, 128, 128), -REST_STEPS, "int32"),
-                "struck_drums": self._xp.full((batch_size, 128), -REST_STEPS, "int32"),
+                "struck": self._xp.full((batch_size, 128, 128), -self._rest_steps, "int32"),
+                "struck_drums": self._xp.full((batch_size, 128), -self._rest_steps, "int32"),
             }
         return state
 
@@ -238,7 +243,7 @@ class Grammar:
         index = self._xp.maximum(program, 0)[:, None, None]
         sounding_B128 = self._xp.take_along_axis(state["sounding"], index, axis=1)[:, 0]
         struck_B128 = self._xp.take_along_axis(state["struck"], index, axis=1)[:, 0]
-        earliest = state["time"][:, None] - REST_STEPS  # strikes since then bar another
+        earliest = state["time"][:, None] - self._rest_steps  # strikes since then bar another
         can_release = self._xp.any(sounding_B128, axis=1) & has_program
         values = np.arange(128)
         is_on, is_off = velocity > 0, velocity == 0

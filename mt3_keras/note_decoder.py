@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from mt3_keras.codec import Codec, Event, bin_to_velocity, trim_eos
 from mt3_keras.config import ModelConfig
 from mt3_keras.note_encoder import time_to_step
 from mt3_keras.note_rolls import NoteRolls, SegmentTokens
-from mt3_keras.notes import Note, sort_notes
+from mt3_keras.notes import Note, map_program, sort_notes
 
+SAME_STRIKE = 0.06  # seconds between a strike as told and as heard, at most
 MIN_DURATION = 0.01  # seconds; also the length of drum hits and of notes without offsets
 
 
@@ -42,6 +43,9 @@ class NoteDecoder:
         floats, as the original does: 10 ms early for one segment in eight (the first at 30.72 s).
       least_confidence: notes of which the rolls are less sure are left out, as if the tokens did
         not tell them.
+      sure_confidence: onsets of which the rolls are at least so sure are added where no token tells
+        them; 1 adds none.
+      programs, drums: what may be added.
 
     Attributes:
       notes: all notes ended so far, in the order in which they ended.
@@ -56,6 +60,9 @@ class NoteDecoder:
         onsets_only: bool = False,
         segment_start: Literal["grid", "original"] = "grid",
         least_confidence: float = 0.0,
+        sure_confidence: float = 1.0,
+        programs: Collection[int] = range(128),
+        drums: bool = True,
     ) -> None:
         if segment_start not in ("grid", "original"):
             raise ValueError(f"segment_start must be 'grid' or 'original': got {segment_start!r}")
@@ -64,12 +71,15 @@ class NoteDecoder:
         self.onsets_only = onsets_only
         self.segment_start = segment_start
         self.least_confidence = least_confidence
+        self.sure_confidence = sure_confidence
+        self.programs, self.drums = programs, drums
         self.invalid_events = 0
         self.dropped_events = 0
         self.notes: list[Note] = []
         self.confidences: dict[Note, float] = {}
         self._rolls: NoteRolls | None = None
         self._step = 0  # since the segment's start
+        self._strikes: list[tuple[float, int, bool]] = []  # time, pitch, whether a drum, of late
         self._time = 0.0
         self._velocity = 100
         self._program = 0
@@ -79,21 +89,33 @@ class NoteDecoder:
 
     @classmethod
     def for_model(
-        cls, config: ModelConfig, *, exact: bool = False, least_confidence: float | None = None
+        cls,
+        config: ModelConfig,
+        *,
+        exact: bool = False,
+        least_confidence: float | None = None,
+        programs: Collection[int] | None = None,
+        drums: bool = True,
     ) -> NoteDecoder:
         """One that reads what a model writes.
 
         Args:
           exact: as the original reads.
           least_confidence: None takes the model's own.
+          programs, drums: what may appear; None allows all programs.
         """
+        network, granularity = config.network, config.vocabulary.granularity
         if least_confidence is None:
-            least_confidence = config.network.least_confidence
+            least_confidence = network.least_confidence
+        programs = range(128) if programs is None else programs
         return cls(
             Codec(config.vocabulary.num_velocity_bins),
             ties=config.vocabulary.ties,
             segment_start="original" if exact else "grid",
             least_confidence=least_confidence,
+            sure_confidence=max(network.sure_confidence, least_confidence),
+            programs={map_program(program, granularity) for program in programs},
+            drums=drums,
         )
 
     @property
@@ -143,7 +165,62 @@ class NoteDecoder:
             shift_steps = 0
             if not self._handle(event, time):
                 self.invalid_events += 1
+        if self._rolls and self.sure_confidence < 1:
+            self._add_untold(self._rolls, start, num_before, limit)
+        newest = max((strike[0] for strike in self._strikes), default=0.0)
+        self._strikes = [s for s in self._strikes if s[0] >= newest - SAME_STRIKE]
         return self.notes[num_before:]
+
+    def _add_untold(
+        self, rolls: NoteRolls, start: float, num_before: int, limit: float | None
+    ) -> None:
+        """Adds what the heads are sure of and the segment's tokens do not tell."""
+        time_at = self._clock(start)
+        for heard in rolls.notes(self.sure_confidence, self.programs):
+            time, end = time_at(heard.step), heard.end
+            strike = (time, heard.pitch, heard.is_drum)
+            if (heard.is_drum and not self.drums) or (limit is not None and time >= limit):
+                continue
+            if any(s[1:] == strike[1:] and abs(s[0] - time) <= SAME_STRIKE for s in self._strikes):
+                continue
+            self._strikes.append(strike)
+            velocity, confidence = heard.strike
+            if heard.is_drum:
+                hit = Note(time, time + MIN_DURATION, heard.pitch, velocity, 0, True)
+                self._add(hit, confidence)
+                continue
+            key = (heard.program, heard.pitch)
+            offset = None if end is None else max(time_at(end), time + MIN_DURATION)
+            self._insert(key, OpenNote(time, velocity, confidence), offset, num_before)
+
+    def _insert(
+        self, key: tuple[int, int], note: OpenNote, offset: float | None, first: int
+    ) -> None:
+        """Adds a note among those of its key that have ended since `first`, or that sound."""
+        program, pitch = key
+        for i in range(first, len(self.notes)):
+            other = self.notes[i]
+            if (other.program, other.pitch, other.is_drum) != (program, pitch, False):
+                continue
+            if other.onset < note.onset < other.offset:  # it was struck again
+                confidence = self.confidences.pop(other, None)
+                offset = other.offset
+                self.notes[i] = other._replace(offset=note.onset)
+                if confidence is not None:
+                    self.confidences[self.notes[i]] = confidence
+            elif note.onset < other.onset:
+                offset = other.onset if offset is None else min(offset, other.onset)
+        if key in self._open:
+            if self._open[key].onset < note.onset:
+                self._close(key, note.onset)
+            else:
+                later = self._open[key].onset
+                offset = later if offset is None else min(offset, later)
+        if offset is None:
+            self._open[key] = note
+        else:
+            ended = Note(note.onset, offset, pitch, note.velocity, program, False)
+            self._add(ended, note.confidence)
 
     def finish(self) -> list[Note]:
         """Ends all sounding notes at the time of the last event and returns all notes, ordered."""
@@ -175,10 +252,10 @@ class NoteDecoder:
             case "drum":
                 if self._velocity == 0:
                     return False
-                velocity, confidence = self._strike(event.value, is_drum=True)
-                if self._is_sure(confidence):
-                    hit = Note(time, time + MIN_DURATION, event.value, velocity, 0, True)
-                    self._add(hit, confidence)
+                begun = self._begin(event.value, time, is_drum=True)
+                if begun:
+                    hit = Note(time, time + MIN_DURATION, event.value, begun.velocity, 0, True)
+                    self._add(hit, begun.confidence)
             case "velocity":
                 self._velocity = bin_to_velocity(event.value, self.codec.num_velocity_bins)
             case "program":
@@ -208,23 +285,25 @@ class NoteDecoder:
             if is_open:
                 self._close(key, time)
             return is_open or self.least_confidence > 0  # of a note that was left out
-        velocity, confidence = self._strike(key[1], is_drum=False)
-        if self._is_sure(confidence):
+        begun = self._begin(key[1], time, is_drum=False)
+        if begun:
             if is_open:
                 self._close(key, time)
-            self._open[key] = OpenNote(time, velocity, confidence)
+            self._open[key] = begun
         return True
 
-    def _is_sure(self, confidence: float | None) -> bool:
-        return confidence is None or confidence >= self.least_confidence
-
-    def _strike(self, pitch: int, *, is_drum: bool) -> tuple[int, float | None]:
-        """Velocity and confidence of a note that begins."""
+    def _begin(self, pitch: int, time: float, *, is_drum: bool) -> OpenNote | None:
+        """A note that begins, or None if the rolls are not sure of it."""
         strike = self._rolls.strike(self._step, pitch, is_drum=is_drum) if self._rolls else None
-        if strike is None:
-            return self._velocity, None
-        tells_velocity = self.codec.num_velocity_bins > 1
-        return self._velocity if tells_velocity else strike.velocity, strike.confidence
+        note = OpenNote(time, self._velocity)
+        if strike is not None:
+            tells_velocity = self.codec.num_velocity_bins > 1
+            velocity = self._velocity if tells_velocity else strike.velocity
+            note = OpenNote(time, velocity, strike.confidence)
+            if strike.confidence < self.least_confidence:
+                return None
+        self._strikes.append((time, pitch, is_drum))
+        return note
 
     def _close(self, key: tuple[int, int], time: float) -> None:
         onset, velocity, confidence = self._open.pop(key)

@@ -116,6 +116,7 @@ class Transcriber:
         self.context = context
         if rules is None:
             rules = Rules(constrained=False) if exact else Rules(stop_runaways=True)
+        self.rules = rules
         self._search: EdgeSearch | Search
         if isinstance(model, pathlib.Path):
             from mt3_keras.litert import EdgeSearch
@@ -199,7 +200,11 @@ class _Reading:
         config = transcriber.model_config
         self._transcriber = transcriber
         self._decoder = NoteDecoder.for_model(
-            config, exact=transcriber.exact, least_confidence=transcriber.least_confidence
+            config,
+            exact=transcriber.exact,
+            least_confidence=transcriber.least_confidence,
+            programs=transcriber.rules.programs,
+            drums=transcriber.rules.drums,
         )
         self._starts: list[float] = []
         self._segments: list[Segment] = []

@@ -14,7 +14,7 @@ from mt3_keras import generation
 from mt3_keras.codec import EOS, Codec
 from mt3_keras.config import MT3
 from mt3_keras.generation import Search, brevity_penalty
-from mt3_keras.grammar import REST_STEPS, Grammar, Rules
+from mt3_keras.grammar import Grammar, Rules
 from mt3_keras.note_encoder import encode_notes
 from mt3_keras.segments import AudioSegment
 from tests.test_note_encoder import separate_notes
@@ -170,7 +170,7 @@ def assert_legal(tokens):
             in_ties = False
         elif kind == "drum":
             assert velocity
-            assert (time or 0) - struck.get(("drum", value), -9) >= REST_STEPS
+            assert (time or 0) - struck.get(("drum", value), -9) >= 1
             struck["drum", value] = time or 0
         elif in_ties:
             assert (program, value) not in sounding
@@ -181,7 +181,7 @@ def assert_legal(tokens):
         else:
             assert velocity
             assert program is not None
-            assert (time or 0) - struck.get((program, value), -9) >= REST_STEPS
+            assert (time or 0) - struck.get((program, value), -9) >= 1
             struck[program, value] = time or 0
             sounding.add((program, value))
         last = kind

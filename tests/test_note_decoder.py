@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt3_keras.codec import EOS, Codec, Event
-from mt3_keras.config import LOWEST_PITCH
+from mt3_keras.config import LOWEST_PITCH, NUM_PITCHES
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_rolls import NUM_COLUMNS, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, sort_notes
@@ -166,29 +166,83 @@ def test_what_follows_eos_is_ignored(tokens):
     assert cut.invalid_events == whole.invalid_events
 
 
+SURE = {"least_confidence": 0.3, "sure_confidence": 0.4, "ties": False}
+
+
+def make_rolls(*onsets, num_frames=20):
+    """Rolls of 50 frames a second with cells (head, frame or frames, column, value)."""
+    rolls = NoteRolls(np.zeros((num_frames, NUM_COLUMNS), np.float32), 50.0)
+    for head, frames, column, value in onsets:
+        rolls.roll(head)[frames, column] = value
+    return rolls
+
+
+def feed(decoder, rolls, *events, end=None):
+    tokens = SegmentTokens(decoder.codec.encode(Event(*event)) for event in events)
+    tokens.rolls = rolls
+    return decoder.feed(0.0, tokens, end)
+
+
 def test_rolls_give_notes_their_velocities_and_confidences():
-    values = np.zeros((20, NUM_COLUMNS), np.float32)
-    values[4, 60 - LOWEST_PITCH], values[4, 216 + 60 - LOWEST_PITCH] = 0.8, 50 / 127
-    values[9, 88 + 38], values[9, 216 + 88] = 0.6, 1.0
-    codec = Codec()
-    events = [("shift", 8), ("velocity", 1), ("pitch", 60), ("shift", 20), ("drum", 38)]
-    tokens = SegmentTokens(codec.encode(Event(*event)) for event in events)
-    tokens.rolls = NoteRolls(values, 50.0)  # the note stands 10 ms past the end of its frame
-    decoder = NoteDecoder(codec, ties=False)
-    decoder.feed(0.0, tokens)
+    rolls = make_rolls(
+        ("onset", 4, 60 - LOWEST_PITCH, 0.8),  # the note stands 10 ms past the end of its frame
+        ("strength", 4, 60 - LOWEST_PITCH, 50 / 127),
+        ("drum", 9, 38, 0.6),
+        ("strength", 9, NUM_PITCHES, 1.0),
+    )
+    decoder = NoteDecoder(Codec(), ties=False)
+    feed(decoder, rolls, ("shift", 8), ("velocity", 1), ("pitch", 60), ("shift", 20), ("drum", 38))
     assert [(n.pitch, n.velocity) for n in decoder.finish()] == [(60, 50), (38, 127)]
     assert sorted(decoder.confidences.values()) == pytest.approx([0.6, 0.8])
 
 
 def test_notes_of_which_the_rolls_are_not_sure_are_left_out_with_their_ends():
-    values = np.zeros((20, NUM_COLUMNS), np.float32)
-    values[4, 60 - LOWEST_PITCH] = values[9, 88 + 38] = 0.5
-    codec = Codec()
+    rolls = make_rolls(("onset", 4, 60 - LOWEST_PITCH, 0.35), ("drum", 9, 38, 0.35))
+    decoder = NoteDecoder(Codec(), **SURE)
     events = [("shift", 8), ("velocity", 1), ("pitch", 60), ("pitch", 61), ("shift", 20)]
     events += [("drum", 37), ("drum", 38), ("velocity", 0), ("pitch", 60), ("pitch", 61)]
-    tokens = SegmentTokens(codec.encode(Event(*event)) for event in events)
-    tokens.rolls = NoteRolls(values, 50.0)
-    decoder = NoteDecoder(codec, ties=False, least_confidence=0.4)
-    decoder.feed(0.0, tokens)
+    feed(decoder, rolls, *events)
     assert [n.pitch for n in decoder.finish()] == [60, 38]
     assert decoder.invalid_events == 0
+
+
+def test_what_the_rolls_are_sure_of_and_no_token_tells_is_added():
+    column = 60 - LOWEST_PITCH
+    rolls = make_rolls(
+        ("onset", slice(4, 7), column, [0.5, 0.9, 0.5]),  # one onset, at its peak
+        ("frame", slice(5, 10), column, 0.9),
+        ("program", slice(5, 10), 40, 0.7),
+        ("program", slice(5, 10), 0, 0.2),
+        ("strength", 5, column, 0.5),
+        ("drum", 9, 38, 0.6),
+        ("onset", 15, column, 0.39),
+    )
+    decoder = NoteDecoder(Codec(), **SURE)
+    added = feed(decoder, rolls)
+    assert (
+        added == decoder.finish() == [Note(0.11, 0.21, 60, 64, 40), Note(0.19, 0.2, 38, 1, 0, True)]
+    )
+    piano = NoteDecoder(Codec(), **SURE, programs=[0], drums=False)
+    assert feed(piano, rolls) == [Note(0.11, 0.21, 60, 64, 0)]
+    told = NoteDecoder(Codec(), **SURE)
+    feed(told, rolls, ("shift", 14), ("program", 24), ("velocity", 1), ("pitch", 60), ("drum", 38))
+    assert [(n.onset, n.program) for n in told.finish() if not n.is_drum] == [(0.14, 24)]
+
+
+def test_a_note_added_within_another_ends_it_and_one_that_sounds_on_stays_open():
+    column = 60 - LOWEST_PITCH
+    rolls = make_rolls(
+        ("onset", [1, 10], column, 0.9),
+        ("frame", slice(1, 20), column, 0.9),
+        ("onset", 12, 70 - LOWEST_PITCH, 0.9),
+        ("frame", slice(12, 20), 70 - LOWEST_PITCH, 0.9),
+    )
+    decoder = NoteDecoder(Codec(), **SURE)
+    events = [("shift", 3), ("program", 0), ("velocity", 1), ("pitch", 60), ("shift", 30)]
+    feed(decoder, rolls, *events, ("velocity", 0), ("pitch", 60), end=0.4)
+    assert [(n.onset, n.offset, n.pitch) for n in decoder.notes] == [
+        (0.03, 0.21, 60),
+        (0.21, 0.3, 60),
+    ]
+    assert list(decoder.open_notes) == [(0, 70)]
+    assert set(decoder.confidences) == set(decoder.notes)

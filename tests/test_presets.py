@@ -1,0 +1,66 @@
+"""The models in the box: their size, what they load on, and that they hear the examples."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from mt3_keras.catalog import find_preset, shipped_names
+from mt3_keras.config import ModelConfig
+from mt3_keras.metrics import onset_scores
+from mt3_keras.midi import read_midi
+from mt3_keras.transcriber import Transcriber
+from tests.conftest import ROOT
+
+EXAMPLES = ROOT / "examples"
+MB = 1e6
+
+
+@pytest.fixture(scope="module")
+def heard():
+    """What the shipped model hears in the piano example, on LiteRT."""
+    pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
+    transcriber = Transcriber.from_preset("small", engine="litert")
+    return transcriber.transcribe(EXAMPLES / "piano.flac")
+
+
+def test_small_is_in_the_box_and_as_small_as_it_says():
+    assert "small" in shipped_names()
+    folder = find_preset("small")
+    assert (folder / "model.weights.h5").stat().st_size < 25 * MB
+    assert (folder / "model.tflite").stat().st_size < 15 * MB
+    with h5py.File(folder / "model.weights.h5") as file:
+        sizes, types = [], set()
+        file.visititems(
+            lambda name, item: (
+                (sizes.append(item.size), types.add(item.dtype))
+                if isinstance(item, h5py.Dataset)
+                else None
+            )
+        )
+    assert sum(sizes) <= 12e6
+    assert types == {np.dtype(np.float16)}
+
+
+def test_small_hears_the_piano_example_with_velocities_and_confidences(heard):
+    reference = read_midi(EXAMPLES / "piano.mid")
+    assert onset_scores(reference, heard.notes)[2] > 0.6
+    assert len({note.velocity for note in heard.notes}) > 5
+    limit = ModelConfig.from_preset(find_preset("small")).network.least_confidence
+    assert all(limit <= heard.confidences[note] <= 1 for note in heard.notes)
+
+
+def test_small_hears_much_the_same_on_keras(heard):
+    on_keras = Transcriber.from_preset("small", engine="keras", batch_size=7)
+    notes = on_keras.transcribe(EXAMPLES / "piano.flac").notes
+    assert onset_scores(heard.notes, notes)[2] > 0.8
+
+
+def test_small_streams_from_the_box(heard):
+    from export.streaming import StreamingTranscriber
+    from mt3_keras.audio import read_blocks
+
+    stream = StreamingTranscriber.from_bundle("small")
+    notes = [n for block in read_blocks(EXAMPLES / "piano.flac") for n in stream.push(block)]
+    assert sorted([*notes, *stream.flush()]) == sorted(heard.notes)
