@@ -188,7 +188,10 @@ def _write_reference(
             variable.assign(weights[variable.path])
     known = {
         "config": json.dumps(config.to_dict()),
-        "settings": json.dumps(dataclasses.asdict(settings)),
+        "settings": json.dumps(
+            dataclasses.asdict(settings)
+            | {"heads": [dataclasses.asdict(head) for head in model.objective.heads]}
+        ),
         "logits": predict(model, batch),
     }
     parts = {"weights": weights, "tables": _tables(config), "batch": batch, "known": known}

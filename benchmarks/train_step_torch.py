@@ -149,7 +149,8 @@ class Network(torch.nn.Module):
         if stem_rolls is not None:
             rolls = rolls + functional.pad(stem_rolls, (0, rolls.shape[-1] - stem_rolls.shape[-1]))
         if self.net.head_feedback:
-            found = torch.sigmoid(rolls).reshape(len(rolls), self.net.num_positions, -1)
+            found = torch.sigmoid(rolls[..., : -HEADS["strength"]])
+            found = found.reshape(len(rolls), self.net.num_positions, -1)
             encoded = encoded + found @ self.w["heads/feedback/kernel"]
         parts = rolls.split(list(HEADS.values()), dim=-1)
         return encoded, {f"{head}_logits": p for head, p in zip(HEADS, parts, strict=True)}
@@ -204,7 +205,9 @@ class Network(torch.nn.Module):
             x = x + self._mlp(f"{path}/mlp", self._norm(f"{path}/mlp_norm", x))
         x = self._norm("decoder/norm", x)
         logits = x @ self.w["decoder/logits/kernel"]
-        return logits + self._point(x, state, encoded, rolls) if self.net.pointer else logits
+        if self.net.pointer:
+            logits = logits + self._point(x, tokens, state, encoded, rolls)
+        return logits
 
     def _embed_state(self, state: dict[str, Any]) -> Any:
         tables = {n: self.w[f"decoder/state_inputs/{n}/embeddings"] for n in state}
@@ -221,7 +224,9 @@ class Network(torch.nn.Module):
         bias_HPT = self.w[f"{path}/time_bias/bias"][:, distances]
         return bias_HPT[:, place_BL].transpose(0, 1)
 
-    def _point(self, x: Any, state: dict[str, Any], encoded: Any, rolls: dict[str, Any]) -> Any:
+    def _point(
+        self, x: Any, tokens: Any, state: dict[str, Any], encoded: Any, rolls: dict[str, Any]
+    ) -> Any:
         def nearby(head: str) -> Any:
             roll = functional.max_pool1d(
                 rolls[f"{head}_logits"].transpose(1, 2), 3, stride=1, padding=1
@@ -242,28 +247,42 @@ class Network(torch.nn.Module):
         events = encoded @ self.w["decoder/pointer/shifts/kernel"]
         events = events + self.w["decoder/pointer/shifts/bias"]
         events = events.reshape(len(x), 2 * self.net.segment_frames, -1)[:, self.tables["steps"]]
-        shift = gains[..., 4:] @ events.transpose(1, 2)
+        loudest = [rolls[f"{head}_logits"].amax(-1) for head in ("onset", "offset", "drum")]
+        curves = torch.stack(loudest, dim=-1) @ self.w["decoder/pointer/curves/kernel"]
+        curves = curves + self.w["decoder/pointer/curves/bias"]
+        events = events + curves[:, self.tables["frames"]]
+        quiet = functional.softplus(events).sum(-1)
+        past = quiet.cumsum(1)
+        following = torch.log((1 - torch.exp(-quiet)).clamp(min=1e-6)) - (past - quiet)
+        shift = gains[..., 4:] @ torch.cat([events, following[..., None]], -1).transpose(1, 2)
+        now = time.clamp(max=past.shape[1] - 1)
+        shift = shift + gains[..., -1:] * past.gather(1, now)[..., None]
         steps = torch.arange(shift.shape[-1], device=x.device)
         shift = torch.where(steps <= time[..., None], BACKWARDS, shift)
         logits = shift.new_zeros(*x.shape[:2], self.net.vocabulary_rows)
+        values = torch.arange(128, device=x.device)
         for kind, part in (("shift", shift), ("pitch", pitch), ("drum", gains[..., 3:4] * drum)):
             first = self.ranges[kind][0]
+            if kind != "shift" and self.net.ordered:
+                last = tokens[..., None] - first
+                part = torch.where((values <= last) & (last < 128), BACKWARDS, part)
             logits[..., first : first + part.shape[-1]] = part.to(logits.dtype)
         return logits
 
 
-def loss_of(outputs: dict[str, Any], batch: dict[str, Any], settings: dict[str, float]) -> Any:
+def loss_of(outputs: dict[str, Any], batch: dict[str, Any], settings: dict[str, Any]) -> Any:
     """Token cross-entropy with z-loss, and the heads' binary cross-entropy."""
     logits, targets = outputs["logits"].float(), batch["targets"]
     is_token = targets != 0
     log_z = torch.logsumexp(logits, dim=-1)
     right = logits.gather(-1, targets[..., None])[..., 0]
     loss = (log_z - right + settings["z_loss"] * log_z**2)[is_token].sum() / is_token.sum()
-    for head in (name.removesuffix("_logits") for name in outputs if name != "logits"):
-        loss = loss + settings["head_weight"] * functional.binary_cross_entropy_with_logits(
-            outputs[f"{head}_logits"].float(),
-            batch[head].float(),
-            pos_weight=torch.tensor(settings["head_positive_weight"]),
+    for head in settings["heads"]:
+        targets = batch[head["name"]].float()
+        loss = loss + head["weight"] * functional.binary_cross_entropy_with_logits(
+            outputs[f"{head['name']}_logits"].float()[targets >= 0],
+            targets[targets >= 0] / head["largest_target"],
+            pos_weight=torch.tensor(head["positive_weight"]),
         )
     return loss
 

@@ -20,7 +20,7 @@ from mt3_keras.codec import trim_eos
 from mt3_keras.config import HEADS, NUM_PITCHES, ModelConfig
 from mt3_keras.generation import Search
 from mt3_keras.grammar import Rules
-from mt3_keras.heads import STEM_HEADS
+from mt3_keras.heads import NUM_FED_BACK, STEM_HEADS
 from mt3_keras.metrics import further_scores, onset_scores
 from mt3_keras.midi import replacing
 from mt3_keras.note_decoder import NoteDecoder
@@ -263,8 +263,8 @@ def training_flops(config: ModelConfig, num_tokens: float) -> float:
     attention, mlp = 4 * net.width * inner, 3 * net.width * net.mlp_width
     encoder = positions * net.num_encoder_layers * (attention + mlp + 2 * positions * inner)
     if net.heads:
-        rolls = net.frames_per_position * sum(HEADS.values()) * net.width
-        encoder += positions * rolls * (2 if net.head_feedback else 1)
+        columns = sum(HEADS.values()) + (NUM_FED_BACK if net.head_feedback else 0)
+        encoder += positions * net.frames_per_position * columns * net.width
     own = attention + mlp + num_tokens * inner
     cross = attention // 2 + 2 * positions * inner
     decoder = num_tokens * (
