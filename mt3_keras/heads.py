@@ -39,6 +39,7 @@ STEM_HEADS = ("onset", "offset", "frame")  # those of single pitches, which the 
 INITIAL_LOGIT = -4.0  # most of a roll is empty
 BACKWARDS = -30.0  # added to tokens that do not lead forward; finite, so that no target costs all
 NUM_FED_BACK = sum(HEADS.values()) - HEADS["strength"]  # all but the last
+POINTED = ("shift", "pitch", "program", "drum")  # kinds of tokens, in the vocabulary's order
 NUM_SHIFT_LOGITS = 3
 SHIFT_FRAMES = 2  # places per frame at which a shift may lead
 
@@ -115,7 +116,8 @@ class Pointer(keras.layers.Layer):
     """Adds what the heads say of the current time to the logits of the next tokens.
 
     A pitch gets its onset logit if the velocity is on, its offset logit if off, and in the tie
-    section its frame logit at the segment's start; a drum gets its onset logit. The shift to a
+    section its frame logit at the segment's start; a drum gets its onset logit, a program that of
+    its sounding. The shift to a
     step gets three logits of that time, begun as the largest of its onsets, offsets and drums, and
     the logarithm of the chance that the next event stands there: that one of the three happens
     then, and none between now and then. How much of each is a linear function of the decoder's
@@ -129,9 +131,9 @@ class Pointer(keras.layers.Layer):
         super().__init__(**kwargs)
         network, per_second = config.network, config.spectrogram.frames_per_second
         self.gains = keras.layers.Dense(
-            4 + NUM_SHIFT_LOGITS + 1,
+            5 + NUM_SHIFT_LOGITS + 1,
             kernel_initializer="zeros",
-            bias_initializer=keras.initializers.Constant([1, 1, 1, 1, *[0] * NUM_SHIFT_LOGITS, 1]),
+            bias_initializer=keras.initializers.Constant([*[1] * 5, *[0] * NUM_SHIFT_LOGITS, 1]),
             dtype="float32",
             name="gains",
         )
@@ -153,7 +155,7 @@ class Pointer(keras.layers.Layer):
         self._frames = step_to_index(config, per_second, self.num_frames)
         self._places = step_to_index(config, SHIFT_FRAMES * per_second, num_places)
         codec = Codec(config.vocabulary.num_velocity_bins)
-        self._first = {kind: codec.token_range(kind)[0] for kind in ("shift", "pitch", "drum")}
+        self._first = {kind: codec.token_range(kind)[0] for kind in POINTED}
 
     def build(self, width: int) -> None:
         self.gains.build((None, width))
@@ -176,8 +178,9 @@ class Pointer(keras.layers.Layer):
         past_BT = ops.cumsum(quiet_BT, axis=1)
         next_BT = ops.log(ops.maximum(1 - ops.exp(-quiet_BT), 1e-6)) - (past_BT - quiet_BT)
         shifts_BTS = ops.concatenate([events_BTS, next_BT[..., None]], axis=-1)
+        others = [_nearby_max(rolls[head]) for head in ("drum", "program")]
         return {
-            "pointer_rolls": ops.concatenate([onset, offset, _nearby_max(rolls["drum"])], axis=-1),
+            "pointer_rolls": ops.concatenate([onset, offset, *others], axis=-1),
             "pointer_ties": frame[:, 0],
             "pointer_shifts": ops.transpose(shifts_BTS, (0, 2, 1)),
             "pointer_past": past_BT,
@@ -185,25 +188,26 @@ class Pointer(keras.layers.Layer):
 
     def call(self, x_BLD: Any, tokens: Any, state: dict[str, Any], tables: dict[str, Any]) -> Any:
         """Decoder states, tokens and what they imply so far, all [B, L] -> logits [B, L, V]."""
-        gains_BL8 = self.gains(x_BLD)
+        gains_BL9 = self.gains(x_BLD)
         num_steps = len(self._frames)
         time = ops.minimum(state["time"], num_steps - 1)
         place = ops.take(self._frames, time)
         place_BLF = ops.one_hot(place, self.num_frames, dtype="float32")
         at_time = ops.matmul(place_BLF, tables["pointer_rolls"])
-        onset, offset, drum = [at_time[..., i * 128 : (i + 1) * 128] for i in range(3)]
-        gain = [gains_BL8[..., i : i + 1] for i in range(4)]
+        onset, offset, drum, program = [at_time[..., i * 128 : (i + 1) * 128] for i in range(4)]
+        gain = [gains_BL9[..., i : i + 1] for i in range(5)]
         is_on = (state["velocity"] > 0)[..., None]
         pitch = ops.where(is_on, gain[0] * onset, gain[1] * offset)
         is_tie = (state["section"] == TIE_SECTION)[..., None]
         pitch = ops.where(is_tie, gain[2] * tables["pointer_ties"][:, None], pitch)
-        shift = ops.matmul(gains_BL8[..., 4:], tables["pointer_shifts"])
+        shift = ops.matmul(gains_BL9[..., 5:], tables["pointer_shifts"])
         time_BLT = ops.one_hot(time, num_steps, dtype="float32")
-        shift += gains_BL8[..., -1:] * ops.matmul(time_BLT, tables["pointer_past"][..., None])
+        shift += gains_BL9[..., -1:] * ops.matmul(time_BLT, tables["pointer_past"][..., None])
         goes_back = np.arange(num_steps) <= state["time"][..., None]
         parts = {
             "shift": ops.where(goes_back, BACKWARDS, shift),
             "pitch": pitch,
+            "program": gain[4] * program,
             "drum": gain[3] * drum,
         }
         if self.is_ordered:
@@ -215,7 +219,7 @@ class Pointer(keras.layers.Layer):
 
     def _to_tokens(self, parts: dict[str, Any]) -> Any:
         """Parts [B, L, n] at their places in the vocabulary [B, L, V], zeros elsewhere."""
-        starts = [0, self._first["pitch"], self._first["drum"], self.num_rows]
+        starts = [0, *(self._first[kind] for kind in POINTED[1:]), self.num_rows]
         padded = []
         for (kind, part), start, end in zip(parts.items(), starts, starts[1:], strict=False):
             before = self._first[kind] - start

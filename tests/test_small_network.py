@@ -265,6 +265,10 @@ class TestPointer:
         logits = self.logits("drum", 0, 38, time=0, velocity=0, section=BODY)
         assert logits.argmax() == self.codec.encode(Event("drum", 38))
 
+    def test_points_to_programs_that_sound(self) -> None:
+        logits = self.logits("program", 6, 40, time=10, velocity=2, section=BODY)
+        assert logits.argmax() == self.codec.encode(Event("program", 40))
+
     def test_points_to_the_pitches_sounding_at_the_start_in_the_tie_section(self) -> None:
         logits = self.logits("frame", 0, 48, time=0, velocity=-1, section=TIE_SECTION)
         assert logits.argmax() == self.codec.encode(Event("pitch", 69))
