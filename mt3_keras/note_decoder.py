@@ -167,6 +167,7 @@ class NoteDecoder:
                 self.invalid_events += 1
         if self._rolls and self.sure_confidence < 1:
             self._add_untold(self._rolls, start, num_before, limit)
+            self._end_silent(self._rolls, start)
         newest = max((strike[0] for strike in self._strikes), default=0.0)
         self._strikes = [s for s in self._strikes if s[0] >= newest - SAME_STRIKE]
         return self.notes[num_before:]
@@ -192,6 +193,15 @@ class NoteDecoder:
             key = (heard.program, heard.pitch)
             offset = None if end is None else max(time_at(end), time + MIN_DURATION)
             self._insert(key, OpenNote(time, velocity, confidence), offset, num_before)
+
+    def _end_silent(self, rolls: NoteRolls, start: float) -> None:
+        """Ends notes that no token has ended where the heads hear them fall silent."""
+        time_at = self._clock(start)
+        for key, note in list(self._open.items()):
+            begun = round((note.onset - time_at(0)) * self.codec.steps_per_second)
+            end = rolls.end(max(0, begun), key[1])
+            if end is not None:
+                self._close(key, time_at(end))
 
     def _insert(
         self, key: tuple[int, int], note: OpenNote, offset: float | None, first: int

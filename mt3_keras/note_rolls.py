@@ -92,12 +92,23 @@ class NoteRolls:
     def _heard_pitch(
         self, frame: int, column: int, allowed: NDArray[np.int_], strike: Strike
     ) -> HeardNote:
-        silent = np.flatnonzero(self.roll("frame")[frame + 1 :, column] < SOUNDING)
-        end = self._to_step(frame + 1 + int(silent[0])) if silent.size else None
         programs = self.roll("program")[frame : frame + PROGRAM_FRAMES, allowed].mean(axis=0)
         program = int(allowed[np.argmax(programs)])
         pitch = int(column) + LOWEST_PITCH
-        return HeardNote(self._to_step(frame), end, pitch, program, False, strike)
+        return HeardNote(
+            self._to_step(frame), self._end(frame, column), pitch, program, False, strike
+        )
+
+    def end(self, step: int, pitch: int) -> int | None:
+        """The step at which a pitch that sounds at `step` falls silent; None if it sounds on."""
+        if not 0 <= pitch - LOWEST_PITCH < NUM_PITCHES:
+            return None
+        frame = int((step - 0.5) / STEPS_PER_SECOND * self._frames_per_second)
+        return self._end(max(0, frame), pitch - LOWEST_PITCH)
+
+    def _end(self, frame: int, column: int) -> int | None:
+        silent = np.flatnonzero(self.roll("frame")[frame + 1 :, column] < SOUNDING)
+        return self._to_step(frame + 1 + int(silent[0])) if silent.size else None
 
     def _to_step(self, frame: int) -> int:
         return round((int(frame) + 0.5) / self._frames_per_second * STEPS_PER_SECOND)
