@@ -18,7 +18,7 @@ from mt3_keras.notes import Note
 from tests.conftest import ROOT
 from train import scores
 from train.evaluate import main, read_manifest
-from train.history import HistoryError, append_scores, describe_run
+from train.history import HistoryError, append_scores, describe_runs
 
 BAND = [
     Note(0.5, 1.0, 60, 100),
@@ -198,8 +198,8 @@ def test_each_scoring_of_a_run_adds_a_line_to_its_history(tmp_path):
         for i in (1, 2)
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run = describe_run(tmp_path)
-    assert run == {"updates": 100, "hours_trained": 2, "hours_heard": 72}
+    run = describe_runs([tmp_path, tmp_path])
+    assert run == {"updates": 200, "hours_trained": 4, "hours_heard": 144}
     log = tmp_path / "log.csv"
     for onset in (0.5, 0.6):
         append_scores(log, run, {"all": {scores.ONSET: onset}, "real": {}})
@@ -208,4 +208,4 @@ def test_each_scoring_of_a_run_adds_a_line_to_its_history(tmp_path):
     with pytest.raises(HistoryError, match="other columns"):
         append_scores(log, run, {"all": {}})
     with pytest.raises(HistoryError, match="is it a run"):
-        describe_run(tmp_path / "nothing")
+        describe_runs([tmp_path / "nothing"])

@@ -109,7 +109,13 @@ def _define_flags(values: flags.FlagValues) -> None:
     text("json", None, "Write all scores and notes here.")
     text("png", None, "Write a picture of the tables here.")
     text("log", None, "Append a line to this CSV file: the run's hours and losses, mean scores.")
-    text("run", None, "The run that --log tells of; by default MODEL.")
+    flags.DEFINE_list(
+        "runs",
+        [],
+        "The runs that --log tells of, each begun with the weights of the one before; by default "
+        "MODEL alone.",
+        flag_values=values,
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -122,14 +128,15 @@ def _evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
     if bool(values.data) == bool(values.dataset):
         raise UsageError("either --dataset or --data is needed: what to score the model on")
     from train import scores
-    from train.history import append_scores, describe_run
+    from train.history import append_scores, describe_runs
 
     if values.data:
         items = read_manifest(pathlib.Path(values.data))
     else:
         items = [item for split in values.split for item in read_split(values, split)]
     items = [item for item in items if values.only in item.id]
-    history = describe_run(pathlib.Path(values.run or values.model or "")) if values.log else {}
+    runs = [pathlib.Path(run) for run in values.runs or [values.model or "small"]]
+    history = describe_runs(runs) if values.log else {}
     result = scores.evaluate(load_transcriber(values), items, granularity=GRANULARITIES[values.by])
     print(scores.report(result))
     if values.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mt3_keras.midi import replacing
@@ -35,10 +35,16 @@ def describe_run(folder: pathlib.Path) -> dict[str, float]:
     return dict(zip(RUN_COLUMNS, figures, strict=True)) | losses
 
 
+def describe_runs(folders: Sequence[pathlib.Path]) -> dict[str, float]:
+    """The same of runs of which each began with the weights of the one before: sums, last losses."""
+    runs = [describe_run(folder) for folder in folders]
+    return runs[-1] | {name: sum(run[name] for run in runs) for name in RUN_COLUMNS}
+
+
 def append_scores(
     path: pathlib.Path, run: Mapping[str, float], summary: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Adds a line: what `describe_run` tells, and the mean scores of each group.
+    """Adds a line: what `describe_runs` tells, and the mean scores of each group.
 
     Raises:
       HistoryError: the file has other columns, or cannot be read or written.
