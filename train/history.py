@@ -36,7 +36,7 @@ def describe_run(folder: pathlib.Path) -> dict[str, float]:
 
 
 def describe_runs(folders: Sequence[pathlib.Path]) -> dict[str, float]:
-    """The same of runs of which each began with the weights of the one before: sums, last losses."""
+    """The same of runs that each began with the weights of the one before: sums, last losses."""
     runs = [describe_run(folder) for folder in folders]
     return runs[-1] | {name: sum(run[name] for run in runs) for name in RUN_COLUMNS}
 
