@@ -352,7 +352,7 @@ def test_a_failed_export_leaves_nothing(tiny_model, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
-        (["--out_dir=x"], 2, "--model is needed"),
+        ([], 2, "--out_dir is needed"),
         (["--model=tiny"], 2, "--out_dir is needed"),
         (["--model=tiny", "--out_dir=x", "--formats=onnx"], 2, "got onnx"),
         (["--model=tiny", "--out_dir=x", "--search=beam1"], 2, "greedily"),
