@@ -137,20 +137,30 @@ class _Timed(EdgeModel):
 def _time_tokens(bundle: pathlib.Path, samples: Any, threads: int) -> Figures:
     """Milliseconds for a token and for encoding a segment: alone, helped, and side by side."""
     segments = list(cut_segments([samples], EdgeModel(bundle).model_config, "full"))
-    found = {}
+    found: Figures = {}
     for name, num_sequences, num_threads in (
         ("one", 1, 1),
         ("one, all threads", 1, threads),
         ("side by side", threads, 1),
     ):
-        models = [_Timed(bundle, num_threads) for _ in range(num_sequences)]
-        shares = [segments[i::num_sequences] for i in range(num_sequences)]
-        with concurrent.futures.ThreadPoolExecutor(num_sequences) as executor:
-            counts, seconds = zip(*executor.map(_decode, models, shares), strict=True)
-        encoding = sum(model.encoding for model in models)
-        found[f"{name}: token"] = 1000 * (sum(seconds) - encoding) / sum(counts) / num_sequences
-        found[f"{name}: encode"] = 1000 * encoding / len(segments) / num_sequences
+        timed = time_side_by_side(bundle, segments, num_sequences, num_threads)
+        found |= {f"{name}: {part}": milliseconds for part, milliseconds in timed.items()}
     return found
+
+
+def time_side_by_side(
+    bundle: pathlib.Path, segments: list[AudioSegment], num_sequences: int, num_threads: int = 1
+) -> Figures:
+    """Milliseconds for a "token" and to "encode" a segment, so many sequences at a time."""
+    models = [_Timed(bundle, num_threads) for _ in range(num_sequences)]
+    shares = [segments[i::num_sequences] for i in range(num_sequences)]
+    with concurrent.futures.ThreadPoolExecutor(num_sequences) as executor:
+        counts, seconds = zip(*executor.map(_decode, models, shares), strict=True)
+    encoding = sum(model.encoding for model in models)
+    return {
+        "token": 1000 * (sum(seconds) - encoding) / sum(counts) / num_sequences,
+        "encode": 1000 * encoding / len(segments) / num_sequences,
+    }
 
 
 def _decode(model: EdgeModel, segments: list[AudioSegment]) -> tuple[int, float]:

@@ -15,7 +15,6 @@ side by side: best one a thread. Its encoder includes the front end.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import json
 import os
 import pathlib
@@ -131,7 +130,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     if on_keras:
         front_end, encode = _time_encoder(transcriber.model, segments)
     else:
-        front_end, encode = 0.0, _time_edge_encoder(transcriber.model, segments, arguments.batch)
+        from benchmarks.edge import time_side_by_side
+
+        timed = time_side_by_side(transcriber.model, segments, arguments.batch)
+        front_end, encode = 0.0, timed["encode"] * len(segments) / 1000
     from train.callbacks import matmul_speed  # loads Keras
 
     return {
@@ -173,24 +175,6 @@ def _time_encoder(model: Any, segments: list[Any]) -> tuple[float, float]:
             run(function, samples, counts)
         seconds.append(time.perf_counter() - start)
     return seconds[0], seconds[1] - seconds[0]
-
-
-def _time_edge_encoder(bundle: pathlib.Path, segments: list[Any], num_sequences: int) -> float:
-    """Seconds to encode all segments, so many of them side by side."""
-    from mt3_keras.litert import EdgeModel
-
-    models = [EdgeModel(bundle) for _ in range(num_sequences)]
-    for model in models:
-        model.encode(segments[0].samples, segments[0].num_frames)  # allocates
-
-    def run(index: int) -> None:
-        for segment in segments[index::num_sequences]:
-            models[index].encode(segment.samples, segment.num_frames)
-
-    start = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(num_sequences) as executor:
-        list(executor.map(run, range(num_sequences)))
-    return time.perf_counter() - start
 
 
 def _count_encoder(config: Any) -> float:

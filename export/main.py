@@ -81,9 +81,9 @@ def _export(values: flags.FlagValues, arguments: list[str]) -> None:
         if values.report:
             print(report(folder, transcriber.model))
     if "preset" in values.formats:
-        from mt3_keras.loading import save_small_preset
+        from mt3_keras.loading import save_half_preset
 
-        save_small_preset(transcriber.model, folder)
+        save_half_preset(transcriber.model, folder)
         print(f"wrote {folder}")
 
 

@@ -213,14 +213,15 @@ def _note_records(told: Any) -> list[dict[str, Any]]:
     records = []
     for note in told.notes:
         confidence = told.confidences.get(note)
-        times = {"onset": round(note.onset, 3), "offset": round(note.offset, 3)}
-        record = {
-            **note._asdict(),
-            **times,
-            "instrument": instrument_name(note.program, note.is_drum),
-            "confidence": None if confidence is None else round(confidence, 3),
-        }
-        records.append(record)
+        records.append(
+            {
+                **note._asdict(),
+                "onset": round(note.onset, 3),
+                "offset": round(note.offset, 3),
+                "instrument": instrument_name(note.program, note.is_drum),
+                "confidence": None if confidence is None else round(confidence, 3),
+            }
+        )
     return records
 
 

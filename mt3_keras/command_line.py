@@ -215,13 +215,6 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
       UsageError: flags contradict each other.
       ValueError: the model cannot be found or read.
     """
-    from mt3_keras.catalog import shipped_names
-
-    if values.model is None and "small" not in shipped_names():
-        raise UsageError(
-            "--model is needed: a preset or T5X checkpoint folder "
-            "(README: where to get the official weights)"
-        )
     options = _decoding_options(values)
     limit_threads(values.threads)
     if values.instruments or values.constrained is not None or not values.stop_runaways:

@@ -70,6 +70,7 @@ class Heads(keras.layers.Layer):
             dtype="float32",
             name="rolls",
         )
+        self.num_fed_back = self.network.frames_per_position * NUM_FED_BACK
         self.feedback = None
         if self.network.head_feedback:
             self.feedback = keras.layers.Dense(
@@ -88,8 +89,7 @@ class Heads(keras.layers.Layer):
     def build(self, encoded_shape: Any) -> None:
         self.rolls.build(encoded_shape)
         if self.feedback:
-            num_fed_back = self.network.frames_per_position * NUM_FED_BACK
-            self.feedback.build((*encoded_shape[:-1], num_fed_back))
+            self.feedback.build((*encoded_shape[:-1], self.num_fed_back))
 
     def call(self, encoded: Any, stem_rolls: Any = None) -> tuple[Any, Rolls]:
         """`stem_rolls` float32 [B, F, 3 * NUM_PITCHES]: logits of `STEM_HEADS`, or None."""
@@ -101,8 +101,7 @@ class Heads(keras.layers.Layer):
             logits_BFN += ops.pad(stem_rolls, [(0, 0), (0, 0), (0, rest)])
         if self.feedback:
             found = ops.cast(ops.sigmoid(logits_BFN[..., :NUM_FED_BACK]), self.compute_dtype)
-            num_fed_back = self.network.frames_per_position * NUM_FED_BACK
-            found = ops.reshape(found, (-1, self.network.num_positions, num_fed_back))
+            found = ops.reshape(found, (-1, self.network.num_positions, self.num_fed_back))
             encoded = encoded + self.feedback(found)
         ends = np.cumsum(list(HEADS.values())).tolist()
         starts = [0, *ends[:-1]]
@@ -117,11 +116,11 @@ class Pointer(keras.layers.Layer):
 
     A pitch gets its onset logit if the velocity is on, its offset logit if off, and in the tie
     section its frame logit at the segment's start; a drum gets its onset logit, a program that of
-    its sounding. The shift to a
-    step gets three logits of that time, begun as the largest of its onsets, offsets and drums, and
-    the logarithm of the chance that the next event stands there: that one of the three happens
-    then, and none between now and then. How much of each is a linear function of the decoder's
-    state; in the beginning 1, but none of the three logits. Always float32.
+    its sounding. The shift to a step gets three logits of that time, begun as the largest of its
+    onsets, offsets and drums, and the logarithm of the chance that the next event stands there:
+    that one of the three happens then, and none between now and then. How much of each is a linear
+    function of the decoder's state; in the beginning 1, but none of the three logits. Always
+    float32.
 
     In an `ordered` network a pitch or drum that follows another is above it.
     """
@@ -174,7 +173,7 @@ class Pointer(keras.layers.Layer):
         events_BTS = ops.take(places_BXS, self._places, axis=1)
         events_BTS += ops.take(curves_BFS, self._frames, axis=1)
         # Chance of no event at a step: the product of 1 - sigmoid. Its logarithm is -quiet.
-        quiet_BT = ops.sum(ops.log(1 + ops.exp(ops.minimum(events_BTS, 30.0))), axis=-1)
+        quiet_BT = ops.sum(ops.softplus(events_BTS), axis=-1)
         past_BT = ops.cumsum(quiet_BT, axis=1)
         next_BT = ops.log(ops.maximum(1 - ops.exp(-quiet_BT), 1e-6)) - (past_BT - quiet_BT)
         shifts_BTS = ops.concatenate([events_BTS, next_BT[..., None]], axis=-1)

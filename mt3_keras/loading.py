@@ -82,7 +82,7 @@ def save_preset(model: MT3Backbone, output: pathlib.Path) -> None:
         raise ModelError(f"{output}: cannot be written ({error.strerror or error})") from error
 
 
-def save_small_preset(model: MT3Backbone, folder: pathlib.Path) -> None:
+def save_half_preset(model: MT3Backbone, folder: pathlib.Path) -> None:
     """A preset for shipping: its weights are stored in float16, half as large.
 
     Other files of the folder, such as those of an edge bundle, stay.
@@ -109,9 +109,11 @@ def save_small_preset(model: MT3Backbone, folder: pathlib.Path) -> None:
 
 def _copy_in_half(source: Any, target: Any) -> None:
     """Copies an HDF5 group, its numbers as float16."""
+    import h5py
+
     target.attrs.update(source.attrs)
     for name, item in source.items():
-        if hasattr(item, "items"):
+        if isinstance(item, h5py.Group):
             _copy_in_half(item, target.create_group(name))
             continue
         values = item[()]

@@ -166,40 +166,40 @@ class NoteDecoder:
             if not self._handle(event, time):
                 self.invalid_events += 1
         if self._rolls and self.sure_confidence < 1:
-            self._add_untold(self._rolls, start, num_before, limit)
-            self._end_silent(self._rolls, start)
+            self._add_untold(self._rolls, time_at, num_before, limit)
+            self._end_silent(self._rolls, time_at)
         newest = max((strike[0] for strike in self._strikes), default=0.0)
         self._strikes = [s for s in self._strikes if s[0] >= newest - SAME_STRIKE]
         return self.notes[num_before:]
 
     def _add_untold(
-        self, rolls: NoteRolls, start: float, num_before: int, limit: float | None
+        self,
+        rolls: NoteRolls,
+        time_at: Callable[[int], float],
+        num_before: int,
+        limit: float | None,
     ) -> None:
         """Adds what the heads are sure of and the segment's tokens do not tell."""
-        time_at = self._clock(start)
-        for heard in rolls.notes(self.sure_confidence, self.programs):
+        for heard in rolls.notes(self.sure_confidence, self.programs, drums=self.drums):
             time, end = time_at(heard.step), heard.end
             strike = (time, heard.pitch, heard.is_drum)
-            if (heard.is_drum and not self.drums) or (limit is not None and time >= limit):
+            if limit is not None and time >= limit:
                 continue
             if any(s[1:] == strike[1:] and abs(s[0] - time) <= SAME_STRIKE for s in self._strikes):
                 continue
             self._strikes.append(strike)
-            velocity, confidence = heard.strike
+            note = OpenNote(time, *heard.strike)
             if heard.is_drum:
-                hit = Note(time, time + MIN_DURATION, heard.pitch, velocity, 0, True)
-                self._add(hit, confidence)
+                self._add_hit(heard.pitch, note)
                 continue
-            key = (heard.program, heard.pitch)
             offset = None if end is None else max(time_at(end), time + MIN_DURATION)
-            self._insert(key, OpenNote(time, velocity, confidence), offset, num_before)
+            self._insert((heard.program, heard.pitch), note, offset, num_before)
 
-    def _end_silent(self, rolls: NoteRolls, start: float) -> None:
+    def _end_silent(self, rolls: NoteRolls, time_at: Callable[[int], float]) -> None:
         """Ends notes that no token has ended where the heads hear them fall silent."""
-        time_at = self._clock(start)
         for key, note in list(self._open.items()):
             begun = round((note.onset - time_at(0)) * self.codec.steps_per_second)
-            end = rolls.end(max(0, begun), key[1])
+            end = rolls.end(begun, key[1])
             if end is not None:
                 self._close(key, time_at(end))
 
@@ -264,8 +264,7 @@ class NoteDecoder:
                     return False
                 begun = self._begin(event.value, time, is_drum=True)
                 if begun:
-                    hit = Note(time, time + MIN_DURATION, event.value, begun.velocity, 0, True)
-                    self._add(hit, begun.confidence)
+                    self._add_hit(event.value, begun)
             case "velocity":
                 self._velocity = bin_to_velocity(event.value, self.codec.num_velocity_bins)
             case "program":
@@ -304,14 +303,14 @@ class NoteDecoder:
 
     def _begin(self, pitch: int, time: float, *, is_drum: bool) -> OpenNote | None:
         """A note that begins, or None if the rolls are not sure of it."""
-        strike = self._rolls.strike(self._step, pitch, is_drum=is_drum) if self._rolls else None
         note = OpenNote(time, self._velocity)
+        strike = self._rolls.strike(self._step, pitch, is_drum=is_drum) if self._rolls else None
         if strike is not None:
-            tells_velocity = self.codec.num_velocity_bins > 1
-            velocity = self._velocity if tells_velocity else strike.velocity
-            note = OpenNote(time, velocity, strike.confidence)
             if strike.confidence < self.least_confidence:
                 return None
+            note = note._replace(confidence=strike.confidence)
+            if self.codec.num_velocity_bins == 1:
+                note = note._replace(velocity=strike.velocity)
         self._strikes.append((time, pitch, is_drum))
         return note
 
@@ -320,6 +319,10 @@ class NoteDecoder:
         program, pitch = key
         offset = max(time, onset + MIN_DURATION)
         self._add(Note(onset, offset, pitch, velocity, program, False), confidence)
+
+    def _add_hit(self, pitch: int, note: OpenNote) -> None:
+        end = note.onset + MIN_DURATION
+        self._add(Note(note.onset, end, pitch, note.velocity, 0, True), note.confidence)
 
     def _add(self, note: Note, confidence: float | None) -> None:
         self.notes.append(note)

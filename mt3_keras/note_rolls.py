@@ -5,6 +5,7 @@ NumPy alone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from mt3_keras.config import HEADS, LOWEST_PITCH, NUM_PITCHES, STEPS_PER_SECOND
 
 NOTE_HEADS = ("onset", "drum", "strength", "frame", "program")  # side by side in `NoteRolls.values`
-NUM_COLUMNS = sum(HEADS[head] for head in NOTE_HEADS)
+_ENDS = list(itertools.accumulate(HEADS[head] for head in NOTE_HEADS))
+_COLUMNS = dict(zip(NOTE_HEADS, map(slice, [0, *_ENDS], _ENDS), strict=True))
+NUM_COLUMNS = _ENDS[-1]
 REACH = 3  # frames from a token's time to the onset it means: times are rounded, chords joined
 PEAK_REACH = 2  # frames in which an onset is the likeliest of its pitch
 PROGRAM_FRAMES = 8  # from an onset on, by which its program is known
@@ -50,12 +53,10 @@ class NoteRolls:
     def __init__(self, values: NDArray[np.float32], frames_per_second: float) -> None:
         self.values = values
         self._frames_per_second = frames_per_second
-        ends = np.cumsum([HEADS[head] for head in NOTE_HEADS])
-        self._first = dict(zip(NOTE_HEADS, [0, *ends[:-1].tolist()], strict=True))
 
     def roll(self, head: str) -> NDArray[np.float32]:
         """The probabilities of one head, float32 [F, N]."""
-        return self.values[:, self._first[head] : self._first[head] + HEADS[head]]
+        return self.values[:, _COLUMNS[head]]
 
     def strike(self, step: int, pitch: int, *, is_drum: bool) -> Strike | None:
         """The likeliest onset near a step of the segment; None for pitches without a column.
@@ -66,17 +67,21 @@ class NoteRolls:
         if not is_drum and not 0 <= pitch - LOWEST_PITCH < NUM_PITCHES:
             return None
         column = pitch if is_drum else pitch - LOWEST_PITCH
-        frame = int((step - 0.5) / STEPS_PER_SECOND * self._frames_per_second)
+        frame = self._to_frame(step)
         first = max(0, min(frame, len(self.values)) - REACH)
         onsets = self.roll("drum" if is_drum else "onset")[:, column]
         best = first + int(np.argmax(onsets[first : frame + REACH + 1]))
         return self._strike_at(best, column, is_drum=is_drum)
 
-    def notes(self, least: float, programs: Iterable[int]) -> list[HeardNote]:
-        """Notes whose onset's score is at least `least` and a peak; of these programs alone."""
+    def notes(self, least: float, programs: Iterable[int], *, drums: bool) -> list[HeardNote]:
+        """Notes whose onset's score is at least `least` and a peak.
+
+        Args:
+          programs, drums: what may appear.
+        """
         allowed = np.array(sorted(programs), int)
         heard = []
-        for is_drum in (False, True):
+        for is_drum in (False, True) if drums else (False,):
             onsets = self.roll("drum" if is_drum else "onset")
             padded = np.pad(onsets, ((PEAK_REACH, PEAK_REACH), (0, 0)))
             windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * PEAK_REACH + 1, axis=0)
@@ -103,12 +108,14 @@ class NoteRolls:
         """The step at which a pitch that sounds at `step` falls silent; None if it sounds on."""
         if not 0 <= pitch - LOWEST_PITCH < NUM_PITCHES:
             return None
-        frame = int((step - 0.5) / STEPS_PER_SECOND * self._frames_per_second)
-        return self._end(max(0, frame), pitch - LOWEST_PITCH)
+        return self._end(self._to_frame(step), pitch - LOWEST_PITCH)
 
     def _end(self, frame: int, column: int) -> int | None:
         silent = np.flatnonzero(self.roll("frame")[frame + 1 :, column] < SOUNDING)
         return self._to_step(frame + 1 + int(silent[0])) if silent.size else None
+
+    def _to_frame(self, step: int) -> int:
+        return int(max(0.0, step - 0.5) / STEPS_PER_SECOND * self._frames_per_second)
 
     def _to_step(self, frame: int) -> int:
         return round((int(frame) + 0.5) / self._frames_per_second * STEPS_PER_SECOND)

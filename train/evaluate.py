@@ -135,8 +135,10 @@ def _evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
     else:
         items = [item for split in values.split for item in read_split(values, split)]
     items = [item for item in items if values.only in item.id]
-    runs = [pathlib.Path(run) for run in values.runs or [values.model or "small"]]
-    history = describe_runs(runs) if values.log else {}
+    history = {}
+    if values.log:
+        runs = values.runs or [values.model or "small"]
+        history = describe_runs([pathlib.Path(run) for run in runs])
     result = scores.evaluate(load_transcriber(values), items, granularity=GRANULARITIES[values.by])
     print(scores.report(result))
     if values.json:

@@ -116,9 +116,14 @@ def token_cross_entropy(
     return loss_BL, plain_BL, is_best_BL
 
 
-def head_cross_entropy(logits: Any, targets: Any, positive_weight: float = 1.0) -> Any:
-    """Mean binary cross-entropy over the targets that are not below 0, a scalar."""
-    logits, targets = ops.cast(logits, "float32"), ops.cast(targets, "float32")
+def head_cross_entropy(
+    logits: Any, targets: Any, positive_weight: float = 1.0, largest_target: float = 1.0
+) -> Any:
+    """Mean binary cross-entropy over the targets that are not below 0, a scalar.
+
+    `largest_target` stands for 1.
+    """
+    logits, targets = ops.cast(logits, "float32"), ops.cast(targets, "float32") / largest_target
     counts = ops.cast(targets >= 0, "float32")
     targets = ops.maximum(targets, 0.0)
     loss = positive_weight * targets * ops.softplus(-logits) + (1 - targets) * ops.softplus(logits)
@@ -166,8 +171,9 @@ class TrainingModel(ReplicaModel):
         for head in self.objective.heads:
             head_loss = head_cross_entropy(
                 outputs[f"{head.name}_logits"],
-                ops.cast(y[head.name], "float32") / head.largest_target,
+                y[head.name],
                 head.positive_weight,
+                head.largest_target,
             )
             self.means[head.name].update_state(head_loss)
             num_replicas = sum_over_replicas(ops.ones(()))
