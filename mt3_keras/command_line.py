@@ -235,7 +235,15 @@ def _decoding_options(values: flags.FlagValues) -> dict[str, Any]:
             "max_tokens": values.max_tokens,
             "least_confidence": values.least_confidence,
         }
-    names = ("context", "log_floor", "instruments", "max_tokens", "constrained", "search")
+    names = (
+        "context",
+        "log_floor",
+        "instruments",
+        "max_tokens",
+        "constrained",
+        "search",
+        "least_confidence",
+    )
     if chosen := [name for name in names if values[name].using_default_value is False]:
         raise UsageError(f"--exact is the original's path: drop --{', --'.join(chosen)}")
     return options | {"exact": True}

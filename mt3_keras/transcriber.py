@@ -103,7 +103,8 @@ class Transcriber:
     ) -> None:
         from mt3_keras.grammar import Rules
 
-        if exact and (context == "full" or method != "greedy" or rules or max_tokens):
+        chosen = context == "full" or method != "greedy" or rules or max_tokens
+        if exact and (chosen or least_confidence is not None):
             raise ValueError("exact=True is the original's path: give no other option beside it")
         if context is None:
             context = "segment" if exact else "full"

@@ -187,6 +187,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(transcribe, recording, tm
         (["--instruments", "vioiln", "{recording}"], "violin"),
         (["--exact", "--context", "full", "{recording}"], "--context"),
         (["--exact", "--instruments", "piano", "{recording}"], "--instruments"),
+        (["--exact", "--least_confidence=0", "{recording}"], "--least_confidence"),
         (["--contxt", "full", "{recording}"], "context"),
         (["--batch_size", "0", "{recording}"], "batch_size"),
         ([], "at least one recording"),

@@ -93,7 +93,8 @@ def test_samples_that_are_no_numbers_are_refused(tiny, bad):
 
 
 def test_exact_refuses_what_would_leave_the_originals_path(tiny_preset):
-    for options in ({"context": "full"}, {"method": "beam1"}, {"log_floor": "clamp"}):
+    choices = {"context": "full", "method": "beam1", "log_floor": "clamp", "least_confidence": 0.0}
+    for options in ({name: choice} for name, choice in choices.items()):
         with pytest.raises(ValueError, match="original's path"):
             Transcriber.from_preset(tiny_preset, exact=True, **options)
 
