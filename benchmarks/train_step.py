@@ -204,8 +204,8 @@ def _write_reference(
 
 def _tables(config: ModelConfig) -> Batch:
     """What the network looks up and does not learn."""
-    from mt3_keras.heads import SHIFT_FRAMES, step_to_index
     from mt3_keras.layers import sinusoid_positions
+    from mt3_keras.pointer import SHIFT_FRAMES, step_to_index
     from mt3_keras.spectrogram import FLOOR, log_frequency_matrix, mel_matrix
 
     net, spectrogram = config.network, config.spectrogram

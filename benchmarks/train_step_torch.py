@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from mt3_keras.codec import Codec
-from mt3_keras.config import HEADS, LOWEST_PITCH, NUM_PITCHES, ModelConfig
+from mt3_keras.config import ENCODER_HEADS, HEADS, LOWEST_PITCH, NUM_PITCHES, ModelConfig
 
 EMPTY, BACKWARDS = -4.0, -30.0  # logits of pitches off the piano, of shifts back in time
 HARMONICS = (0.5, 1, 2, 3, 4, 5, 6, 7)
@@ -51,13 +51,13 @@ class Network(torch.nn.Module):
             frames = self._log_mel(samples, num_frames)
             if self.config.spectrogram.front_end == "harmonic":
                 frames = self._harmonics(samples)
-        stem_rolls = None
+        stem = None
         if frames.ndim == 4:
-            frames, stem_rolls = self._stem(frames)
+            frames, stem = self._stem(frames)
         encoded = self._encode(frames)
         outputs: dict[str, Any] = {}
         if self.net.heads:
-            encoded, outputs = self._heads(encoded, stem_rolls)
+            encoded, outputs = self._heads(encoded, stem)
         return {**outputs, "logits": self._decode(tokens, encoded, outputs)}
 
     # --- Front end ---
@@ -93,7 +93,8 @@ class Network(torch.nn.Module):
         return torch.cat(logs, dim=-1)
 
     def _stem(self, x_BTNC: Any) -> tuple[Any, Any]:
-        x, rolls = x_BTNC.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last), None
+        """Features for the encoder; for the heads the second convolution's map, and the last's."""
+        x, maps = x_BTNC.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last), []
         for i, stride in enumerate((1, 1, self.net.frames_per_position)):
             # As TensorFlow's "same": what is odd of the padding goes to the end.
             total = 3 - stride if stride < 3 else 0
@@ -105,10 +106,8 @@ class Network(torch.nn.Module):
             x = functional.batch_norm(
                 functional.relu(x), *norm, self.training, momentum=0.01, eps=BATCH_NORM_EPSILON
             )
-            if i == 1 and self.net.heads:
-                rolls = x.permute(0, 2, 3, 1) @ self.w["stem/rolls/kernel"]
-                rolls = rolls.transpose(2, 3).flatten(2)
-        return x.permute(0, 2, 3, 1).flatten(2), rolls
+            maps.append(x.permute(0, 2, 3, 1))
+        return maps[-1].flatten(2), maps[1:]
 
     # --- Blocks ---
 
@@ -143,17 +142,39 @@ class Network(torch.nn.Module):
             x = x + self._mlp(f"{path}/mlp", self._norm(f"{path}/mlp_norm", x))
         return self._norm("encoder/norm", x)
 
-    def _heads(self, encoded: Any, stem_rolls: Any) -> tuple[Any, dict[str, Any]]:
+    def _heads(self, encoded: Any, stem: Any) -> tuple[Any, dict[str, Any]]:
         rolls = encoded @ self.w["heads/rolls/kernel"] + self.w["heads/rolls/bias"]
         rolls = rolls.reshape(len(rolls), self.net.segment_frames, -1)
-        if stem_rolls is not None:
-            rolls = rolls + functional.pad(stem_rolls, (0, rolls.shape[-1] - stem_rolls.shape[-1]))
+        hidden = (encoded @ self.w["heads/class/context/kernel"])[:, :, None]
+        hidden = hidden + self.w["heads/class/register"]
+        if stem is not None:
+            timbre, last = stem
+            stem_rolls = (timbre @ self.w["stem/rolls/kernel"]).transpose(2, 3).flatten(2)
+            num_pitched = stem_rolls.shape[-1]
+            pitched = rolls[..., :num_pitched] + stem_rolls
+            pitched = pitched + self._mix_pitches(timbre, pitched)
+            rolls = torch.cat([pitched, rolls[..., num_pitched:]], -1)
+            hidden = hidden + last @ self.w["heads/class/timbre/kernel"]
+        classes = functional.relu(hidden) @ self.w["heads/class/logits/kernel"]
+        classes = (classes + self.w["heads/class/logits/bias"]).flatten(2)
+        classes = classes.repeat_interleave(self.net.frames_per_position, 1)
         if self.net.head_feedback:
             found = torch.sigmoid(rolls[..., : -HEADS["strength"]])
             found = found.reshape(len(rolls), self.net.num_positions, -1)
             encoded = encoded + found @ self.w["heads/feedback/kernel"]
-        parts = rolls.split(list(HEADS.values()), dim=-1)
+        parts = (*rolls.split(list(ENCODER_HEADS.values()), dim=-1), classes)
         return encoded, {f"{head}_logits": p for head, p in zip(HEADS, parts, strict=True)}
+
+    def _mix_pitches(self, timbre: Any, logits: Any) -> Any:
+        w = {path[len("heads/mixer/") :]: value for path, value in self.w.items()}
+        found = torch.sigmoid(logits).unflatten(-1, (3, NUM_PITCHES)).transpose(2, 3)
+        x = functional.relu(timbre @ w["timbre/kernel"] + found @ w["found/kernel"])
+        pitch = torch.arange(NUM_PITCHES, device=x.device)
+        kernel = w["intervals"][:, pitch[:, None] - pitch + NUM_PITCHES - 1]
+        mixed = torch.einsum("bfnc,cnm->bfmc", x, kernel)
+        hidden = torch.cat([x, mixed], -1) @ w["hidden/kernel"] + w["hidden/bias"]
+        added = functional.relu(hidden) @ w["logits/kernel"] + w["logits/bias"]
+        return added.transpose(2, 3).flatten(2)
 
     # --- Decoder ---
 

@@ -17,6 +17,7 @@ STEPS_PER_SECOND = 100  # the grid of the shift tokens
 
 # Rolls that the encoder's heads predict for every frame, and their columns: see `heads`.
 LOWEST_PITCH, NUM_PITCHES = 21, 88  # the piano's keys; other pitches have tokens only
+NUM_CLASSES = 16  # of General MIDI, eight programs each
 HEADS = {
     "onset": NUM_PITCHES,
     "offset": NUM_PITCHES,
@@ -24,7 +25,9 @@ HEADS = {
     "drum": 128,
     "program": 128,
     "strength": NUM_PITCHES + 1,
+    "class": NUM_PITCHES * NUM_CLASSES,
 }
+ENCODER_HEADS = {head: size for head, size in HEADS.items() if head != "class"}
 
 
 @dataclasses.dataclass(frozen=True)

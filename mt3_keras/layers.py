@@ -273,7 +273,8 @@ class ConvStem(keras.layers.Layer):
     """Harmonics of pitches [B, T, N, C] -> "features" for the encoder [B, P, N * channels].
 
     Three convolutions over time and pitch; the last one steps over `frames_per_position` frames.
-    With heads, the second one's output also gives "rolls", logits float32 [B, T, 3 * N].
+    With heads, the second one's output is given too, "map" [B, T, N, channels], and "rolls" made of
+    it, logits float32 [B, T, 3 * N].
     """
 
     def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
@@ -312,6 +313,7 @@ class ConvStem(keras.layers.Layer):
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             x_BTNC = norm(convolution(x_BTNC), training=training)
             if i == 1 and self.rolls:
+                outputs["map"] = x_BTNC
                 rolls_BT3N = ops.transpose(self.rolls(x_BTNC), (0, 1, 3, 2))
                 outputs["rolls"] = _join_last(rolls_BT3N)
         return {"features": _join_last(x_BTNC), **outputs}

@@ -14,7 +14,7 @@ from keras import ops
 
 from mt3_keras.config import ModelConfig, NetworkConfig, SpectrogramConfig, VocabularyConfig
 from mt3_keras.grammar import STATE, Grammar, Rules
-from mt3_keras.heads import Heads, Pointer, Rolls, step_to_index
+from mt3_keras.heads import Heads, Rolls
 from mt3_keras.layers import (
     MASKED,
     ConvStem,
@@ -28,6 +28,7 @@ from mt3_keras.layers import (
     sinusoid_positions,
 )
 from mt3_keras.note_rolls import NOTE_HEADS
+from mt3_keras.pointer import Pointer, step_to_index
 from mt3_keras.spectrogram import Harmonics, LogMel
 
 Memory = dict[str, Any]  # what the decoder needs of a segment: name -> tensor [B, ...]
@@ -300,16 +301,16 @@ class MT3Backbone(keras_hub.models.Backbone):
 
     def _encode(self, samples: Any, num_frames: Any) -> tuple[Any, Rolls]:
         """Samples -> encoded positions [B, T, D] and the heads' rolls."""
-        network, stem_rolls = self.model_config.network, None
+        network, stem = self.model_config.network, None
         if self.model_config.spectrogram.front_end == "harmonic":
             stem = self.stem(self.harmonics(samples))
-            frames, stem_rolls = stem["features"], stem.get("rolls")
+            frames = stem["features"]
         else:
             frames = self.log_mel(samples, num_frames)
             width = network.frames_per_position * frames.shape[-1]
             frames = ops.reshape(frames, (-1, network.num_positions, width))
         encoded = self.encoder(frames)
-        return self.heads(encoded, stem_rolls) if network.heads else (encoded, {})
+        return self.heads(encoded, stem) if network.heads else (encoded, {})
 
     def encode(self, samples: Any, num_frames: Any) -> Memory:
         """Samples [B, input_samples] -> memory, tensors [B, ...] by name.

@@ -30,6 +30,7 @@ mt3_keras.spectrogram           numpy keras
 mt3_keras.layers                numpy keras keras_hub
 mt3_keras.grammar               numpy
 mt3_keras.heads                 numpy keras
+mt3_keras.pointer               numpy keras
 mt3_keras.model                 numpy keras keras_hub
 mt3_keras.generation            numpy keras | tensorflow jax
 mt3_keras.litert                numpy ai_edge_litert

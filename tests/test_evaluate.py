@@ -205,7 +205,11 @@ def test_each_scoring_of_a_run_adds_a_line_to_its_history(tmp_path):
         append_scores(log, run, {"all": {scores.ONSET: onset}, "real": {}})
     header, *rows = [line.split(",") for line in log.read_text().splitlines()]
     assert [row[header.index(f"all: {scores.ONSET}")] for row in rows] == ["0.5", "0.6"]
-    with pytest.raises(HistoryError, match="other columns"):
-        append_scores(log, run, {"all": {}})
+    append_scores(log, run | {"new_loss": 2.0}, {})
+    header, *rows = [line.split(",") for line in log.read_text().splitlines()]
+    assert [row[header.index("new_loss")] for row in rows] == ["", "", "2.0"]
+    log.write_text("other,table\n1,2\n")
+    with pytest.raises(HistoryError, match="is not such a log"):
+        append_scores(log, run, {})
     with pytest.raises(HistoryError, match="is it a run"):
         describe_runs([tmp_path / "nothing"])

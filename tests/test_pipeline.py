@@ -221,6 +221,10 @@ def test_rolls_mark_where_notes_begin_end_and_sound() -> None:
         head: sorted(zip(*(index.tolist() for index in np.nonzero(roll == 1)), strict=True))
         for head, roll in rolls.items()
     }
+    classes = rolls.pop("class").reshape(12, 88, 16)
+    cells = {(0, 0): [5], (0, 39): [1], (1, 39): [1], **{(i, 87): [0] for i in range(5, 10)}}
+    np.testing.assert_array_equal(np.argwhere(classes.max(axis=-1) >= 0), sorted(cells))
+    assert all(np.flatnonzero(classes[cell]).tolist() == [*c] for cell, c in cells.items())
     strength = rolls.pop("strength")
     assert {place: strength[place] for place in zip(*np.nonzero(strength >= 0), strict=True)} == {
         (0, 0): 30,

@@ -17,6 +17,7 @@ from mt3_keras.codec import EOS, Codec, Event
 from mt3_keras.config import (
     HEADS,
     LOWEST_PITCH,
+    NUM_PITCHES,
     SMALL,
     ModelConfig,
     NetworkConfig,
@@ -25,9 +26,10 @@ from mt3_keras.config import (
 )
 from mt3_keras.generation import Search
 from mt3_keras.grammar import BODY, STATE, TIE_SECTION, Grammar, Rules
-from mt3_keras.heads import BACKWARDS, Pointer
+from mt3_keras.heads import STEM_HEADS, PitchMixer
 from mt3_keras.layers import MASKED
 from mt3_keras.model import MT3Backbone
+from mt3_keras.pointer import BACKWARDS, Pointer
 from mt3_keras.segments import AudioSegment
 from mt3_keras.spectrogram import Harmonics
 
@@ -299,6 +301,30 @@ class TestPointer:
         other = "drum" if kind == "pitch" else "pitch"
         first, last = self.codec.token_range(other)
         assert (logits[first : last + 1] > BACKWARDS).all()
+
+
+def test_the_mixer_adds_what_a_convolution_over_pitches_finds() -> None:
+    network, random = MINI.network, np.random.default_rng(2)
+    mixer = PitchMixer(network)
+    mixer.build()
+    for weight in mixer.weights:
+        weight.assign(random.normal(0, 0.3, weight.shape))
+    w = {weight.path.split("/", 1)[1]: ops.convert_to_numpy(weight) for weight in mixer.weights}
+    timbre = random.normal(size=(2, network.segment_frames, NUM_PITCHES, network.stem_channels))
+    logits = random.normal(size=(2, network.segment_frames, len(STEM_HEADS) * NUM_PITCHES))
+    found = 1 / (1 + np.exp(-logits.reshape(2, -1, len(STEM_HEADS), NUM_PITCHES)))
+    x = timbre @ w["timbre/kernel"] + found.swapaxes(2, 3) @ w["found/kernel"]
+    x = np.maximum(x, 0)
+    mixed = np.zeros_like(x)
+    for *place, channel in np.ndindex(*x.shape[:2], x.shape[3]):
+        full = np.convolve(x[*place, :, channel], w["intervals"][channel, ::-1])
+        mixed[*place, :, channel] = full[NUM_PITCHES - 1 : 2 * NUM_PITCHES - 1]
+    hidden = np.concatenate([x, mixed], axis=-1) @ w["hidden/kernel"] + w["hidden/bias"]
+    expected = np.maximum(hidden, 0) @ w["logits/kernel"] + w["logits/bias"]
+    added = mixer(timbre.astype(np.float32), logits.astype(np.float32))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(added), expected.swapaxes(2, 3).reshape(logits.shape), atol=1e-4
+    )
 
 
 class TestHarmonics:

@@ -23,6 +23,7 @@ from absl import flags
 from mt3_keras.config import CONFIGS, NUM_PITCHES
 from mt3_keras.generation import Search
 from mt3_keras.grammar import Rules
+from mt3_keras.heads import MIXER_CHANNELS
 from mt3_keras.loading import load_model
 from mt3_keras.model import MT3Backbone
 from mt3_keras.segments import AudioSegment
@@ -486,13 +487,19 @@ def test_flops_are_those_of_every_kernel_and_of_attention(name: str) -> None:
         path, size = variable.path, int(np.prod(variable.shape))
         if not path.endswith("kernel"):
             continue
-        if path.startswith("stem"):
+        if path.startswith("heads/mixer"):
+            times = NUM_PITCHES * net.segment_frames
+        elif re.match("heads/class/(timbre|logits)", path):
+            times = NUM_PITCHES * positions
+        elif path.startswith("stem"):
             times = NUM_PITCHES * (positions if "convolution_2" in path else net.segment_frames)
         elif path.startswith("decoder") and not re.search("cross_attention/(key|value)", path):
             times = num_tokens
         else:
             times = net.segment_frames if "projection" in path and name == "tiny" else positions
         products += times * size
+    if net.heads:
+        products += MIXER_CHANNELS * NUM_PITCHES**2 * net.segment_frames
     products += net.num_encoder_layers * 2 * positions**2 * inner
     products += net.num_decoder_layers * num_tokens * (2 * positions + num_tokens) * inner
     assert training_flops(config, num_tokens) == 6 * products

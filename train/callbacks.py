@@ -9,21 +9,21 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from mt3_keras.codec import trim_eos
-from mt3_keras.config import HEADS, NUM_PITCHES, ModelConfig
+from mt3_keras.config import ENCODER_HEADS, NUM_CLASSES, NUM_PITCHES, ModelConfig
 from mt3_keras.generation import Search
 from mt3_keras.grammar import Rules
-from mt3_keras.heads import NUM_FED_BACK, STEM_HEADS
+from mt3_keras.heads import CLASS_WIDTH, NUM_FED_BACK, STEM_HEADS, mixer_products
 from mt3_keras.metrics import further_scores, onset_scores
 from mt3_keras.midi import replacing
 from mt3_keras.note_decoder import NoteDecoder
+from mt3_keras.note_rolls import SegmentTokens
 from mt3_keras.notes import Note
 from mt3_keras.segments import AudioSegment
 from mt3_keras.spectrogram import HARMONICS
@@ -263,8 +263,9 @@ def training_flops(config: ModelConfig, num_tokens: float) -> float:
     attention, mlp = 4 * net.width * inner, 3 * net.width * net.mlp_width
     encoder = positions * net.num_encoder_layers * (attention + mlp + 2 * positions * inner)
     if net.heads:
-        columns = sum(HEADS.values()) + (NUM_FED_BACK if net.head_feedback else 0)
+        columns = sum(ENCODER_HEADS.values()) + (NUM_FED_BACK if net.head_feedback else 0)
         encoder += positions * net.frames_per_position * columns * net.width
+        encoder += positions * CLASS_WIDTH * (net.width + NUM_PITCHES * NUM_CLASSES)
     own = attention + mlp + num_tokens * inner
     cross = attention // 2 + 2 * positions * inner
     decoder = num_tokens * (
@@ -281,8 +282,11 @@ def _front_products(config: ModelConfig) -> float:
         return float(net.segment_frames * spectrogram.num_mels * net.width)
     channels = net.stem_channels
     inputs = 2 * len(HARMONICS) * (spectrogram.bins_per_octave // 12)
-    full = 9 * (inputs + channels) * channels + (len(STEM_HEADS) * channels if net.heads else 0)
+    full = 9 * (inputs + channels) * channels
     reduced = 9 * channels * channels + channels * net.width
+    if net.heads:
+        full += len(STEM_HEADS) * channels + mixer_products(channels)
+        reduced += channels * CLASS_WIDTH
     return float(NUM_PITCHES * (net.segment_frames * full + net.num_positions * reduced))
 
 
@@ -347,7 +351,7 @@ class Pictures(keras.callbacks.Callback):
                 tag = f"pictures/{name.split('_')[0]}"
                 self.writer.add_image(tag, image, step, dataformats="HWC")
 
-    def _transcribe(self) -> list[list[int]]:
+    def _transcribe(self) -> list[SegmentTokens]:
         samples, num_frames = self.batch["samples"], self.batch["num_frames"]
         segments = [AudioSegment(0.0, *pair) for pair in zip(samples, num_frames, strict=True)]
         # One on TensorFlow reads the weights where they are; one on JAX keeps those it began with.
@@ -368,12 +372,12 @@ def _validation_scores(reference: list[Note], estimate: list[Note]) -> dict[str,
     return {"val_onset_f1": onset_scores(reference, estimate)[2], **found}
 
 
-def tokens_to_notes(segments: Sequence[list[int]], config: ModelConfig) -> list[Note]:
+def tokens_to_notes(segments: Iterable[Sequence[int]], config: ModelConfig) -> list[Note]:
     """Notes of segments that have nothing to do with each other, laid out one after the other."""
     notes = []
     for i, tokens in enumerate(segments):
         decoder = NoteDecoder.for_model(config)
-        decoder.feed(0.0, trim_eos(tokens), config.segment_seconds)
+        decoder.feed(0.0, tokens, config.segment_seconds)
         start = i * config.segment_seconds
         notes += [
             note._replace(onset=start + note.onset, offset=start + note.offset)

@@ -46,8 +46,10 @@ def append_scores(
 ) -> None:
     """Adds a line: what `describe_runs` tells, and the mean scores of each group.
 
+    What earlier lines do not have, such as the loss of a part that is new, is empty in them.
+
     Raises:
-      HistoryError: the file has other columns, or cannot be read or written.
+      HistoryError: the file is another table, or cannot be read or written.
     """
     row: dict[str, Any] = {name: round(value, 4) for name, value in run.items()}
     for group, scores in summary.items():
@@ -55,15 +57,17 @@ def append_scores(
             value = scores.get(column)
             row[f"{group}: {column}"] = "" if value is None else round(value, 4)
     try:
-        rows = []
+        rows, columns = [], list(row)
         if path.exists():
             with path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 rows = list(reader)
-                if list(reader.fieldnames or ()) != list(row):
-                    raise HistoryError(f"{path}: has other columns; give another --log")
+                columns = list(reader.fieldnames or ())
+                if columns[: len(RUN_COLUMNS)] != list(RUN_COLUMNS):
+                    raise HistoryError(f"{path}: is not such a log; give another --log")
+                columns += [name for name in row if name not in columns]
         with replacing(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, row)
+            writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows([*rows, row])
     except OSError as error:

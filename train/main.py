@@ -304,6 +304,8 @@ def open_prepared_data(
     longest = model_config.network.max_tokens
     if config.target_tokens > longest:
         raise RunError(f"target_tokens must be at most {longest}: got {config.target_tokens}")
+    if model_config.network.ordered and not config.join_seconds:
+        raise RunError("--join_seconds is needed, such as 0.03: this network tells chords in order")
     settings = PipelineConfig(
         data=config.data,
         mixture_exponent=config.mixture_exponent,

@@ -22,7 +22,8 @@ HEAD_WEIGHTS = {
     "frame": 1.0,
     "drum": 10.0,
     "program": 0.5,
-    "strength": 0.05,
+    "strength": 0.2,
+    "class": 0.2,
 }
 
 
@@ -92,6 +93,8 @@ def _head_loss(name: str, config: RunConfig) -> HeadLoss:
     weight = HEAD_WEIGHTS[name] * config.head_weight
     if name == "strength":
         return HeadLoss(name, weight=weight, largest_target=127)
+    if name == "class":
+        return HeadLoss(name, weight=weight)
     return HeadLoss(name, config.head_positive_weight, weight)
 
 

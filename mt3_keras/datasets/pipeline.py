@@ -26,7 +26,7 @@ from absl import flags
 from numpy.typing import NDArray
 
 from mt3_keras.codec import Codec
-from mt3_keras.config import HEADS, LOWEST_PITCH, NUM_PITCHES, ModelConfig
+from mt3_keras.config import HEADS, LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES, ModelConfig
 from mt3_keras.datasets.mixture import EXPONENT, mixture_rates
 from mt3_keras.datasets.records import (
     MARGIN_SAMPLES,
@@ -454,11 +454,13 @@ def roll_targets(
       granularity: of the programs.
 
     Returns:
-      int8 [segment_frames, N] for each head: 0 and 1, and of "strength" 1 to 127 at onsets, -1
-      elsewhere.
+      int8 [segment_frames, N] for each head: 0 and 1; of "strength" 1 to 127 at onsets, -1
+      elsewhere; of "class" -1 where the pitch is silent.
     """
     rolls = {head: np.zeros((segment_frames, size), np.int8) for head, size in HEADS.items()}
     rolls["strength"][:] = -1
+    rolls["class"][:] = -1
+    classes = rolls["class"].reshape(segment_frames, NUM_PITCHES, NUM_CLASSES)
     for note in notes:
         onset = math.floor(note.onset * frames_per_second) - first_frame
         offset = math.floor(note.offset * frames_per_second) - first_frame
@@ -468,10 +470,14 @@ def roll_targets(
                 _raise_to(rolls["strength"], onset, NUM_PITCHES, note.velocity)
             continue
         sounding = slice(max(0, onset), max(0, onset + 1, offset))
-        rolls["program"][sounding, map_program(note.program, granularity)] = 1
+        program = map_program(note.program, granularity)
+        rolls["program"][sounding, program] = 1
         column = note.pitch - LOWEST_PITCH
         if 0 <= column < NUM_PITCHES:
             rolls["frame"][sounding, column] = 1
+            cells = classes[sounding, column]
+            np.maximum(cells, 0, out=cells)
+            cells[:, program // 8] = 1
             for head, frame in (("onset", onset), ("offset", offset)):
                 if 0 <= frame < num_frames:
                     rolls[head][frame, column] = 1
