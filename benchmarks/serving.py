@@ -83,9 +83,10 @@ def _reach_server(arguments: argparse.Namespace, name: str) -> Iterator[tuple[st
 
 
 def _ask(client: GrpcServer, window: np.ndarray) -> list[list[int]]:
-    return call_patiently(
+    found = call_patiently(
         lambda seconds: client.predict(window, seconds), "server", deadline=DEADLINE, retries=20
     )
+    return found.tokens
 
 
 def _measure(

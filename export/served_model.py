@@ -15,9 +15,11 @@ import tensorflow as tf
 from keras import ops
 
 from mt3_keras.codec import EOS
+from mt3_keras.config import NUM_CLASSES, NUM_PITCHES
 from mt3_keras.grammar import STATE, Grammar, Rules
 from mt3_keras.layers import MASKED
 from mt3_keras.model import MT3Backbone, without_rolls
+from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES
 from mt3_keras.segments import MAX_ABS_SAMPLE, check_context
 
 Tensors = dict[str, Any]
@@ -61,7 +63,9 @@ class ServedModel:
 
         Returns:
           "tokens" int32 [B, S, L], each row up to and including EOS, then zeros; "num_segments"
-          int32 [B], S each.
+          int32 [B], S each; of networks with heads also "note_rolls" uint8 [B, S, F, NUM_PACKED]:
+          in each frame the heads' probabilities times 255, but the likeliest class of each pitch
+          that the rules allow (see `mt3_keras.note_rolls`).
 
         Raises:
           InvalidArgumentError: a sample is no number or out of all bounds.
@@ -74,11 +78,14 @@ class ServedModel:
         batch, segments = tf.shape(windows_BSN)[0], tf.shape(windows_BSN)[1]
         windows = tf.reshape(windows_BSN, [batch * segments, self.config.input_samples])
         num_frames = tf.tile(num_frames_S, [batch])
-        tokens = self._decode_all(windows, num_frames)
+        tokens, rolls = self._decode_all(windows, num_frames)
         is_used = tf.reduce_any(tokens != 0, axis=0)
         length = tf.reduce_max(tf.where(is_used, tf.range(self.max_tokens) + 1, 0))
         tokens = tf.reshape(tokens[:, :length], [batch, segments, length])
-        return {"tokens": tokens, "num_segments": tf.fill([batch], segments)}
+        found = {"tokens": tokens, "num_segments": tf.fill([batch], segments)}
+        if self.config.network.heads:
+            found["note_rolls"] = tf.reshape(rolls, [batch, segments, *rolls.shape[1:]])
+        return found
 
     def encode(self, samples: Any, num_frames: Any) -> Tensors:
         """`MT3Backbone.encode`: float32 [B, input_samples] and int32 [B] -> tensors by name."""
@@ -131,30 +138,50 @@ class ServedModel:
         num_left = num_samples - tf.range(num_segments) * step
         return windows, tf.minimum(config.network.segment_frames, num_left // hop_samples + 1)
 
-    def _decode_all(self, windows: Any, num_frames: Any) -> Any:
-        """Segments [N, ...] -> tokens [N, max_tokens], `batch_size` at a time."""
+    def _decode_all(self, windows: Any, num_frames: Any) -> tuple[Any, Any]:
+        """Segments [N, ...] -> tokens [N, max_tokens], rolls [N, F, n]; `batch_size` at a time."""
         total = tf.shape(windows)[0]
+        num_batches = (total + self.batch_size - 1) // self.batch_size
+        num_columns = NUM_PACKED if self.config.network.heads else 0
+        rolls_shape = (None, self.config.network.segment_frames, num_columns)
 
-        def decode(first: Any, tokens: Any) -> tuple[Any, Any]:
+        def batches(dtype: Any, shape: tuple[int | None, ...]) -> Any:
+            return tf.TensorArray(dtype, num_batches, element_shape=shape, infer_shape=False)
+
+        def decode(first: Any, *found: Any) -> tuple[Any, ...]:
             last = first + self.batch_size
-            found = self._decode(windows[first:last], num_frames[first:last])
-            return last, tokens.write(first // self.batch_size, found)
+            memory = self.model.encode(windows[first:last], num_frames[first:last])
+            tokens, rolls = self._decode(without_rolls(memory)), self._pack(memory)
+            place = first // self.batch_size
+            return last, found[0].write(place, tokens), found[1].write(place, rolls)
 
-        tokens = tf.TensorArray(
-            tf.int32,
-            (total + self.batch_size - 1) // self.batch_size,
-            element_shape=(None, self.max_tokens),
-            infer_shape=False,
+        _, tokens, rolls = tf.while_loop(
+            lambda first, *_: first < total,
+            decode,
+            (0, batches(tf.int32, (None, self.max_tokens)), batches(tf.uint8, rolls_shape)),
+            parallel_iterations=1,
         )
-        _, tokens = tf.while_loop(
-            lambda first, _: first < total, decode, (0, tokens), parallel_iterations=1
-        )
-        return tokens.concat()
+        return tokens.concat(), tf.ensure_shape(rolls.concat(), rolls_shape)
 
-    def _decode(self, windows: Any, num_frames: Any) -> Any:
-        """Segments [R, ...], begun together -> tokens [R, max_tokens]."""
-        memory = without_rolls(self.model.encode(windows, num_frames))
-        rows = tf.shape(windows)[0]
+    def _pack(self, memory: Tensors) -> Any:
+        """The heads' rolls as they are served, uint8 [R, F, NUM_PACKED]; no columns without."""
+        shape = [self.config.network.segment_frames]
+        if "note_rolls" not in memory:
+            rows = tf.shape(next(iter(memory.values())))[0]
+            return tf.zeros([rows, *shape, 0], tf.uint8)
+        values = memory["note_rolls"]
+        scores, classes = values[..., :NUM_SCORES], values[..., NUM_SCORES:]
+        classes = tf.reshape(classes, [-1, *shape, NUM_PITCHES, NUM_CLASSES])
+        if self.rules.programs is not None:
+            allowed = {program // 8 for program in self.rules.programs}
+            classes *= tf.constant([float(i in allowed) for i in range(NUM_CLASSES)])
+        likeliest = tf.argmax(classes, axis=-1, output_type=tf.int32)
+        packed = [tf.round(255 * scores), tf.cast(likeliest, tf.float32)]
+        return tf.cast(tf.concat(packed, axis=-1), tf.uint8)
+
+    def _decode(self, memory: Tensors) -> Any:
+        """Segments begun together -> tokens [R, max_tokens]."""
+        rows = tf.shape(next(iter(memory.values())))[0]
         loop = {
             "step": tf.constant(0),
             "written": tf.zeros([rows, self.max_tokens], tf.int32),

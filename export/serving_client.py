@@ -23,7 +23,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -35,6 +35,7 @@ from mt3_keras.codec import EOS
 from mt3_keras.command_line import Command, UsageError, run
 from mt3_keras.config import ModelConfig
 from mt3_keras.note_decoder import NoteDecoder
+from mt3_keras.note_rolls import NUM_PACKED, NoteRolls, SegmentTokens
 from mt3_keras.quiet import quiet_stderr
 from mt3_keras.transcriber import Segment, Transcription
 
@@ -52,11 +53,23 @@ class Unavailable(Exception):  # noqa: N818 - a state of the server, not a fault
     """No answer this time; worth another attempt."""
 
 
+class Outputs(NamedTuple):
+    """What a served model found in S segments.
+
+    Attributes:
+      tokens: S rows; zeros follow the end of a row.
+      note_rolls: uint8 [S, F, NUM_PACKED] of a network with heads, else None.
+    """
+
+    tokens: list[list[int]]
+    note_rolls: NDArray[np.uint8] | None = None
+
+
 class Server(Protocol):
     """A way to reach a served model."""
 
-    def predict(self, samples: Samples, seconds: float) -> list[list[int]]:
-        """Samples [n] -> rows of token ids, one for each segment; zeros follow the end of a row.
+    def predict(self, samples: Samples, seconds: float) -> Outputs:
+        """Samples [n] -> what was found in them.
 
         Raises:
           Unavailable: no answer within `seconds`, or the server is too busy or not there yet.
@@ -72,12 +85,15 @@ class ServedConfig:
       model: its sizes and vocabulary.
       name: on the server.
       context, exact: how its segments are cut and its tokens are read (see `Transcriber`).
+      programs, drums: what may appear; None allows all programs.
     """
 
     model: ModelConfig
     name: str
     context: str
     exact: bool
+    programs: Collection[int] | None = None
+    drums: bool = True
 
     @classmethod
     def read(cls, path: pathlib.Path) -> ServedConfig:
@@ -93,7 +109,9 @@ class ServedConfig:
         try:
             stored = json.loads(file.read_text())
             model, serving = ModelConfig.from_dict(stored["config"]), stored["serving"]
-            return cls(model, serving["name"], serving["context"], serving["exact"])
+            rules = serving["rules"]
+            name, context, exact = serving["name"], serving["context"], serving["exact"]
+            return cls(model, name, context, exact, rules["programs"], rules["drums"])
         except OSError as error:
             raise ValueError(f"{file}: cannot be read ({error.strerror}); see --help") from error
         except (KeyError, TypeError, ValueError) as error:
@@ -158,7 +176,7 @@ class GrpcServer:
         channel = grpc.insecure_channel(address, options=no_limit)
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
-    def predict(self, samples: Samples, seconds: float) -> list[list[int]]:
+    def predict(self, samples: Samples, seconds: float) -> Outputs:
         """See `Server`."""
         request = self._request()
         request.model_spec.name = self._model
@@ -172,7 +190,8 @@ class GrpcServer:
                 raise Unavailable(reason) from error
             raise ServingError(_refusal(self._address, reason)) from error
         with _reading(self._address):
-            return _check_rows(self._tf.make_ndarray(dict(answer.outputs)["tokens"])[0].tolist())
+            found = {n: self._tf.make_ndarray(v) for n, v in dict(answer.outputs).items()}
+            return _check_outputs(found | {"tokens": found["tokens"].tolist()})
 
 
 class RestServer:
@@ -182,7 +201,7 @@ class RestServer:
         self._address = address
         self._url = f"{address.rstrip('/')}/v1/models/{model}:predict"
 
-    def predict(self, samples: Samples, seconds: float) -> list[list[int]]:
+    def predict(self, samples: Samples, seconds: float) -> Outputs:
         """See `Server`."""
         numbers = ",".join([f"{x:.9g}" for x in samples.tolist()])  # 9 digits tell float32 apart
         body = f'{{"inputs":{{"audio":[[{numbers}]]}}}}'.encode()
@@ -198,7 +217,7 @@ class RestServer:
         except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out
             raise Unavailable(str(error) or type(error).__name__) from error
         with _reading(self._address):
-            return _check_rows(json.loads(text)["outputs"]["tokens"][0])
+            return _check_outputs(json.loads(text)["outputs"])
 
 
 def _read_reason(error: urllib.error.HTTPError) -> str:
@@ -225,10 +244,16 @@ def _reading(address: str) -> Iterator[None]:
         ) from error
 
 
-def _check_rows(rows: Any) -> list[list[int]]:
+def _check_outputs(found: Mapping[str, Any]) -> Outputs:
+    rows = list(found["tokens"][0])
     if not all(type(token) is int for row in rows for token in row):
         raise TypeError("tokens must be integers")
-    return list(rows)
+    if "note_rolls" not in found:
+        return Outputs(rows)
+    rolls = np.asarray(found["note_rolls"][0], np.uint8)
+    if rolls.ndim != 3 or rolls.shape[::2] != (len(rows), NUM_PACKED):
+        raise ValueError(f"note_rolls of shape {rolls.shape}")
+    return Outputs(rows, rolls)
 
 
 def call_patiently(
@@ -267,7 +292,7 @@ def call_patiently(
 def transcribe(
     blocks: Iterable[NDArray[np.floating]],
     config: ServedConfig,
-    predict: Callable[[Samples], list[list[int]]],
+    predict: Callable[[Samples], Outputs],
     *,
     num_segments: int = 15,
     parallel: int = 2,
@@ -277,7 +302,7 @@ def transcribe(
     Args:
       blocks: float [n], any lengths.
       config: of the served model.
-      predict: samples -> rows of tokens, one for each segment (see `Server.predict`).
+      predict: see `Server.predict`.
       num_segments: segments of a request; one or two more go with it for the sound at its ends.
       parallel: requests under way at once.
 
@@ -285,7 +310,10 @@ def transcribe(
       ServingError: the server gives no answer, or one for other audio.
     """
     model = config.model
-    decoder = NoteDecoder.for_model(model, exact=config.exact)
+    decoder = NoteDecoder.for_model(
+        model, exact=config.exact, programs=config.programs, drums=config.drums
+    )
+    rate = model.spectrogram.frames_per_second
     num_samples = 0
 
     def count(blocks: Iterable[Any]) -> Iterator[Any]:
@@ -296,27 +324,30 @@ def transcribe(
 
     requests = cut_requests(count(blocks), model, config.context, num_segments)
     segments: list[Segment] = []
-    for tokens in _answers(requests, predict, parallel):
-        start = len(segments) * model.network.segment_frames / model.spectrogram.frames_per_second
+    last = SegmentTokens()
+    for tokens, rolls in _answers(requests, predict, parallel):
+        start = len(segments) * model.network.segment_frames / rate
         if segments:
-            decoder.feed(*segments[-1], start)
+            decoder.feed(segments[-1].start, last, start)
         segments.append(Segment(start, tokens))
-    decoder.feed(*segments[-1])
+        last = SegmentTokens(tokens)
+        last.rolls = None if rolls is None else NoteRolls.unpack(rolls, rate)
+    decoder.feed(segments[-1].start, last)
     return Transcription(
         notes=decoder.finish(),
         segments=segments,
         invalid_events=decoder.invalid_events,
         dropped_events=decoder.dropped_events,
-        duration=(num_samples // model.spectrogram.hop_samples + 1)
-        / model.spectrogram.frames_per_second,
+        duration=(num_samples // model.spectrogram.hop_samples + 1) / rate,
+        confidences=decoder.confidences,
     )
 
 
 def _answers(
-    requests: Iterable[Request], predict: Callable[[Samples], list[list[int]]], parallel: int
-) -> Iterator[list[int]]:
-    """Tokens of the segments in order; `parallel` requests are drawn and sent ahead."""
-    waiting: collections.deque[tuple[Request, concurrent.futures.Future[list[list[int]]]]]
+    requests: Iterable[Request], predict: Callable[[Samples], Outputs], parallel: int
+) -> Iterator[tuple[list[int], NDArray[np.uint8] | None]]:
+    """Tokens and rolls of the segments in order; `parallel` requests are drawn and sent ahead."""
+    waiting: collections.deque[tuple[Request, concurrent.futures.Future[Outputs]]]
     waiting = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
         try:
@@ -331,16 +362,18 @@ def _answers(
 
 
 def _take(
-    request: Request, answer: concurrent.futures.Future[list[list[int]]]
-) -> Iterator[list[int]]:
-    rows = answer.result()[request.skip : request.skip + request.num_segments]
+    request: Request, answer: concurrent.futures.Future[Outputs]
+) -> Iterator[tuple[list[int], NDArray[np.uint8] | None]]:
+    found, first = answer.result(), request.skip
+    rows = found.tokens[first : first + request.num_segments]
     if len(rows) != request.num_segments:
         raise ServingError(
             f"the server cuts segments of another length: wanted {request.num_segments}, got"
             f" {len(rows)}; give the --config of the model it serves"
         )
-    for row in rows:
-        yield row[: row.index(EOS) + 1] if EOS in row else row
+    for i, row in enumerate(rows, first):
+        tokens = row[: row.index(EOS) + 1] if EOS in row else row
+        yield tokens, None if found.note_rolls is None else found.note_rolls[i]
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -373,7 +406,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> None:
     is_rest = values.server.startswith(("http://", "https://"))
     server: Server = (RestServer if is_rest else GrpcServer)(values.server, name)
 
-    def predict(samples: Samples) -> list[list[int]]:
+    def predict(samples: Samples) -> Outputs:
         return call_patiently(
             lambda seconds: server.predict(samples, seconds),
             values.server,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from mt3_keras.codec import Codec, Event, bin_to_velocity, trim_eos
 from mt3_keras.config import ModelConfig
 from mt3_keras.note_encoder import time_to_step
-from mt3_keras.note_rolls import NoteRolls, SegmentTokens
+from mt3_keras.note_rolls import HeardNote, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, map_program, sort_notes
 
 SAME_STRIKE = 0.06  # seconds between a strike as told and as heard, at most
@@ -34,6 +35,10 @@ class NoteDecoder:
     on, and the tie token ends all others. A segment without tie token stays in that section: it
     adds no notes and ends none.
 
+    Where the network has heads (see `note_rolls`) tokens only name the notes that begin. The heads
+    say whether they do, when, how strongly, by which instrument and for how long, and add what they
+    are sure of; but pitches that heads have no column for are read as from any network.
+
     Args:
       codec: meaning of the tokens.
       ties: whether segments begin with a tie section.
@@ -41,15 +46,14 @@ class NoteDecoder:
       segment_start: where a segment's time starts. "grid" is the last 10 ms step not after its
         start, which is what the targets are counted from. "original" subtracts `start % 0.01` in
         floats, as the original does: 10 ms early for one segment in eight (the first at 30.72 s).
-      least_confidence: notes of which the rolls are less sure are left out, as if the tokens did
-        not tell them.
-      sure_confidence: onsets of which the rolls are at least so sure are added where no token tells
+      least_confidence: notes of which the heads are less sure are left out.
+      sure_confidence: onsets of which they are at least so sure are added where no token tells
         them; 1 adds none.
-      programs, drums: what may be added.
+      programs, drums: what the heads may hear.
 
     Attributes:
       notes: all notes ended so far, in the order in which they ended.
-      confidences: of these notes, where the network has heads (see `note_rolls.NoteRolls`).
+      confidences: of these notes, where the heads heard them.
     """
 
     def __init__(
@@ -78,8 +82,9 @@ class NoteDecoder:
         self.notes: list[Note] = []
         self.confidences: dict[Note, float] = {}
         self._rolls: NoteRolls | None = None
+        self._told: list[HeardNote] = []  # by this segment's tokens
+        self._struck: dict[tuple[int, bool], float] = {}  # last onset of a pitch or drum heard
         self._step = 0  # since the segment's start
-        self._strikes: list[tuple[float, int, bool]] = []  # time, pitch, whether a drum, of late
         self._time = 0.0
         self._velocity = 100
         self._program = 0
@@ -130,12 +135,9 @@ class NoteDecoder:
     def feed(self, start: float, tokens: Sequence[int], end: float | None = None) -> list[Note]:
         """Reads one segment.
 
-        The rolls of `SegmentTokens` give notes their velocities, which the tokens of one velocity
-        bin do not tell, and confidences.
-
         Args:
           start: of the segment, in seconds; segments are fed in order.
-          tokens: up to EOS; what follows it is ignored.
+          tokens: up to EOS, what follows it is ignored; `SegmentTokens` with what the heads say.
           end: start of the next segment, None for the last. A shift past it drops the rest.
 
         Returns:
@@ -147,6 +149,7 @@ class NoteDecoder:
         time_at = self._clock(start)
         limit = None if end is None else self._clock(end)(0)
         self._rolls = tokens.rolls if isinstance(tokens, SegmentTokens) else None
+        self._told = []
         tokens = trim_eos(list(tokens))
         time, shift_steps, self._step = time_at(0), 0, 0
         for index, token in enumerate(tokens):
@@ -165,72 +168,45 @@ class NoteDecoder:
             shift_steps = 0
             if not self._handle(event, time):
                 self.invalid_events += 1
-        if self._rolls and self.sure_confidence < 1:
-            self._add_untold(self._rolls, time_at, num_before, limit)
-            self._end_silent(self._rolls, time_at)
-        newest = max((strike[0] for strike in self._strikes), default=0.0)
-        self._strikes = [s for s in self._strikes if s[0] >= newest - SAME_STRIKE]
+        if self._rolls:
+            self._hear(self._rolls, time_at)
         return self.notes[num_before:]
 
-    def _add_untold(
+    def _hear(self, rolls: NoteRolls, time_at: Callable[[int], float]) -> None:
+        """Plays the notes of a segment that tokens tell or the heads are sure of."""
+        untold = rolls.notes(self.sure_confidence, self.programs, drums=self.drums)
+        heard = [(time_at(note.step), note) for note in (*self._told, *untold)]
+        for time, note in sorted(heard, key=lambda pair: pair[0]):  # what was told comes first
+            same = (note.pitch, note.is_drum)
+            if time - self._struck.get(same, -math.inf) <= SAME_STRIKE:
+                continue
+            self._struck[same] = time
+            begun = OpenNote(time, note.velocity, note.confidence)
+            if note.is_drum:
+                self._add_hit(note.pitch, begun)
+                continue
+            for key in [key for key in self._open if key[1] == note.pitch]:  # by whatever program
+                self._end_silent(key, rolls, time_at, time)
+            self._open[note.program, note.pitch] = begun
+        for key in list(self._open):
+            self._end_silent(key, rolls, time_at)
+        self._time = max(self._time, time_at(rolls.num_steps))
+
+    def _end_silent(
         self,
+        key: tuple[int, int],
         rolls: NoteRolls,
         time_at: Callable[[int], float],
-        num_before: int,
-        limit: float | None,
+        latest: float = math.inf,
     ) -> None:
-        """Adds what the heads are sure of and the segment's tokens do not tell."""
-        for heard in rolls.notes(self.sure_confidence, self.programs, drums=self.drums):
-            time, end = time_at(heard.step), heard.end
-            strike = (time, heard.pitch, heard.is_drum)
-            if limit is not None and time >= limit:
-                continue
-            if any(s[1:] == strike[1:] and abs(s[0] - time) <= SAME_STRIKE for s in self._strikes):
-                continue
-            self._strikes.append(strike)
-            note = OpenNote(time, *heard.strike)
-            if heard.is_drum:
-                self._add_hit(heard.pitch, note)
-                continue
-            offset = None if end is None else max(time_at(end), time + MIN_DURATION)
-            self._insert((heard.program, heard.pitch), note, offset, num_before)
-
-    def _end_silent(self, rolls: NoteRolls, time_at: Callable[[int], float]) -> None:
-        """Ends notes that no token has ended where the heads hear them fall silent."""
-        for key, note in list(self._open.items()):
-            begun = round((note.onset - time_at(0)) * self.codec.steps_per_second)
-            end = rolls.end(begun, key[1])
-            if end is not None:
-                self._close(key, time_at(end))
-
-    def _insert(
-        self, key: tuple[int, int], note: OpenNote, offset: float | None, first: int
-    ) -> None:
-        """Adds a note among those of its key that have ended since `first`, or that sound."""
-        program, pitch = key
-        for i in range(first, len(self.notes)):
-            other = self.notes[i]
-            if (other.program, other.pitch, other.is_drum) != (program, pitch, False):
-                continue
-            if other.onset < note.onset < other.offset:  # it was struck again
-                confidence = self.confidences.pop(other, None)
-                offset = other.offset
-                self.notes[i] = other._replace(offset=note.onset)
-                if confidence is not None:
-                    self.confidences[self.notes[i]] = confidence
-            elif note.onset < other.onset:
-                offset = other.onset if offset is None else min(offset, other.onset)
-        if key in self._open:
-            if self._open[key].onset < note.onset:
-                self._close(key, note.onset)
-            else:
-                later = self._open[key].onset
-                offset = later if offset is None else min(offset, later)
-        if offset is None:
-            self._open[key] = note
-        else:
-            ended = Note(note.onset, offset, pitch, note.velocity, program, False)
-            self._add(ended, note.confidence)
+        """Ends a note where the heads hear it fall silent, and at `latest`."""
+        if not rolls.has_column(key[1]):
+            return
+        begun = round((self._open[key].onset - time_at(0)) * self.codec.steps_per_second)
+        end = rolls.end(begun, key[1])
+        time = min(latest, math.inf if end is None else time_at(end))
+        if time < math.inf:
+            self._close(key, time)
 
     def finish(self) -> list[Note]:
         """Ends all sounding notes at the time of the last event and returns all notes, ordered."""
@@ -260,11 +236,7 @@ class NoteDecoder:
             case "pitch":
                 return self._handle_pitch((self._program, event.value), time)
             case "drum":
-                if self._velocity == 0:
-                    return False
-                begun = self._begin(event.value, time, is_drum=True)
-                if begun:
-                    self._add_hit(event.value, begun)
+                return self._handle_drum(event.value, time)
             case "velocity":
                 self._velocity = bin_to_velocity(event.value, self.codec.num_velocity_bins)
             case "program":
@@ -273,7 +245,8 @@ class NoteDecoder:
                 if not self._in_tie_section:
                     return False
                 for key in [key for key in self._open if key not in self._tied]:
-                    self._close(key, time)
+                    if not (self._rolls and self._rolls.has_column(key[1])):
+                        self._close(key, time)
                 self._in_tie_section = False
         return True
 
@@ -284,35 +257,37 @@ class NoteDecoder:
         return True
 
     def _handle_pitch(self, key: tuple[int, int], time: float) -> bool:
+        if self._rolls and self._rolls.has_column(key[1]):
+            if not self._in_tie_section and self._velocity > 0:
+                self._tell(self._rolls, key[1], is_drum=False)
+            return True
         is_open = key in self._open
         if self._in_tie_section:
             if not is_open or key in self._tied:
-                return not is_open and self.least_confidence > 0
+                return False
             self._tied.add(key)
             return True
+        if is_open:
+            self._close(key, time)
+        if self._velocity > 0:
+            self._open[key] = OpenNote(time, self._velocity)
+        return is_open or self._velocity > 0
+
+    def _handle_drum(self, pitch: int, time: float) -> bool:
         if self._velocity == 0:
-            if is_open:
-                self._close(key, time)
-            return is_open or self.least_confidence > 0  # of a note that was left out
-        begun = self._begin(key[1], time, is_drum=False)
-        if begun:
-            if is_open:
-                self._close(key, time)
-            self._open[key] = begun
+            return False
+        if self._rolls:
+            self._tell(self._rolls, pitch, is_drum=True)
+        else:
+            self._add_hit(pitch, OpenNote(time, self._velocity))
         return True
 
-    def _begin(self, pitch: int, time: float, *, is_drum: bool) -> OpenNote | None:
-        """A note that begins, or None if the rolls are not sure of it."""
-        note = OpenNote(time, self._velocity)
-        strike = self._rolls.strike(self._step, pitch, is_drum=is_drum) if self._rolls else None
-        if strike is not None:
-            if strike.confidence < self.least_confidence:
-                return None
-            note = note._replace(confidence=strike.confidence)
-            if self.codec.num_velocity_bins == 1:
-                note = note._replace(velocity=strike.velocity)
-        self._strikes.append((time, pitch, is_drum))
-        return note
+    def _tell(self, rolls: NoteRolls, pitch: int, *, is_drum: bool) -> None:
+        note = rolls.find(self._step, pitch, self.programs, is_drum=is_drum)
+        if self.codec.num_velocity_bins > 1:
+            note = note._replace(velocity=self._velocity)
+        if note.confidence >= self.least_confidence:
+            self._told.append(note)
 
     def _close(self, key: tuple[int, int], time: float) -> None:
         onset, velocity, confidence = self._open.pop(key)

@@ -1,4 +1,4 @@
-"""What the encoder's heads say of single notes: how strong, how sure, and notes not told by tokens.
+"""What the encoder's heads say of single notes: how sure, how strong, how long, what plays them.
 
 NumPy alone.
 """
@@ -6,44 +6,47 @@ NumPy alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mt3_keras.config import HEADS, LOWEST_PITCH, NUM_PITCHES, STEPS_PER_SECOND
+from mt3_keras.config import HEADS, LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES, STEPS_PER_SECOND
 
-NOTE_HEADS = ("onset", "drum", "strength", "frame", "program")  # side by side in `NoteRolls.values`
+NOTE_HEADS = ("onset", "drum", "strength", "frame", "class")  # side by side in `NoteRolls.values`
 _ENDS = list(itertools.accumulate(HEADS[head] for head in NOTE_HEADS))
 _COLUMNS = dict(zip(NOTE_HEADS, map(slice, [0, *_ENDS], _ENDS), strict=True))
 NUM_COLUMNS = _ENDS[-1]
+NUM_SCORES = _COLUMNS["class"].start  # columns of all heads but "class"
+NUM_PACKED = NUM_SCORES + NUM_PITCHES
 REACH = 3  # frames from a token's time to the onset it means: times are rounded, chords joined
 PEAK_REACH = 2  # frames in which an onset is the likeliest of its pitch
-PROGRAM_FRAMES = 8  # from an onset on, by which its program is known
-SOUNDING = 0.5  # a note lasts while its frame's probability is at least this
+CLASS_FRAMES = 8  # from an onset on, by which its instrument is known
+SOUNDING = 0.7  # a note lasts while its frame's probability is at least this
+PAUSE_FRAMES = 3  # of silence that end a note
 
 
-class Strike(NamedTuple):
-    """The beginning of a note: MIDI velocity, and the onset's score from 0 to 1."""
+class HeardNote(NamedTuple):
+    """A note that begins in a segment, as the heads hear it.
 
+    Attributes:
+      step: 10 ms each, from the segment's start.
+      velocity: as in MIDI.
+      confidence: the onset's score from 0 to 1.
+    """
+
+    step: int
+    pitch: int
+    program: int
+    is_drum: bool
     velocity: int
     confidence: float
 
 
-class HeardNote(NamedTuple):
-    """A note as the heads hear it: times in steps of 10 ms; `end` is None if it sounds on."""
-
-    step: int
-    end: int | None
-    pitch: int
-    program: int
-    is_drum: bool
-    strike: Strike
-
-
 class NoteRolls:
-    """The rolls of a segment, read at the notes that its tokens tell.
+    """The rolls of a segment.
 
     Args:
       values: float32 [F, NUM_COLUMNS], probabilities of `NOTE_HEADS` (see `heads`).
@@ -54,65 +57,73 @@ class NoteRolls:
         self.values = values
         self._frames_per_second = frames_per_second
 
+    @classmethod
+    def unpack(cls, packed: NDArray[np.uint8], frames_per_second: float) -> NoteRolls:
+        """Rolls of a served model, [F, NUM_PACKED] (see `export.served_model`)."""
+        scores, classes = packed[:, :NUM_SCORES], packed[:, NUM_SCORES:]
+        chances = classes[:, :, None] == np.arange(NUM_CLASSES)
+        values = np.empty((len(packed), NUM_COLUMNS), np.float32)
+        values[:, :NUM_SCORES] = scores / np.float32(255)
+        values[:, NUM_SCORES:] = chances.reshape(len(packed), -1)
+        return cls(values, frames_per_second)
+
     def roll(self, head: str) -> NDArray[np.float32]:
         """The probabilities of one head, float32 [F, N]."""
         return self.values[:, _COLUMNS[head]]
 
-    def strike(self, step: int, pitch: int, *, is_drum: bool) -> Strike | None:
-        """The likeliest onset near a step of the segment; None for pitches without a column.
+    @property
+    def num_steps(self) -> int:
+        """Whole steps that the rolls cover."""
+        return math.floor(len(self.values) / self._frames_per_second * STEPS_PER_SECOND)
 
-        The confidence is what the head gives, which training taught to rather tell one onset too
-        many than to miss one.
+    @staticmethod
+    def has_column(pitch: int) -> bool:
+        """Whether the heads know of a pitch, drums apart."""
+        return 0 <= pitch - LOWEST_PITCH < NUM_PITCHES
+
+    def find(self, step: int, pitch: int, programs: Collection[int], *, is_drum: bool) -> HeardNote:
+        """The likeliest onset of a pitch or drum near a step of the segment.
+
+        Args:
+          programs: that may play it.
         """
-        if not is_drum and not 0 <= pitch - LOWEST_PITCH < NUM_PITCHES:
-            return None
         column = pitch if is_drum else pitch - LOWEST_PITCH
         frame = self._to_frame(step)
         first = max(0, min(frame, len(self.values)) - REACH)
         onsets = self.roll("drum" if is_drum else "onset")[:, column]
         best = first + int(np.argmax(onsets[first : frame + REACH + 1]))
-        return self._strike_at(best, column, is_drum=is_drum)
+        return self._note_at(best, column, programs, is_drum=is_drum)
 
-    def notes(self, least: float, programs: Iterable[int], *, drums: bool) -> list[HeardNote]:
+    def notes(self, least: float, programs: Collection[int], *, drums: bool) -> list[HeardNote]:
         """Notes whose onset's score is at least `least` and a peak.
 
         Args:
           programs, drums: what may appear.
         """
-        allowed = np.array(sorted(programs), int)
         heard = []
-        for is_drum in (False, True) if drums else (False,):
+        for is_drum in [False] * bool(programs) + [True] * drums:
             onsets = self.roll("drum" if is_drum else "onset")
             padded = np.pad(onsets, ((PEAK_REACH, PEAK_REACH), (0, 0)))
             windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * PEAK_REACH + 1, axis=0)
-            for frame, column in np.argwhere((onsets >= least) & (onsets >= windows.max(axis=-1))):
-                strike = self._strike_at(frame, column, is_drum=is_drum)
-                if is_drum:
-                    step = self._to_step(frame)
-                    heard.append(HeardNote(step, step + 1, int(column), 0, True, strike))
-                elif allowed.size:
-                    heard.append(self._heard_pitch(frame, column, allowed, strike))
-        return sorted(heard, key=lambda note: (note.step, note.is_drum, note.pitch))
-
-    def _heard_pitch(
-        self, frame: int, column: int, allowed: NDArray[np.int_], strike: Strike
-    ) -> HeardNote:
-        programs = self.roll("program")[frame : frame + PROGRAM_FRAMES, allowed].mean(axis=0)
-        program = int(allowed[np.argmax(programs)])
-        pitch = int(column) + LOWEST_PITCH
-        return HeardNote(
-            self._to_step(frame), self._end(frame, column), pitch, program, False, strike
-        )
+            peaks = np.argwhere((onsets >= least) & (onsets >= windows.max(axis=-1)))
+            heard += [
+                self._note_at(frame, column, programs, is_drum=is_drum)
+                for frame, column in peaks.tolist()
+            ]
+        return heard
 
     def end(self, step: int, pitch: int) -> int | None:
-        """The step at which a pitch that sounds at `step` falls silent; None if it sounds on."""
-        if not 0 <= pitch - LOWEST_PITCH < NUM_PITCHES:
-            return None
-        return self._end(self._to_frame(step), pitch - LOWEST_PITCH)
+        """The step at which a pitch that sounds at `step` falls silent; None if it sounds on.
 
-    def _end(self, frame: int, column: int) -> int | None:
-        silent = np.flatnonzero(self.roll("frame")[frame + 1 :, column] < SOUNDING)
-        return self._to_step(frame + 1 + int(silent[0])) if silent.size else None
+        Args:
+          step: below 0 for a pitch that began before the segment.
+        """
+        first = self._to_frame(step) + 1 if step >= 0 else 0
+        silent = self.roll("frame")[first:, pitch - LOWEST_PITCH] < SOUNDING
+        if len(silent) < PAUSE_FRAMES:
+            return None
+        pauses = np.lib.stride_tricks.sliding_window_view(silent, PAUSE_FRAMES).all(axis=-1)
+        return self._to_step(first + int(np.argmax(pauses))) if pauses.any() else None
 
     def _to_frame(self, step: int) -> int:
         return int(max(0.0, step - 0.5) / STEPS_PER_SECOND * self._frames_per_second)
@@ -120,11 +131,28 @@ class NoteRolls:
     def _to_step(self, frame: int) -> int:
         return round((int(frame) + 0.5) / self._frames_per_second * STEPS_PER_SECOND)
 
-    def _strike_at(self, frame: int, column: int, *, is_drum: bool) -> Strike:
+    def _note_at(
+        self, frame: int, column: int, programs: Collection[int], *, is_drum: bool
+    ) -> HeardNote:
+        """The confidence is what the head gives: training taught it to rather tell one onset too
+        many than to miss one.
+        """
         confidence = self.roll("drum" if is_drum else "onset")[frame, column]
         strength = self.roll("strength")[frame, NUM_PITCHES if is_drum else column]
-        velocity = int(np.clip(round(float(127 * strength)), 1, 127))
-        return Strike(velocity, float(confidence))
+        return HeardNote(
+            self._to_step(frame),
+            column if is_drum else column + LOWEST_PITCH,
+            0 if is_drum else self._likeliest(frame, column, programs),
+            is_drum,
+            int(np.clip(round(float(127 * strength)), 1, 127)),
+            float(confidence),
+        )
+
+    def _likeliest(self, frame: int, column: int, programs: Collection[int]) -> int:
+        """The program that plays the pitch of a column from a frame on."""
+        classes = self.roll("class").reshape(-1, NUM_PITCHES, NUM_CLASSES)
+        chances = classes[frame : frame + CLASS_FRAMES, column].mean(axis=0)
+        return max(sorted(programs), key=lambda program: chances[program // 8])
 
 
 class SegmentTokens(list[int]):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt3_keras.codec import EOS, Codec, Event
-from mt3_keras.config import LOWEST_PITCH, NUM_PITCHES
+from mt3_keras.config import LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_rolls import NUM_COLUMNS, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, sort_notes
@@ -166,83 +166,103 @@ def test_what_follows_eos_is_ignored(tokens):
     assert cut.invalid_events == whole.invalid_events
 
 
-SURE = {"least_confidence": 0.3, "sure_confidence": 0.4, "ties": False}
+SURE = {"least_confidence": 0.3, "sure_confidence": 0.4}
+GUITAR, STRINGS = 24, 40
 
 
-def make_rolls(*onsets, num_frames=20):
-    """Rolls of 50 frames a second with cells (head, frame or frames, column, value)."""
+def make_rolls(*cells, num_frames=20):
+    """Rolls of 50 frames a second with cells (head, frame or frames, pitch or drum, value)."""
     rolls = NoteRolls(np.zeros((num_frames, NUM_COLUMNS), np.float32), 50.0)
-    for head, frames, column, value in onsets:
-        rolls.roll(head)[frames, column] = value
+    for head, frames, pitch, value in cells:
+        first = 0 if head == "drum" else LOWEST_PITCH
+        rolls.roll(head)[frames, pitch - first] = value
     return rolls
 
 
-def feed(decoder, rolls, *events, end=None):
+def set_class(rolls, frames, pitch, program, value):
+    column = (pitch - LOWEST_PITCH) * NUM_CLASSES + program // 8
+    rolls.roll("class")[frames, column] = value
+
+
+def feed(decoder, rolls, *events, start=0.0, end=None):
     tokens = SegmentTokens(decoder.codec.encode(Event(*event)) for event in events)
     tokens.rolls = rolls
-    return decoder.feed(0.0, tokens, end)
+    return decoder.feed(start, tokens, end)
 
 
-def test_rolls_give_notes_their_velocities_and_confidences():
+def test_heads_give_notes_their_times_velocities_and_confidences():
     rolls = make_rolls(
-        ("onset", 4, 60 - LOWEST_PITCH, 0.8),  # the note stands 10 ms past the end of its frame
-        ("strength", 4, 60 - LOWEST_PITCH, 50 / 127),
+        ("onset", 4, 60, 0.8),  # its frame ends before the token's time
+        ("strength", 4, 60, 50 / 127),
+        ("frame", slice(4, 8), 60, 0.9),
         ("drum", 9, 38, 0.6),
-        ("strength", 9, NUM_PITCHES, 1.0),
     )
-    decoder = NoteDecoder(Codec(), ties=False)
-    feed(decoder, rolls, ("shift", 8), ("velocity", 1), ("pitch", 60), ("shift", 20), ("drum", 38))
-    assert [(n.pitch, n.velocity) for n in decoder.finish()] == [(60, 50), (38, 127)]
-    assert sorted(decoder.confidences.values()) == pytest.approx([0.6, 0.8])
-
-
-def test_notes_of_which_the_rolls_are_not_sure_are_left_out_with_their_ends():
-    rolls = make_rolls(("onset", 4, 60 - LOWEST_PITCH, 0.35), ("drum", 9, 38, 0.35))
+    rolls.roll("strength")[9, NUM_PITCHES] = 1.0
     decoder = NoteDecoder(Codec(), **SURE)
-    events = [("shift", 8), ("velocity", 1), ("pitch", 60), ("pitch", 61), ("shift", 20)]
-    events += [("drum", 37), ("drum", 38), ("velocity", 0), ("pitch", 60), ("pitch", 61)]
+    events = [("tie", 0), ("shift", 10), ("velocity", 1), ("pitch", 60), ("shift", 19)]
+    feed(decoder, rolls, *events, ("drum", 38))
+    notes = [Note(0.09, 0.17, 60, 50, 0), Note(0.19, 0.2, 38, 127, 0, True)]
+    assert decoder.finish() == notes
+    assert [decoder.confidences[note] for note in notes] == pytest.approx([0.8, 0.6])
+
+
+def test_notes_of_which_the_heads_are_not_sure_are_left_out():
+    rolls = make_rolls(("onset", 4, 60, 0.35), ("drum", 9, 38, 0.35))
+    decoder = NoteDecoder(Codec(), **SURE)
+    events = [("tie", 0), ("shift", 8), ("velocity", 1), ("pitch", 60), ("pitch", 61)]
+    events += [("shift", 20), ("drum", 37), ("drum", 38), ("velocity", 0), ("pitch", 61)]
     feed(decoder, rolls, *events)
     assert [n.pitch for n in decoder.finish()] == [60, 38]
     assert decoder.invalid_events == 0
 
 
-def test_what_the_rolls_are_sure_of_and_no_token_tells_is_added():
-    column = 60 - LOWEST_PITCH
+def test_what_the_heads_are_sure_of_and_no_token_tells_is_added():
     rolls = make_rolls(
-        ("onset", slice(4, 7), column, [0.5, 0.9, 0.5]),  # one onset, at its peak
-        ("frame", slice(5, 10), column, 0.9),
-        ("program", slice(5, 10), 40, 0.7),
-        ("program", slice(5, 10), 0, 0.2),
-        ("strength", 5, column, 0.5),
+        ("onset", slice(4, 7), 60, [0.5, 0.9, 0.5]),  # one onset, at its peak
+        ("frame", slice(5, 10), 60, 0.9),
+        ("strength", 5, 60, 0.5),
         ("drum", 9, 38, 0.6),
-        ("onset", 15, column, 0.39),
+        ("onset", 15, 60, 0.39),
     )
-    decoder = NoteDecoder(Codec(), **SURE)
-    added = feed(decoder, rolls)
-    assert (
-        added == decoder.finish() == [Note(0.11, 0.21, 60, 64, 40), Note(0.19, 0.2, 38, 1, 0, True)]
-    )
+    set_class(rolls, slice(5, 10), 60, STRINGS, 0.7)
+    set_class(rolls, slice(5, 10), 60, 0, 0.2)
+    decoder = NoteDecoder(Codec(), **SURE, programs=range(0, 128, 8))
+    string = Note(0.11, 0.21, 60, 64, STRINGS)
+    hit = Note(0.19, 0.2, 38, 1, 0, True)
+    assert sort_notes(feed(decoder, rolls)) == decoder.finish() == [string, hit]
     piano = NoteDecoder(Codec(), **SURE, programs=[0], drums=False)
-    assert feed(piano, rolls) == [Note(0.11, 0.21, 60, 64, 0)]
-    told = NoteDecoder(Codec(), **SURE)
-    feed(told, rolls, ("shift", 14), ("program", 24), ("velocity", 1), ("pitch", 60), ("drum", 38))
-    assert [(n.onset, n.program) for n in told.finish() if not n.is_drum] == [(0.14, 24)]
+    assert feed(piano, rolls) == [string._replace(program=0)]
 
 
-def test_a_note_added_within_another_ends_it_and_one_that_sounds_on_stays_open():
-    column = 60 - LOWEST_PITCH
+def test_a_note_lasts_as_long_as_the_heads_hear_it_whatever_tokens_say():
     rolls = make_rolls(
-        ("onset", [1, 10], column, 0.9),
-        ("frame", slice(1, 20), column, 0.9),
-        ("onset", 12, 70 - LOWEST_PITCH, 0.9),
-        ("frame", slice(12, 20), 70 - LOWEST_PITCH, 0.9),
+        ("onset", [1, 10], 60, 0.9),
+        ("frame", slice(1, 5), 60, 0.9),
+        ("frame", slice(5, 7), 60, 0.1),  # no pause, it is too short
+        ("frame", slice(7, 15), 60, 0.9),
+        ("onset", 12, 70, 0.9),
+        ("frame", slice(12, 20), 70, 0.9),
     )
     decoder = NoteDecoder(Codec(), **SURE)
-    events = [("shift", 3), ("program", 0), ("velocity", 1), ("pitch", 60), ("shift", 30)]
-    feed(decoder, rolls, *events, ("velocity", 0), ("pitch", 60), end=0.4)
-    assert [(n.onset, n.offset, n.pitch) for n in decoder.notes] == [
-        (0.03, 0.21, 60),
-        (0.21, 0.3, 60),
-    ]
+    events = [("tie", 0), ("shift", 3), ("program", 0), ("velocity", 1), ("pitch", 60)]
+    feed(decoder, rolls, *events, ("shift", 6), ("velocity", 0), ("pitch", 60), end=0.4)
+    assert [n[:3] for n in decoder.notes] == [(0.03, 0.21, 60), (0.21, 0.31, 60)]
     assert list(decoder.open_notes) == [(0, 70)]
-    assert set(decoder.confidences) == set(decoder.notes)
+    silent = make_rolls(("frame", slice(0, 6), 70, 0.9))
+    feed(decoder, silent, ("tie", 0), start=0.4)  # which does not tie it
+    assert decoder.notes[-1][:3] == (0.25, 0.53, 70)
+
+
+def test_a_note_on_the_border_of_two_segments_is_one():
+    sounding = ("frame", slice(0, 20), 60, 0.9)
+    decoder = NoteDecoder(Codec(), **SURE)
+    feed(decoder, make_rolls(("onset", 19, 60, 0.9), sounding), end=0.4)
+    feed(decoder, make_rolls(("onset", 0, 60, 0.9), sounding), start=0.4)
+    assert [n[:3] for n in decoder.finish()] == [(0.39, 0.8, 60)]
+
+
+def test_pitches_without_a_column_are_read_from_tokens_alone():
+    decoder = NoteDecoder(Codec(), **SURE)
+    events = [("tie", 0), ("shift", 5), ("velocity", 1), ("pitch", 10), ("shift", 30)]
+    feed(decoder, make_rolls(), *events, ("velocity", 0), ("pitch", 10))
+    assert decoder.finish() == [Note(0.05, 0.3, 10, 127, 0)]

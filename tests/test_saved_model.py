@@ -19,6 +19,7 @@ from mt3_keras.config import SMALL, ModelConfig
 from mt3_keras.generation import Search
 from mt3_keras.grammar import Rules
 from mt3_keras.model import MT3Backbone
+from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES, NoteRolls
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber
 
@@ -127,6 +128,25 @@ def test_a_network_with_lead_state_and_heads_is_served(small_model, context):
     samples = melody(60_000)
     found = make_served(small_model, context=context, batch_size=4)(samples[None])
     assert to_lists(found) == [search(small_model, samples, context)]
+
+
+def test_the_heads_are_served_in_bytes(small_model):
+    samples, config = melody(60_000), small_model.model_config
+    segments = list(cut_segments([samples], config, "full"))
+    rules = Rules(programs=frozenset({0, 41}), drums=False)
+    found = make_served(small_model, rules=rules, batch_size=2)(samples[None])["note_rolls"]
+    assert found.shape == (1, len(segments), 32, NUM_PACKED) and found.dtype == np.uint8
+    for segment, packed in zip(segments, np.asarray(found)[0], strict=True):
+        inputs = np.array(segment.samples)[None], np.array([segment.num_frames])
+        (expected,) = np.asarray(small_model.encode(*inputs)["note_rolls"])
+        unpacked = NoteRolls.unpack(packed, 62.5)
+        np.testing.assert_allclose(
+            unpacked.values[:, :NUM_SCORES], expected[:, :NUM_SCORES], atol=0.501 / 255
+        )
+        chances = expected[:, NUM_SCORES:].reshape(32, 88, 16)[..., [0, 5]]
+        classes = unpacked.roll("class").reshape(32, 88, 16)
+        np.testing.assert_array_equal(classes.argmax(-1), chances.argmax(-1) * 5)
+        assert (classes.sum(axis=-1) == 1).all()
 
 
 @pytest.mark.parametrize(

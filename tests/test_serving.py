@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from export.serving_client import (
     GrpcServer,
+    Outputs,
     Request,
     RestServer,
     ServedConfig,
@@ -31,9 +32,11 @@ from export.serving_client import (
     main,
     transcribe,
 )
-from mt3_keras.config import SMALL, TINY
+from mt3_keras.codec import EOS
+from mt3_keras.config import LOWEST_PITCH, SMALL, TINY
 from mt3_keras.grammar import Rules
 from mt3_keras.midi import read_midi
+from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber
 from tests.conftest import ROOT
@@ -260,7 +263,37 @@ def test_another_models_config_is_noticed(server, exported):
     other = ServedConfig(SMALL, config.name, config.context, config.exact)
     predict = connect(server[1], "grpc").predict
     with pytest.raises(ServingError, match="cuts segments of another length"):
-        transcribe([SAMPLES[:30_000]] * 3, other, lambda samples: predict(samples, 60)[:1])
+        transcribe(
+            [SAMPLES[:30_000]] * 3,
+            other,
+            lambda samples: Outputs(predict(samples, 60).tokens[:1]),
+        )
+
+
+def test_what_the_heads_hear_is_read_over_the_border_of_two_requests():
+    step = SMALL.segment_samples
+    audio = np.arange(5 * step, dtype=np.float32) / (5 * step)  # each sample says where it is
+    rolls = np.zeros((6, 128, NUM_PACKED), np.uint8)
+    columns = {"onset": 0, "strength": 88 + 128, "frame": 88 + 128 + 89, "class": NUM_SCORES}
+    onset, strength, frame, guitar = (
+        rolls[:, :, start + 60 - LOWEST_PITCH] for start in columns.values()
+    )
+    onset[2, 120], strength[2, 120] = 255, round(255 * 90 / 127)
+    frame[2, 120:], frame[3, :11] = 255, 255
+    guitar[2, 120:] = 3
+
+    def predict(samples):
+        first = round(float(samples[0]) * 5)
+        rows = rolls[first : first + len(samples) // step + 1]
+        return Outputs([[EOS]] * len(rows), rows)
+
+    config = ServedConfig(SMALL, "small", "full", exact=False)
+    found = transcribe([audio], config, predict, num_segments=3)
+    ((note, confidence),) = found.confidences.items()
+    assert found.notes == [note]
+    assert note[:2] == pytest.approx((6.01, 6.33), abs=0.011)
+    assert note[2:] == (60, 90, 24, False)
+    assert confidence == 1
 
 
 @pytest.mark.parametrize("module", ["keras", "tensorflow"])
