@@ -1,11 +1,12 @@
 """An edge bundle on this machine's processor: tokens, whole files, streams, start, memory.
 
-    python -m benchmarks.edge --bundle FOLDER --audio song.flac [--threads 2] [--runs 3]
+    python -m benchmarks.edge --bundle FOLDER --audio song.flac [--threads 2] [--runs 3] [--hours 1]
         [--peer_python PYTHON --peer_script mt3_torch.py --peer_weights mt3.safetensors]
 
 Every measurement is a process of its own and all are made in turn, `--runs` times; medians are
 printed, beside those of the compact PyTorch MT3 in float32 at its batch of 16 and in dynamic int8
-at a batch of 1, and beside what the machine could do at best.
+at a batch of 1, and beside what the machine could do at best. With --hours a stream also hears the
+recording again and again for so long, in blocks of all sizes, and its memory is watched.
 
 Only a quiet machine gives ratios that count: PyTorch's threads spin while they wait, and where
 something else has a core they are tens of times slower. So the peer is run both with spinning and
@@ -43,6 +44,7 @@ from mt3_keras.transcriber import Transcriber
 BLOCK = SAMPLE_RATE_HZ // 10  # samples pushed at a time
 HOPS = ("segment", "1.0", "0.5")
 KINDS = ("tokens", "file", *(f"stream {hop}" for hop in HOPS), "start", "limits")
+MEMORY_SECONDS = 300  # of sound between two looks at the memory
 
 QUIET = 0.5  # load above which something else is running
 
@@ -66,6 +68,13 @@ def main() -> None:
             for name, options in (("float32", "--batch 16"), ("int8", "--batch 1 --quant int8")):
                 runs.setdefault(name, []).append(_run_peer(arguments, options))
     print(report({name: _medians(several) for name, several in runs.items()}, arguments))
+    if arguments.hours:
+        found = _run_ours(arguments, "endurance")
+        print(
+            f"{arguments.hours:g} h in one stream: {found['notes']:.0f} notes, real-time factor "
+            f"{found['factor']:.3f}, memory after the first five minutes {found['first MB']:.0f} "
+            f"MB, in the end {found['last MB']:.0f} MB, at most {found['MB']:.0f} MB"
+        )
 
 
 def _parse() -> argparse.Namespace:
@@ -74,16 +83,18 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--audio", required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--hours", type=float, default=0.0)
     parser.add_argument("--peer_python", default=sys.executable)
     parser.add_argument("--peer_script")
     parser.add_argument("--peer_weights")
-    parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=[*KINDS, "endurance"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def _run_ours(arguments: argparse.Namespace, kind: str) -> Figures:
     command = [sys.executable, "-m", "benchmarks.edge", "--bundle", str(arguments.bundle)]
     command += ["--audio", arguments.audio, "--threads", str(arguments.threads)]
+    command += ["--hours", str(arguments.hours)]
     return run_json([*command, "--measure", kind])
 
 
@@ -116,6 +127,8 @@ def measure(arguments: argparse.Namespace) -> Figures:
         found = _time_file(arguments.bundle, samples)
     elif kind == "stream":
         found = _time_stream(arguments.bundle, samples, None if hop == "segment" else float(hop))
+    elif kind == "endurance":
+        found = _endure(arguments.bundle, samples, arguments.hours)
     elif kind == "start":
         found = _time_start(arguments.bundle, samples)
     else:
@@ -206,6 +219,33 @@ def _time_stream(bundle: pathlib.Path, samples: Any, hop: float | None) -> Figur
         "delay": float(np.median(delays)),
         "longest delays": float(np.quantile(delays, 0.95)),
     }
+
+
+def _endure(bundle: pathlib.Path, samples: Any, hours: float) -> Figures:
+    """Hours of sound in one stream, in blocks of 1 sample to 10 minutes."""
+    stream = StreamingTranscriber.from_bundle(bundle)
+    random = np.random.default_rng(0)
+    num_samples = round(hours * 3600 * SAMPLE_RATE_HZ)
+    place = num_notes = 0
+    memory: list[float] = []
+    start = time.perf_counter()
+    while place < num_samples:
+        size = round(min(600 * SAMPLE_RATE_HZ, np.exp(random.uniform(0, 18))))
+        size = min(size, num_samples - place)
+        block = np.resize(np.roll(samples, -place), size) if size > 64 else samples[:size]
+        num_notes += len(stream.push(block))
+        place += size
+        if place > (len(memory) + 1) * MEMORY_SECONDS * SAMPLE_RATE_HZ or place == num_samples:
+            memory.append(_resident_mb())
+    num_notes += len(stream.flush())
+    factor = (time.perf_counter() - start) * SAMPLE_RATE_HZ / num_samples
+    found = {"notes": float(num_notes), "factor": factor}
+    return found | {"first MB": memory[0], "last MB": memory[-1]}
+
+
+def _resident_mb() -> float:
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 def _time_start(bundle: pathlib.Path, samples: Any) -> Figures:

@@ -1,0 +1,95 @@
+"""What each part of `small` brings: networks without it, trained alike from nothing.
+
+    python -m benchmarks.ablation --train_data DIR --fonts_data DIR --data DIR_WITH_MANIFEST
+        --steps 500 --out_dir runs/ablation [--only "no pointer"]
+
+Each is trained by train/configs/small.flags for so many updates, the rate falling to zero, with the
+same batches; "fonts only" hears the data of --fonts_data instead. The edge bundle of each is scored
+on the recordings of --data. Stopped, it goes on where it was; what is done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from mt3_keras.config import SMALL, ModelConfig, SpectrogramConfig
+from train.history import describe_run
+from train.scores import COLUMNS, format_table
+
+FONTS_ONLY = "fonts only"
+LOSSES = ("hours_trained", "token_loss", "onset_loss")
+
+
+def main() -> None:
+    arguments = _parse()
+    rows = {}
+    for name, config in networks().items():
+        if arguments.only in ("", name):
+            rows[name] = _measure(name, config, arguments)
+            print(format_table(rows.items(), f"{arguments.steps} updates", (*LOSSES, *COLUMNS)))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train_data", required=True, help="of train.prepare, with commas")
+    parser.add_argument("--fonts_data", required=True, help="the same, played by soundfonts alone")
+    parser.add_argument("--data", required=True, help="recordings to score, with a manifest")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--out_dir", type=pathlib.Path, required=True)
+    parser.add_argument("--only", default="", choices=["", *networks()])
+    return parser.parse_args()
+
+
+def networks() -> dict[str, ModelConfig]:
+    """`small`, and it without one part each, by name."""
+
+    def without(*names: str) -> ModelConfig:
+        network = dataclasses.replace(SMALL.network, **dict.fromkeys(names, False))
+        return dataclasses.replace(SMALL, network=network)
+
+    mel = SpectrogramConfig(hop_samples=SMALL.spectrogram.hop_samples)
+    return {
+        "small": SMALL,
+        "log-mel, no stem": dataclasses.replace(SMALL, spectrogram=mel),
+        "no heads": without("heads", "head_feedback", "pointer"),
+        "no state inputs": without("state_inputs"),
+        "no pointer": without("pointer"),
+        FONTS_ONLY: SMALL,
+    }
+
+
+def _measure(name: str, config: ModelConfig, arguments: argparse.Namespace) -> dict[str, float]:
+    folder = arguments.out_dir / name.replace(" ", "_").replace(",", "")
+    folder.mkdir(parents=True, exist_ok=True)
+    model, run, bundle = folder / "config.json", folder / "run", folder / "bundle"
+    scores = folder / "scores.json"
+    if not scores.exists():
+        model.write_text(json.dumps(config.to_dict()))
+        data = arguments.fonts_data if name == FONTS_ONLY else arguments.train_data
+        _call(
+            "train.main",
+            flagfile="train/configs/small.flags",
+            model=model,
+            data=data,
+            out_dir=run,
+            steps=arguments.steps,
+        )
+        _call("export.main", model=run, out_dir=bundle, formats="tflite", quantize="int8")
+        _call("train.evaluate", model=bundle, data=arguments.data, json=scores)
+    summary = json.loads(scores.read_text())["summary"]["all"]
+    return describe_run(run) | summary
+
+
+def _call(module: str, **flags: Any) -> None:
+    options = [f"--{name}={value}" for name, value in flags.items()]
+    subprocess.run([sys.executable, "-m", module, *options], check=True)
+
+
+if __name__ == "__main__":
+    main()
