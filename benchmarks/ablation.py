@@ -88,7 +88,9 @@ def _measure(name: str, config: ModelConfig, arguments: argparse.Namespace) -> d
 
 def _call(module: str, **flags: Any) -> None:
     options = [f"--{name}={value}" for name, value in flags.items()]
-    subprocess.run([sys.executable, "-m", module, *options], check=True)
+    code = subprocess.run([sys.executable, "-m", module, *options], check=False).returncode
+    if code:
+        sys.exit(code)  # it has said why
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.transcribe import describe_machine, run_json
+from benchmarks.transcribe import describe_machine, resident_mb, run_json
 from export.streaming import NoteOn, StreamingTranscriber
 from mt3_keras.audio import read_blocks
 from mt3_keras.command_line import limit_threads
@@ -44,7 +44,7 @@ from mt3_keras.transcriber import Transcriber
 BLOCK = SAMPLE_RATE_HZ // 10  # samples pushed at a time
 HOPS = ("segment", "1.0", "0.5")
 KINDS = ("tokens", "file", *(f"stream {hop}" for hop in HOPS), "start", "limits")
-MEMORY_SECONDS = 300  # of sound between two looks at the memory
+SETTLED_SECONDS = 300  # of sound, after which a stream should not grow any more
 
 QUIET = 0.5  # load above which something else is running
 
@@ -72,7 +72,7 @@ def main() -> None:
         found = _run_ours(arguments, "endurance")
         print(
             f"{arguments.hours:g} h in one stream: {found['notes']:.0f} notes, real-time factor "
-            f"{found['factor']:.3f}, memory after the first five minutes {found['first MB']:.0f} "
+            f"{found['factor']:.3f}, memory after the first five minutes {found['settled MB']:.0f} "
             f"MB, in the end {found['last MB']:.0f} MB, at most {found['MB']:.0f} MB"
         )
 
@@ -227,7 +227,7 @@ def _endure(bundle: pathlib.Path, samples: Any, hours: float) -> Figures:
     random = np.random.default_rng(0)
     num_samples = round(hours * 3600 * SAMPLE_RATE_HZ)
     place = num_notes = 0
-    memory: list[float] = []
+    settled = 0.0
     start = time.perf_counter()
     while place < num_samples:
         size = round(min(600 * SAMPLE_RATE_HZ, np.exp(random.uniform(0, 18))))
@@ -235,17 +235,12 @@ def _endure(bundle: pathlib.Path, samples: Any, hours: float) -> Figures:
         block = np.resize(np.roll(samples, -place), size) if size > 64 else samples[:size]
         num_notes += len(stream.push(block))
         place += size
-        if place > (len(memory) + 1) * MEMORY_SECONDS * SAMPLE_RATE_HZ or place == num_samples:
-            memory.append(_resident_mb())
+        if not settled and place > SETTLED_SECONDS * SAMPLE_RATE_HZ:
+            settled = resident_mb()
     num_notes += len(stream.flush())
     factor = (time.perf_counter() - start) * SAMPLE_RATE_HZ / num_samples
     found = {"notes": float(num_notes), "factor": factor}
-    return found | {"first MB": memory[0], "last MB": memory[-1]}
-
-
-def _resident_mb() -> float:
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+    return found | {"settled MB": settled, "last MB": resident_mb()}
 
 
 def _time_start(bundle: pathlib.Path, samples: Any) -> Figures:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.transcribe import describe_machine
+from benchmarks.transcribe import describe_machine, resident_mb
 from export.serving_client import GrpcServer, ServedConfig, ServingError, call_patiently
 from mt3_keras.audio import read_blocks
 from mt3_keras.config import SAMPLE_RATE_HZ
@@ -45,11 +45,11 @@ def main() -> None:
         print(f"machine: {describe_machine()}")
         print(f"requests of {arguments.seconds:g} s, every eighth of NaN; memory of the server")
         single = _measure("one at a time", client, windows, expected, arguments.requests // 8, 1)
-        print(f"memory {_memory_mb(pid):.0f} MB")
+        print(f"memory {resident_mb(pid):.0f} MB")
         for number in range(arguments.rounds):
             name = f"{arguments.clients} clients, round {number + 1}"
             many = _measure(name, client, windows, expected, arguments.requests, arguments.clients)
-            print(f"memory {_memory_mb(pid):.0f} MB, throughput {many / single:.2f}x")
+            print(f"memory {resident_mb(pid):.0f} MB, throughput {many / single:.2f}x")
 
 
 def _parse() -> argparse.Namespace:
@@ -122,14 +122,6 @@ def _measure(
         f" latency (s) {times}; {throughput:.2f} requests/s"
     )
     return throughput
-
-
-def _memory_mb(pid: int | None) -> float:
-    status = pathlib.Path(f"/proc/{pid}/status")
-    if not status.exists():
-        return float("nan")
-    lines = status.read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -166,14 +166,16 @@ class Network(torch.nn.Module):
         return encoded, {f"{head}_logits": p for head, p in zip(HEADS, parts, strict=True)}
 
     def _mix_pitches(self, timbre: Any, logits: Any) -> Any:
-        w = {path[len("heads/mixer/") :]: value for path, value in self.w.items()}
+        def w(name: str) -> Any:
+            return self.w[f"heads/mixer/{name}"]
+
         found = torch.sigmoid(logits).unflatten(-1, (3, NUM_PITCHES)).transpose(2, 3)
-        x = functional.relu(timbre @ w["timbre/kernel"] + found @ w["found/kernel"])
+        x = functional.relu(timbre @ w("timbre/kernel") + found @ w("found/kernel"))
         pitch = torch.arange(NUM_PITCHES, device=x.device)
-        kernel = w["intervals"][:, pitch[:, None] - pitch + NUM_PITCHES - 1]
+        kernel = w("intervals")[:, pitch[:, None] - pitch + NUM_PITCHES - 1]
         mixed = torch.einsum("bfnc,cnm->bfmc", x, kernel)
-        hidden = torch.cat([x, mixed], -1) @ w["hidden/kernel"] + w["hidden/bias"]
-        added = functional.relu(hidden) @ w["logits/kernel"] + w["logits/bias"]
+        hidden = torch.cat([x, mixed], -1) @ w("hidden/kernel") + w("hidden/bias")
+        added = functional.relu(hidden) @ w("logits/kernel") + w("logits/bias")
         return added.transpose(2, 3).flatten(2)
 
     # --- Decoder ---

@@ -229,6 +229,15 @@ def _row(name: str, mine: float, other: float | None) -> str:
     return f"{name:28}{mine:10.3f}{other:10.3f}{other / mine:10.2f}x"
 
 
+def resident_mb(pid: int | None = None) -> float:
+    """Memory of a process, by default this one; NaN where the system does not tell."""
+    status = pathlib.Path(f"/proc/{pid or 'self'}/status")
+    if not status.exists():
+        return float("nan")
+    lines = status.read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
 def describe_machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")

@@ -78,14 +78,15 @@ class ServedModel:
         batch, segments = tf.shape(windows_BSN)[0], tf.shape(windows_BSN)[1]
         windows = tf.reshape(windows_BSN, [batch * segments, self.config.input_samples])
         num_frames = tf.tile(num_frames_S, [batch])
-        tokens, rolls = self._decode_all(windows, num_frames)
+        found = self._decode_all(windows, num_frames)
+        tokens = found["tokens"]
         is_used = tf.reduce_any(tokens != 0, axis=0)
         length = tf.reduce_max(tf.where(is_used, tf.range(self.max_tokens) + 1, 0))
-        tokens = tf.reshape(tokens[:, :length], [batch, segments, length])
-        found = {"tokens": tokens, "num_segments": tf.fill([batch], segments)}
-        if self.config.network.heads:
-            found["note_rolls"] = tf.reshape(rolls, [batch, segments, *rolls.shape[1:]])
-        return found
+        found["tokens"] = tf.reshape(tokens[:, :length], [batch, segments, length])
+        if "note_rolls" in found:
+            shape = [batch, segments, self.config.network.segment_frames, NUM_PACKED]
+            found["note_rolls"] = tf.reshape(found["note_rolls"], shape)
+        return found | {"num_segments": tf.fill([batch], segments)}
 
     def encode(self, samples: Any, num_frames: Any) -> Tensors:
         """`MT3Backbone.encode`: float32 [B, input_samples] and int32 [B] -> tensors by name."""
@@ -138,40 +139,39 @@ class ServedModel:
         num_left = num_samples - tf.range(num_segments) * step
         return windows, tf.minimum(config.network.segment_frames, num_left // hop_samples + 1)
 
-    def _decode_all(self, windows: Any, num_frames: Any) -> tuple[Any, Any]:
-        """Segments [N, ...] -> tokens [N, max_tokens], rolls [N, F, n]; `batch_size` at a time."""
-        total = tf.shape(windows)[0]
+    def _decode_all(self, windows: Any, num_frames: Any) -> Tensors:
+        """Segments [N, ...], `batch_size` at a time -> "tokens" [N, max_tokens].
+
+        With heads also "note_rolls" [N, F, NUM_PACKED].
+        """
+        total, network = tf.shape(windows)[0], self.config.network
         num_batches = (total + self.batch_size - 1) // self.batch_size
-        num_columns = NUM_PACKED if self.config.network.heads else 0
-        rolls_shape = (None, self.config.network.segment_frames, num_columns)
+        specs: Tensors = {"tokens": (tf.int32, (None, self.max_tokens))}
+        if network.heads:
+            specs["note_rolls"] = (tf.uint8, (None, network.segment_frames, NUM_PACKED))
+        empty = {
+            name: tf.TensorArray(dtype, num_batches, element_shape=shape, infer_shape=False)
+            for name, (dtype, shape) in specs.items()
+        }
 
-        def batches(dtype: Any, shape: tuple[int | None, ...]) -> Any:
-            return tf.TensorArray(dtype, num_batches, element_shape=shape, infer_shape=False)
-
-        def decode(first: Any, *found: Any) -> tuple[Any, ...]:
+        def decode(first: Any, found: Tensors) -> tuple[Any, Tensors]:
             last = first + self.batch_size
             memory = self.model.encode(windows[first:last], num_frames[first:last])
-            tokens, rolls = self._decode(without_rolls(memory)), self._pack(memory)
+            batch = {"tokens": self._decode(without_rolls(memory))}
+            if network.heads:
+                batch["note_rolls"] = self._pack(memory["note_rolls"])
             place = first // self.batch_size
-            return last, found[0].write(place, tokens), found[1].write(place, rolls)
+            return last, {name: found[name].write(place, rows) for name, rows in batch.items()}
 
-        _, tokens, rolls = tf.while_loop(
-            lambda first, *_: first < total,
-            decode,
-            (0, batches(tf.int32, (None, self.max_tokens)), batches(tf.uint8, rolls_shape)),
-            parallel_iterations=1,
+        _, found = tf.while_loop(
+            lambda first, _: first < total, decode, (0, empty), parallel_iterations=1
         )
-        return tokens.concat(), tf.ensure_shape(rolls.concat(), rolls_shape)
+        return {name: batches.concat() for name, batches in found.items()}
 
-    def _pack(self, memory: Tensors) -> Any:
-        """The heads' rolls as they are served, uint8 [R, F, NUM_PACKED]; no columns without."""
-        shape = [self.config.network.segment_frames]
-        if "note_rolls" not in memory:
-            rows = tf.shape(next(iter(memory.values())))[0]
-            return tf.zeros([rows, *shape, 0], tf.uint8)
-        values = memory["note_rolls"]
+    def _pack(self, values: Any) -> Any:
+        """The heads' rolls [R, F, NUM_COLUMNS] as they are served, uint8 [R, F, NUM_PACKED]."""
         scores, classes = values[..., :NUM_SCORES], values[..., NUM_SCORES:]
-        classes = tf.reshape(classes, [-1, *shape, NUM_PITCHES, NUM_CLASSES])
+        classes = tf.reshape(classes, [-1, values.shape[1], NUM_PITCHES, NUM_CLASSES])
         if self.rules.programs is not None:
             allowed = {program // 8 for program in self.rules.programs}
             classes *= tf.constant([float(i in allowed) for i in range(NUM_CLASSES)])

@@ -237,7 +237,7 @@ def _refusal(address: str, reason: str) -> str:
 def _reading(address: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, OverflowError, TypeError, AttributeError) as error:
         raise ServingError(
             f"{address}: answers, but not as a transcription model ({error!r}); check --server"
             " and --name"

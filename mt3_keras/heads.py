@@ -85,7 +85,7 @@ class Heads(keras.layers.Layer):
         one_frame = np.repeat(list(initial.values()), list(ENCODER_HEADS.values()))
         return np.tile(one_frame, self.network.frames_per_position).astype(np.float32)
 
-    def build(self, encoded_shape: Any, stem_shape: Any = None) -> None:
+    def build(self, encoded_shape: Any) -> None:
         self.rolls.build(encoded_shape)
         self.classes.build(encoded_shape)
         if self.mixer:
@@ -186,7 +186,7 @@ class ClassHead(keras.layers.Layer):
             self.timbre = dense(CLASS_WIDTH, "timbre", self.dtype_policy)
         self.logits = keras.layers.Dense(NUM_CLASSES, dtype="float32", name="logits")
 
-    def build(self, encoded_shape: Any, features_shape: Any = None) -> None:
+    def build(self, encoded_shape: Any) -> None:
         self.context.build(encoded_shape)
         if self.timbre:
             self.timbre.build((None, self.network.stem_channels))

@@ -12,7 +12,7 @@ from mt3_keras.note_encoder import time_to_step
 from mt3_keras.note_rolls import HeardNote, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, map_program, sort_notes
 
-SAME_STRIKE = 0.06  # seconds between a strike as told and as heard, at most
+SAME_STRIKE = 0.06  # seconds from an onset, in which another of the pitch is the same one
 MIN_DURATION = 0.01  # seconds; also the length of drum hits and of notes without offsets
 
 
@@ -76,7 +76,7 @@ class NoteDecoder:
         self.segment_start = segment_start
         self.least_confidence = least_confidence
         self.sure_confidence = sure_confidence
-        self.programs, self.drums = programs, drums
+        self.programs, self.drums = sorted(programs), drums
         self.invalid_events = 0
         self.dropped_events = 0
         self.notes: list[Note] = []
@@ -174,8 +174,10 @@ class NoteDecoder:
 
     def _hear(self, rolls: NoteRolls, time_at: Callable[[int], float]) -> None:
         """Plays the notes of a segment that tokens tell or the heads are sure of."""
-        untold = rolls.notes(self.sure_confidence, self.programs, drums=self.drums)
-        heard = [(time_at(note.step), note) for note in (*self._told, *untold)]
+        notes = self._told
+        if self.sure_confidence < 1:
+            notes = notes + rolls.notes(self.sure_confidence, self.programs, drums=self.drums)
+        heard = [(time_at(note.step), note) for note in notes]
         for time, note in sorted(heard, key=lambda pair: pair[0]):  # what was told comes first
             same = (note.pitch, note.is_drum)
             if time - self._struck.get(same, -math.inf) <= SAME_STRIKE:
@@ -188,7 +190,7 @@ class NoteDecoder:
             for key in [key for key in self._open if key[1] == note.pitch]:  # by whatever program
                 self._end_silent(key, rolls, time_at, time)
             self._open[note.program, note.pitch] = begun
-        for key in list(self._open):
+        for key in [key for key in self._open if self._hears(key[1])]:
             self._end_silent(key, rolls, time_at)
         self._time = max(self._time, time_at(rolls.num_steps))
 
@@ -200,13 +202,15 @@ class NoteDecoder:
         latest: float = math.inf,
     ) -> None:
         """Ends a note where the heads hear it fall silent, and at `latest`."""
-        if not rolls.has_column(key[1]):
-            return
         begun = round((self._open[key].onset - time_at(0)) * self.codec.steps_per_second)
         end = rolls.end(begun, key[1])
         time = min(latest, math.inf if end is None else time_at(end))
         if time < math.inf:
             self._close(key, time)
+
+    def _hears(self, pitch: int) -> bool:
+        """Whether the heads decide about a pitch in this segment."""
+        return self._rolls is not None and self._rolls.has_column(pitch)
 
     def finish(self) -> list[Note]:
         """Ends all sounding notes at the time of the last event and returns all notes, ordered."""
@@ -245,7 +249,7 @@ class NoteDecoder:
                 if not self._in_tie_section:
                     return False
                 for key in [key for key in self._open if key not in self._tied]:
-                    if not (self._rolls and self._rolls.has_column(key[1])):
+                    if not self._hears(key[1]):
                         self._close(key, time)
                 self._in_tie_section = False
         return True
@@ -257,8 +261,8 @@ class NoteDecoder:
         return True
 
     def _handle_pitch(self, key: tuple[int, int], time: float) -> bool:
-        if self._rolls and self._rolls.has_column(key[1]):
-            if not self._in_tie_section and self._velocity > 0:
+        if self._rolls and self._hears(key[1]):
+            if not self._in_tie_section and self._velocity > 0 and self.programs:
                 self._tell(self._rolls, key[1], is_drum=False)
             return True
         is_open = key in self._open

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +34,8 @@ class HeardNote(NamedTuple):
     Attributes:
       step: 10 ms each, from the segment's start.
       velocity: as in MIDI.
-      confidence: the onset's score from 0 to 1.
+      confidence: what the head gives the onset, from 0 to 1: training taught it to rather tell one
+        onset too many than to miss one.
     """
 
     step: int
@@ -81,7 +82,7 @@ class NoteRolls:
         """Whether the heads know of a pitch, drums apart."""
         return 0 <= pitch - LOWEST_PITCH < NUM_PITCHES
 
-    def find(self, step: int, pitch: int, programs: Collection[int], *, is_drum: bool) -> HeardNote:
+    def find(self, step: int, pitch: int, programs: Sequence[int], *, is_drum: bool) -> HeardNote:
         """The likeliest onset of a pitch or drum near a step of the segment.
 
         Args:
@@ -94,14 +95,16 @@ class NoteRolls:
         best = first + int(np.argmax(onsets[first : frame + REACH + 1]))
         return self._note_at(best, column, programs, is_drum=is_drum)
 
-    def notes(self, least: float, programs: Collection[int], *, drums: bool) -> list[HeardNote]:
+    def notes(self, least: float, programs: Sequence[int], *, drums: bool) -> list[HeardNote]:
         """Notes whose onset's score is at least `least` and a peak.
 
         Args:
           programs, drums: what may appear.
         """
         heard = []
-        for is_drum in [False] * bool(programs) + [True] * drums:
+        for is_drum, may_appear in ((False, programs), (True, drums)):
+            if not may_appear:
+                continue
             onsets = self.roll("drum" if is_drum else "onset")
             padded = np.pad(onsets, ((PEAK_REACH, PEAK_REACH), (0, 0)))
             windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * PEAK_REACH + 1, axis=0)
@@ -129,14 +132,12 @@ class NoteRolls:
         return int(max(0.0, step - 0.5) / STEPS_PER_SECOND * self._frames_per_second)
 
     def _to_step(self, frame: int) -> int:
-        return round((int(frame) + 0.5) / self._frames_per_second * STEPS_PER_SECOND)
+        return round((frame + 0.5) / self._frames_per_second * STEPS_PER_SECOND)
 
     def _note_at(
-        self, frame: int, column: int, programs: Collection[int], *, is_drum: bool
+        self, frame: int, column: int, programs: Sequence[int], *, is_drum: bool
     ) -> HeardNote:
-        """The confidence is what the head gives: training taught it to rather tell one onset too
-        many than to miss one.
-        """
+        """The note whose onset is in a cell."""
         confidence = self.roll("drum" if is_drum else "onset")[frame, column]
         strength = self.roll("strength")[frame, NUM_PITCHES if is_drum else column]
         return HeardNote(
@@ -148,11 +149,11 @@ class NoteRolls:
             float(confidence),
         )
 
-    def _likeliest(self, frame: int, column: int, programs: Collection[int]) -> int:
+    def _likeliest(self, frame: int, column: int, programs: Sequence[int]) -> int:
         """The program that plays the pitch of a column from a frame on."""
         classes = self.roll("class").reshape(-1, NUM_PITCHES, NUM_CLASSES)
         chances = classes[frame : frame + CLASS_FRAMES, column].mean(axis=0)
-        return max(sorted(programs), key=lambda program: chances[program // 8])
+        return max(programs, key=lambda program: chances[program // 8])
 
 
 class SegmentTokens(list[int]):

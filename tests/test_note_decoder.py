@@ -261,6 +261,13 @@ def test_a_note_on_the_border_of_two_segments_is_one():
     assert [n[:3] for n in decoder.finish()] == [(0.39, 0.8, 60)]
 
 
+def test_a_confidence_of_one_adds_nothing_and_nothing_is_heard_that_may_not_be():
+    rolls = make_rolls(("onset", 4, 60, 1.0), ("drum", 9, 38, 1.0))
+    assert feed(NoteDecoder(Codec()), rolls) == []
+    told = [("tie", 0), ("shift", 8), ("velocity", 1), ("pitch", 60)]
+    assert feed(NoteDecoder(Codec(), **SURE, programs=[], drums=False), rolls, *told) == []
+
+
 def test_pitches_without_a_column_are_read_from_tokens_alone():
     decoder = NoteDecoder(Codec(), **SURE)
     events = [("tie", 0), ("shift", 5), ("velocity", 1), ("pitch", 10), ("shift", 30)]

@@ -27,6 +27,8 @@ from export.serving_client import (
     ServedConfig,
     ServingError,
     Unavailable,
+    _check_outputs,
+    _reading,
     call_patiently,
     cut_requests,
     main,
@@ -294,6 +296,12 @@ def test_what_the_heads_hear_is_read_over_the_border_of_two_requests():
     assert note[:2] == pytest.approx((6.01, 6.33), abs=0.011)
     assert note[2:] == (60, 90, 24, False)
     assert confidence == 1
+
+
+@pytest.mark.parametrize("rolls", [[], [[[300] * NUM_PACKED]], [[[0, 1]]], [[[-1]]], "rolls"])
+def test_rolls_that_are_none_are_one_line(rolls):
+    with pytest.raises(ServingError, match="here: answers, but not as"), _reading("here"):
+        _check_outputs({"tokens": [[[EOS]]], "note_rolls": [rolls]})
 
 
 @pytest.mark.parametrize("module", ["keras", "tensorflow"])

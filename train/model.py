@@ -91,11 +91,8 @@ def make_objective(config: RunConfig, *, has_heads: bool = False) -> Objective:
 
 def _head_loss(name: str, config: RunConfig) -> HeadLoss:
     weight = HEAD_WEIGHTS[name] * config.head_weight
-    if name == "strength":
-        return HeadLoss(name, weight=weight, largest_target=127)
-    if name == "class":
-        return HeadLoss(name, weight=weight)
-    return HeadLoss(name, config.head_positive_weight, weight)
+    positive_weight = 1.0 if name in ("strength", "class") else config.head_positive_weight
+    return HeadLoss(name, positive_weight, weight, 127 if name == "strength" else 1)
 
 
 def _make_backbone(config: RunConfig) -> MT3Backbone:
