@@ -288,7 +288,7 @@ class MT3Backbone(keras_hub.models.Backbone):
         tokens = keras.Input((None,), dtype="int32", name="decoder_tokens")
         encoded, rolls = self._encode(samples, num_frames)
         logits = self.decoder(tokens, encoded, rolls)
-        heads = {f"{head}_logits": roll for head, roll in rolls.items()}
+        heads = _to_outputs(rolls)
         super().__init__(
             inputs={"samples": samples, "num_frames": num_frames, "decoder_tokens": tokens},
             outputs={"logits": logits, **heads} if heads else logits,
@@ -311,6 +311,10 @@ class MT3Backbone(keras_hub.models.Backbone):
             frames = ops.reshape(frames, (-1, network.num_positions, width))
         encoded = self.encoder(frames)
         return self.heads(encoded, stem) if network.heads else (encoded, {})
+
+    def hear(self, samples: Any, num_frames: Any) -> dict[str, Any]:
+        """What a call gives besides the logits, without the decoder: f"{head}_logits" by name."""
+        return _to_outputs(self._encode(samples, num_frames)[1])
 
     def encode(self, samples: Any, num_frames: Any) -> Memory:
         """Samples [B, input_samples] -> memory, tensors [B, ...] by name.
@@ -366,6 +370,10 @@ class MT3Backbone(keras_hub.models.Backbone):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self.model_config.to_dict()}
+
+
+def _to_outputs(rolls: Rolls) -> dict[str, Any]:
+    return {f"{head}_logits": roll for head, roll in rolls.items()}
 
 
 def _to_dict(part: Any) -> dict[str, Any]:

@@ -10,10 +10,13 @@ import pytest
 from keras import ops
 
 from mt3_keras.codec import EOS, PAD, Codec
-from mt3_keras.config import ISMIR2021, MT3
+from mt3_keras.config import HEADS, ISMIR2021, MT3
 from mt3_keras.model import MT3Backbone
-from tests.training_run import NANO, MadeUpBatches
+from tests.test_small_network import MINI, random_inputs
+from tests.training_run import NANO, MadeUpBatches, write_model
+from train.config import RunConfig
 from train.feed import to_fit
+from train.model import make_model
 from train.objective import (
     PARTS,
     HeadLoss,
@@ -106,6 +109,36 @@ def test_heads_add_their_loss() -> None:
     total, log = losses(head, onset_logits=np.zeros((4, 3), np.float32))
     assert log["onset_loss"] == pytest.approx(2 * np.log(2))
     assert total == pytest.approx(plain + np.log(2), rel=1e-5)
+
+
+def test_heads_alone_have_their_share_of_the_loss_and_leave_the_decoder_as_it_is(tmp_path) -> None:
+    inputs, random = random_inputs(MINI), np.random.default_rng(4)
+    shape = (2, MINI.network.segment_frames)
+    targets = {head: random.integers(-1, 2, (*shape, size)) for head, size in HEADS.items()}
+    targets["targets"] = random.integers(3, 1391, inputs["decoder_tokens"].shape)
+    logs, moved = {}, {}
+    for weight in (0.0, 1.0):
+        keras.utils.set_random_seed(0)
+        settings = {"optimizer": "adam", "jit_compile": "off", "token_weight": weight}
+        model = make_model(RunConfig(model=write_model(tmp_path, MINI), **settings))
+        paths, before = [v.path for v in model.backbone.weights], model.backbone.get_weights()
+        logs[weight] = model.train_on_batch(inputs, targets, return_dict=True)
+        pairs = zip(paths, before, model.backbone.get_weights(), strict=True)
+        moved[weight] = {path for path, one, other in pairs if np.any(one != other)}
+    heads, both = logs[0.0], logs[1.0]
+    assert "token_loss" not in heads
+    assert heads["num_tokens"] == both["num_tokens"] == targets["targets"].size
+    for head in HEADS:
+        assert heads[f"{head}_loss"] == pytest.approx(both[f"{head}_loss"], rel=1e-4)
+    assert heads["loss"] == pytest.approx(both["loss"] - both["token_loss"], rel=1e-2)  # and z
+    only_tokens = {path for path in paths if "decoder/" in path or "feedback" in path}
+    assert moved[1.0] & only_tokens and not moved[0.0] & only_tokens
+    assert moved[1.0] - only_tokens == moved[0.0]
+
+
+def test_without_heads_there_must_be_a_loss_of_tokens() -> None:
+    with pytest.raises(ValueError, match="token_weight must be positive"):
+        Objective(token_weight=0.0)
 
 
 def test_targets_below_zero_do_not_count() -> None:

@@ -505,6 +505,19 @@ def test_mixed_chunks_are_sums_at_full_scale(folder: str) -> None:
     assert max(levels) >= 3  # parts of different length lie one over the other
 
 
+def test_attenuation_makes_each_row_fainter_and_changes_nothing_else(folder: str) -> None:
+    plain, fainter = (
+        take(training_batches(PipelineConfig((folder,), max_attenuation_db=db), TINY, 16), 3)
+        for db in (0, 20)
+    )
+    gains = []
+    for batch, expected in zip(fainter, plain, strict=True):
+        peaks, whole = (np.abs(b.pop("samples")).max(axis=1) for b in (batch, expected))
+        gains += (peaks[whole > 0] / whole[whole > 0]).tolist()
+        assert_same([batch], [expected])
+    assert 0.1 <= min(gains) < 0.3 and 0.7 < max(gains) <= 1
+
+
 def test_evaluation_covers_every_segment_once_and_hosts_agree_in_number(folder: str) -> None:
     batches = list(evaluation_batches(PipelineConfig((folder,)), TINY, 5))
     num_frames = np.concatenate([batch["num_frames"] for batch in batches])
@@ -543,6 +556,7 @@ def test_a_damaged_shard_stops_the_stream_with_its_name(tmp_path: pathlib.Path) 
         ({"too_long": "cut"}, "too_long must be"),
         ({"shard_index": 1}, "shard_index must be"),
         ({"num_mixed": 0}, "num_mixed must be positive"),
+        ({"max_attenuation_db": -1}, "max_attenuation_db must be"),
         ({"buckets": (0,)}, "must not be negative"),
     ],
 )

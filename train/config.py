@@ -56,6 +56,9 @@ class RunConfig:
     join_seconds: float = _setting(
         0.0, "Tell what happens within so long of each other as one moment; 0: as the original."
     )
+    max_attenuation_db: float = _setting(
+        0.0, "Make each example fainter by 0 to so many decibels, for any level of recording."
+    )
     target_tokens: int = _setting(0, "Longest targets; 0: the network's max_tokens.")
     buckets: tuple[int, ...] = _setting(
         (), "Shorter lengths for batches whose targets fit; batches are then sorted by length."
@@ -94,6 +97,9 @@ class RunConfig:
     )
     z_loss: float = _setting(1e-4, "Weight of the squared log normaliser of the token scores.")
     label_smoothing: float = _setting(0.0, "Probability given to all tokens but the right one.")
+    token_weight: float = _setting(
+        1.0, "Weight of the tokens' loss; 0 trains the encoder's heads alone, without the decoder."
+    )
     timing_weight: float = _setting(1.0, "Weight of shift tokens in the loss.")
     pitch_weight: float = _setting(1.0, "Weight of pitch tokens.")
     instrument_weight: float = _setting(1.0, "Weight of program and drum tokens.")
@@ -149,6 +155,7 @@ class RunConfig:
         _require(
             0 <= self.label_smoothing < 1, "label_smoothing must be in [0, 1)", self.label_smoothing
         )
+        _require(self.token_weight >= 0, "token_weight must not be negative", self.token_weight)
         _require(self.dropout < 1, "dropout must be below 1", self.dropout)
         self._check_products()
 

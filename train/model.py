@@ -23,7 +23,7 @@ HEAD_WEIGHTS = {
     "drum": 10.0,
     "program": 0.5,
     "strength": 0.2,
-    "class": 0.2,
+    "class": 1.0,
 }
 
 
@@ -38,9 +38,12 @@ def make_model(config: RunConfig, num_replicas: int = 1) -> TrainingModel:
         backbone.enable_lora(config.lora_rank)
     if config.freeze:
         _freeze(backbone, config.freeze)
-    model = TrainingModel(
-        backbone, make_objective(config, has_heads=backbone.model_config.network.heads)
-    )
+    objective = make_objective(config, has_heads=backbone.model_config.network.heads)
+    if not config.token_weight:
+        for part in (backbone.decoder, backbone.heads.feedback):
+            if part is not None:
+                part.trainable = False
+    model = TrainingModel(backbone, objective)
     schedule = Schedule(
         config.learning_rate,
         config.schedule,
@@ -85,6 +88,7 @@ def make_objective(config: RunConfig, *, has_heads: bool = False) -> Objective:
         z_loss=config.z_loss,
         label_smoothing=config.label_smoothing,
         part_weights=weights if any(weight != 1 for weight in weights.values()) else {},
+        token_weight=config.token_weight,
         heads=tuple(_head_loss(name, config) for name in (HEADS if has_heads else ())),
     )
 

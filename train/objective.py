@@ -58,6 +58,7 @@ class Objective:
         or nothing ("sum", as in the original).
       z_loss, label_smoothing: see `token_cross_entropy`.
       part_weights: part of `PARTS` -> weight of its tokens; 1 if not named.
+      token_weight: of the tokens' loss beside the heads'; 0 leaves the decoder out.
       heads: losses of further outputs of the model.
     """
 
@@ -65,11 +66,14 @@ class Objective:
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
     part_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    token_weight: float = 1.0
     heads: tuple[HeadLoss, ...] = ()
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.part_weights) - set(PARTS)):
             raise ValueError(f"part_weights must name parts of {list(PARTS)}: got {unknown}")
+        if self.token_weight <= 0 and not self.heads:
+            raise ValueError("token_weight must be positive: the network has no heads to train")
 
 
 def token_parts(config: ModelConfig) -> NDArray[np.int32]:
@@ -139,7 +143,8 @@ class TrainingModel(ReplicaModel):
 
     Logs, all but the first unweighted means over the tokens concerned: "loss", the objective;
     "token_loss" and "<part>_loss", cross-entropy in nats; "accuracy", the share of tokens that are
-    the likeliest; "<head>_loss"; "num_tokens", their number so far.
+    the likeliest; "<head>_loss"; "num_tokens", their number so far. Without a decoder to train
+    there are no losses of tokens.
     """
 
     def __init__(self, backbone: MT3Backbone, objective: Objective, **kwargs: Any) -> None:
@@ -149,13 +154,16 @@ class TrainingModel(ReplicaModel):
         self._token_parts = token_parts(backbone.model_config)
         weights = [objective.part_weights.get(part, 1.0) for part in PARTS]
         self._part_weights = np.array([*weights, 1.0], np.float32)  # the last: no part, index -1
-        names = ["token", *PARTS, *(head.name for head in objective.heads)]
+        of_tokens = ["token", *PARTS] if objective.token_weight else []
+        names = [*of_tokens, *(head.name for head in objective.heads)]
         self.means = {name: keras.metrics.Mean(name=f"{name}_loss") for name in names}
-        self.accuracy = keras.metrics.Mean(name="accuracy")
+        self.accuracy = keras.metrics.Mean(name="accuracy") if of_tokens else None
         self.num_tokens = keras.metrics.Sum(name="num_tokens")
         self.built = True
 
     def call(self, inputs: Any, training: Any = None) -> Any:
+        if not self.objective.token_weight:
+            return self.backbone.hear(inputs["samples"], inputs["num_frames"])
         return self.backbone(inputs, training=training)
 
     def compute_loss(
@@ -167,7 +175,11 @@ class TrainingModel(ReplicaModel):
         training: Any = True,
     ) -> Any:
         outputs = y_pred if isinstance(y_pred, dict) else {"logits": y_pred}
-        loss = self._token_loss(outputs["logits"], y["targets"])
+        self.num_tokens.update_state(ops.cast(y["targets"] != PAD, "float32"))
+        loss = 0.0
+        if self.objective.token_weight:
+            token_loss = self._token_loss(outputs["logits"], y["targets"])
+            loss += self.objective.token_weight * token_loss
         for head in self.objective.heads:
             head_loss = head_cross_entropy(
                 outputs[f"{head.name}_logits"],
@@ -190,7 +202,6 @@ class TrainingModel(ReplicaModel):
         )
         is_token_BL = ops.cast(targets != PAD, "float32")
         parts_BL = ops.take(self._token_parts, targets, axis=0)
-        self.num_tokens.update_state(is_token_BL)
         self.accuracy.update_state(is_best_BL, is_token_BL)
         self.means["token"].update_state(plain_BL, is_token_BL)
         for i, part in enumerate(PARTS):

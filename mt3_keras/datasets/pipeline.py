@@ -67,6 +67,8 @@ class PipelineConfig:
       join_seconds: above 0, the tokens tell what happens within so long of each other as one
         moment (`notes.join_times`), and unisons of programs that the granularity maps to one as
         one note: fewer tokens, in an order that can be heard. 0 writes them as the original does.
+      max_attenuation_db: each row is made fainter by 0 to so much, so that the model hears alike at
+        all levels.
     """
 
     data: tuple[str, ...]
@@ -84,6 +86,7 @@ class PipelineConfig:
     window_batches: int = 6
     num_mixed: int = 1
     join_seconds: float = 0.0
+    max_attenuation_db: float = 0.0
 
     def __post_init__(self) -> None:
         check_context(self.context)
@@ -99,6 +102,8 @@ class PipelineConfig:
                 raise ValueError(f"{name} must be positive: got {getattr(self, name)}")
         if not 0 <= self.join_seconds <= 0.05:
             raise ValueError(f"join_seconds must be 0 to 0.05: got {self.join_seconds}")
+        if not 0 <= self.max_attenuation_db <= 60:
+            raise ValueError(f"max_attenuation_db must be 0 to 60: got {self.max_attenuation_db}")
         if self.num_workers < 0 or self.target_tokens < 0 or min(self.buckets, default=1) < 1:
             raise ValueError(
                 "num_workers, target_tokens and buckets must not be negative:"
@@ -276,7 +281,9 @@ class ChunkMaker:
             starts = [self._draw_start(record, chance) for record in records]
             chunk = self.chunk(records, starts)
             if len(chunk.tokens) <= self.target_tokens:
-                return dataclasses.replace(chunk, num_too_long=num_too_long)
+                gain = 10 ** (-chance.uniform(0, self._config.max_attenuation_db) / 20)
+                samples = chunk.samples * np.float32(gain)
+                return dataclasses.replace(chunk, samples=samples, num_too_long=num_too_long)
             if self._config.too_long == "error":
                 raise ValueError(
                     f"{records[0].id}: {len(chunk.tokens)} tokens in a chunk, target_tokens is"
