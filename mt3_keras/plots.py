@@ -71,15 +71,23 @@ def _frame_axes(axes: Axes, pitches: Sequence[int], label: str) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def plot_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike[str]) -> None:
-    """Draws a training log as a PNG: losses by part, and the scores of validation if there are any.
+def plot_curves(
+    rows: Sequence[Mapping[str, float]],
+    path: str | os.PathLike[str],
+    *,
+    along: str = "step",
+    scores: Sequence[str] = (),
+) -> None:
+    """Draws a training log as a PNG: losses by part, and scores if there are any.
 
     Args:
-      rows: figures by name, with "step"; names as in a run's `log.jsonl`.
+      rows: figures by name; names as in a run's `log.jsonl`.
+      along: what runs to the right.
+      scores: names of figures from 0 to 1; by default those of validation.
     """
     names = sorted({name for row in rows for name in row})
     losses = [name for name in names if name.endswith("_loss") and name != "val_loss"]
-    scores = [name for name in names if name.endswith("_f1")]
+    scores = scores or [name for name in names if name.endswith("_f1")]
     num_panels = 2 if scores else 1
     figure, axes = pyplot.subplots(
         num_panels,
@@ -91,28 +99,27 @@ def plot_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike[str
     )
     parts = sorted({name.removeprefix("val_") for name in losses})
     colors = dict(zip(parts, COLORS * len(parts), strict=False))
-    _draw_curves(axes[0, 0], rows, losses, {n: colors[n.removeprefix("val_")] for n in losses})
+    of_losses = {name: colors[name.removeprefix("val_")] for name in losses}
+    _draw_curves(axes[0, 0], rows, along, of_losses)
     axes[0, 0].set(ylabel="loss (dashed: validation)", yscale="log")
     if scores:
-        _draw_curves(axes[1, 0], rows, scores, dict(zip(scores, COLORS, strict=False)))
-        axes[1, 0].set(ylabel="F1 of validation", ylim=(0, 1))
-    axes[-1, 0].set_xlabel("updates")
+        _draw_curves(axes[1, 0], rows, along, dict(zip(scores, COLORS, strict=False)))
+        axes[1, 0].set(ylabel="F1", ylim=(0, 1))
+    axes[-1, 0].set_xlabel("updates" if along == "step" else along.replace("_", " "))
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     pyplot.close(figure)
 
 
 def _draw_curves(
-    axis: Axes,
-    rows: Sequence[Mapping[str, float]],
-    names: Sequence[str],
-    colors: Mapping[str, object],
+    axis: Axes, rows: Sequence[Mapping[str, float]], along: str, colors: Mapping[str, object]
 ) -> None:
-    for name in names:
-        points = [(row["step"], row[name]) for row in rows if name in row]
+    for name, color in colors.items():
+        points = [(row[along], row[name]) for row in rows if name in row]
         is_loss_of_validation = name.startswith("val_") and name.endswith("_loss")
         label = None if is_loss_of_validation else name.removesuffix("_loss")
         line = "--" if is_loss_of_validation else "-"
-        axis.plot(*zip(*points, strict=True), line, color=colors[name], label=label, linewidth=1)
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        axis.plot(*zip(*points, strict=True), line, color=color, label=label, linewidth=1)
+    if colors:
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     axis.grid(alpha=0.3)

@@ -203,7 +203,9 @@ def test_each_scoring_of_a_run_adds_a_line_to_its_history(tmp_path):
     log = tmp_path / "log.csv"
     for onset in (0.5, 0.6):
         append_scores(log, run, {"all": {scores.ONSET: onset}, "real": {}})
+    assert (tmp_path / "log.png").read_bytes()[1:4] == b"PNG"
     header, *rows = [line.split(",") for line in log.read_text().splitlines()]
+    assert [row[:3] for row in rows] == [["200", "4.0", "144.0"], ["400", "8.0", "288.0"]]
     assert [row[header.index(f"all: {scores.ONSET}")] for row in rows] == ["0.5", "0.6"]
     append_scores(log, run | {"new_loss": 2.0}, {})
     header, *rows = [line.split(",") for line in log.read_text().splitlines()]

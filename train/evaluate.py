@@ -108,12 +108,12 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
     text("json", None, "Write all scores and notes here.")
     text("png", None, "Write a picture of the tables here.")
-    text("log", None, "Append a line to this CSV file: the run's hours and losses, mean scores.")
+    text("log", None, "Append a line to this CSV file: hours, losses, mean scores; drawn as .png.")
     flags.DEFINE_list(
         "runs",
         [],
-        "The runs that --log tells of, each begun with the weights of the one before; by default "
-        "MODEL alone.",
+        "The runs since the last line of --log, each begun with the weights of the one before; by "
+        "default MODEL alone.",
         flag_values=values,
     )
 

@@ -1,4 +1,7 @@
-"""The history of a model: a line of a CSV file for each time that a run was scored."""
+"""The history of a model: a line of a CSV file for each time that it was scored, and its picture.
+
+The runs between two lines may be lost once the second is written: its sums go on from the first's.
+"""
 
 from __future__ import annotations
 
@@ -44,18 +47,19 @@ def describe_runs(folders: Sequence[pathlib.Path]) -> dict[str, float]:
 def append_scores(
     path: pathlib.Path, run: Mapping[str, float], summary: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Adds a line: what `describe_runs` tells, and the mean scores of each group.
+    """Adds a line and draws all, in a PNG file beside it: losses and scores by hours of training.
 
-    What earlier lines do not have, such as the loss of a part that is new, is empty in them.
+    The line holds what `describe_runs` tells of the runs since the line before, updates and hours
+    added to that line's, and the mean scores of each group. What earlier lines do not have, such
+    as the loss of a part that is new, is empty in them.
 
     Raises:
       HistoryError: the file is another table, or cannot be read or written.
     """
-    row: dict[str, Any] = {name: round(value, 4) for name, value in run.items()}
+    row: dict[str, Any] = dict(run)
     for group, scores in summary.items():
         for column in COLUMNS:
-            value = scores.get(column)
-            row[f"{group}: {column}"] = "" if value is None else round(value, 4)
+            row[f"{group}: {column}"] = scores.get(column, "")
     try:
         rows, columns = [], list(row)
         if path.exists():
@@ -66,9 +70,23 @@ def append_scores(
                 if columns[: len(RUN_COLUMNS)] != list(RUN_COLUMNS):
                     raise HistoryError(f"{path}: is not such a log; give another --log")
                 columns += [name for name in row if name not in columns]
+            if rows:
+                row |= {name: row[name] + float(rows[-1][name]) for name in RUN_COLUMNS}
+                row["updates"] = round(row["updates"])
+        rows.append({name: value and round(value, 4) for name, value in row.items()})
         with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
-            writer.writerows([*rows, row])
+            writer.writerows(rows)
+        _plot(rows, path.with_suffix(".png"))
     except OSError as error:
         raise HistoryError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+    from mt3_keras.plots import plot_curves
+
+    numbers = [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in rows]
+    scores = [f"{kind}: {column}" for kind in ("real", "rendered") for column in COLUMNS]
+    found = [name for name in scores if any(name in row for row in numbers)]
+    plot_curves(numbers, path, along="hours_trained", scores=found)
