@@ -60,9 +60,9 @@ def _render(folder: str) -> str:
 
 
 def _compare(arguments: argparse.Namespace, data: tuple[str, ...]) -> None:
-    from mt3_keras.command_line import silence_tensorflow
+    from mt3_keras.command_line import load_keras
 
-    silence_tensorflow()
+    load_keras()
 
     def stream(num_workers: int) -> TrainingBatches:
         settings = PipelineConfig(

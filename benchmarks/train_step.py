@@ -96,10 +96,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """
     backend, jit_compile = OURS.get(arguments.measure, OURS["tensorflow"])
     os.environ["KERAS_BACKEND"] = backend
-    from mt3_keras.command_line import limit_threads, silence_tensorflow
+    from mt3_keras.command_line import limit_threads, load_keras
 
     limit_threads(arguments.threads)
-    silence_tensorflow()
+    load_keras()
     settings = RunConfig(
         model=arguments.model,
         dropout=0.0,

@@ -105,12 +105,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
     On Keras by the exact path.
     """
-    from mt3_keras.command_line import limit_threads, silence_tensorflow
+    from mt3_keras.command_line import limit_threads, load_keras
 
     limit_threads(arguments.threads)
     on_keras = arguments.engine == "keras"
     if on_keras:
-        silence_tensorflow()
+        load_keras()
     from mt3_keras import Transcriber
     from mt3_keras.audio import read_blocks
     from mt3_keras.segments import cut_segments

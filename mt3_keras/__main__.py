@@ -21,9 +21,9 @@ from mt3_keras.command_line import (
     UsageError,
     complain,
     define_model_flags,
+    load_keras,
     load_transcriber,
     run,
-    silence_tensorflow,
 )
 
 FORMATS = ("mid", "json", "csv", "jsonl", "png")
@@ -335,7 +335,7 @@ def _run_convert(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError("--t5x_checkpoint and --output are both needed")
     from mt3_keras.loading import convert_t5x
 
-    silence_tensorflow()
+    load_keras()
     convert_t5x(values.t5x_checkpoint, values.output)
     print(f"wrote {values.output}")
     return 0

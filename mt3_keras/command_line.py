@@ -221,7 +221,7 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
         options["rules"] = parse_rules(values)
     from mt3_keras.transcriber import Transcriber
 
-    with _quiet_tensorflow():
+    with _loading_tensorflow():
         return Transcriber.from_preset(values.model or "small", **options)
 
 
@@ -259,15 +259,17 @@ def limit_threads(threads: int | None) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-def silence_tensorflow() -> None:
-    """Loads Keras with the backend's chatter about its build kept off the terminal."""
-    with _quiet_tensorflow():
+def load_keras() -> None:
+    """Loads Keras and its backend; to be called before anything else does."""
+    with _loading_tensorflow():
         import keras  # noqa: F401
 
 
 @contextlib.contextmanager
-def _quiet_tensorflow() -> Iterator[None]:
-    """For loading it: it writes to the terminal before any of its log settings hold."""
+def _loading_tensorflow() -> Iterator[None]:
+    """Keeps its chatter off the terminal, which begins before any of its log settings hold."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # It leaves oneDNN off on processors without AVX-512, and trains half as fast without.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with quiet_stderr():
         yield

@@ -11,7 +11,6 @@ it does not: the run goes on from its newest checkpoint).
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.command_line import Command, run, silence_tensorflow
+from mt3_keras.command_line import Command, load_keras, run
 from train.config import RunConfig, RunError, config_from_flags, define_flags
 
 if TYPE_CHECKING:
@@ -84,9 +83,7 @@ def train(config: RunConfig, open_data: OpenData) -> pathlib.Path:
 
 def _set_up_backend(config: RunConfig) -> None:
     """Everything that Keras must know before a variable exists."""
-    # Without AVX-512 TensorFlow leaves it off, and is half as fast.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    silence_tensorflow()
+    load_keras()
     import keras
 
     if keras.backend.backend() == "tensorflow":
