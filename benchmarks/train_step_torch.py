@@ -21,6 +21,7 @@ from mt3_keras.codec import Codec
 from mt3_keras.config import ENCODER_HEADS, HEADS, LOWEST_PITCH, NUM_PITCHES, ModelConfig
 
 EMPTY, BACKWARDS = -4.0, -30.0  # logits of pitches off the piano, of shifts back in time
+COURSE_STEP = 3
 HARMONICS = (0.5, 1, 2, 3, 4, 5, 6, 7)
 BATCH_NORM_EPSILON = 1e-3
 
@@ -33,7 +34,7 @@ class Network(torch.nn.Module):
         self.config, self.net = config, config.network
         self.w = {path: torch.tensor(array) for path, array in arrays.items()}
         for path, value in self.w.items():
-            if "convolution" in path and value.ndim == 4:
+            if value.ndim == 4:  # of a convolution
                 value = value.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
             if "moving" not in path:
                 value = torch.nn.Parameter(value)
@@ -107,7 +108,7 @@ class Network(torch.nn.Module):
                 functional.relu(x), *norm, self.training, momentum=0.01, eps=BATCH_NORM_EPSILON
             )
             maps.append(x.permute(0, 2, 3, 1))
-        return maps[-1].flatten(2), maps[1:]
+        return maps[-1].flatten(2), (*maps[1:], x_BTNC)
 
     # --- Blocks ---
 
@@ -148,15 +149,15 @@ class Network(torch.nn.Module):
         hidden = (encoded @ self.w["heads/class/context/kernel"])[:, :, None]
         hidden = hidden + self.w["heads/class/register"]
         if stem is not None:
-            timbre, last = stem
+            timbre, last, harmonics = stem
             stem_rolls = (timbre @ self.w["stem/rolls/kernel"]).transpose(2, 3).flatten(2)
             num_pitched = stem_rolls.shape[-1]
             pitched = rolls[..., :num_pitched] + stem_rolls
             pitched = pitched + self._mix_pitches(timbre, pitched)
             rolls = torch.cat([pitched, rolls[..., num_pitched:]], -1)
             hidden = hidden + last @ self.w["heads/class/timbre/kernel"]
-        classes = functional.relu(hidden) @ self.w["heads/class/logits/kernel"]
-        classes = (classes + self.w["heads/class/logits/bias"]).flatten(2)
+            hidden = hidden + self._tell_spectrum(harmonics)
+        classes = self._tell_classes(functional.relu(hidden)).flatten(2)
         classes = classes.repeat_interleave(self.net.frames_per_position, 1)
         if self.net.head_feedback:
             found = torch.sigmoid(rolls[..., : -HEADS["strength"]])
@@ -164,6 +165,29 @@ class Network(torch.nn.Module):
             encoded = encoded + found @ self.w["heads/feedback/kernel"]
         parts = (*rolls.split(list(ENCODER_HEADS.values()), dim=-1), classes)
         return encoded, {f"{head}_logits": p for head, p in zip(HEADS, parts, strict=True)}
+
+    def _tell_spectrum(self, harmonics: Any) -> Any:
+        path = "heads/class/spectrum_hidden"
+        spectra = harmonics.unflatten(1, (-1, self.net.frames_per_position)).mean(2)
+        spectra = spectra - spectra.mean(-1, keepdim=True)
+        spectra = functional.relu(spectra @ self.w[f"{path}/kernel"] + self.w[f"{path}/bias"])
+        return spectra @ self.w["heads/class/spectrum/kernel"]
+
+    def _tell_classes(self, hidden: Any) -> Any:
+        def w(name: str) -> Any:
+            return self.w[f"heads/class/{name}"]
+
+        kernel = w("course/kernel")
+        reach = COURSE_STEP * (kernel.shape[2] // 2)
+        course = functional.conv2d(
+            hidden.permute(0, 3, 1, 2),
+            kernel,
+            w("course/bias"),
+            padding=(reach, 0),
+            dilation=(COURSE_STEP, 1),
+        )
+        course = functional.relu(course).permute(0, 2, 3, 1)
+        return torch.cat([hidden, course], -1) @ w("logits/kernel") + w("logits/bias")
 
     def _mix_pitches(self, timbre: Any, logits: Any) -> Any:
         def w(name: str) -> Any:

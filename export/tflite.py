@@ -39,6 +39,7 @@ Quantization = Literal["none", "float16", "int8", "int8_weights"]
 
 # Of the spectrum's matrices int8 would lose the quiet end.
 SPECTRUM = ".*(log_mel|harmonics).*"
+MIXER = ".*mixer.*"  # its kernel is spread over all pairs of pitches
 
 
 class ExportError(ValueError):
@@ -179,6 +180,8 @@ def _quantize(graph: pathlib.Path, quantize: str) -> pathlib.Path:
         else:
             store_halves(".*", operation)
     store_halves(SPECTRUM, product)
+    if quantize.startswith("int8"):
+        quantizer.add_weight_only_config(MIXER, qtyping.TFLOperationName.BATCH_MATMUL, num_bits=8)
     quantized = graph.with_name("quantized.tflite")
     quantizer.quantize().export_model(str(quantized))
     return quantized

@@ -311,8 +311,8 @@ SMALL = ModelConfig(
         time_bias=True,
         pointer=True,
         ordered=True,
-        least_confidence=0.3,
-        sure_confidence=0.4,
+        least_confidence=0.35,
+        sure_confidence=0.45,
     ),
 )
 CONFIGS = {"mt3": MT3, "ismir2021": ISMIR2021, "tiny": TINY, "small": SMALL}

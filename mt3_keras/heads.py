@@ -39,13 +39,15 @@ from mt3_keras.config import (
     NetworkConfig,
 )
 from mt3_keras.layers import dense
+from mt3_keras.spectrogram import HARMONICS
 
 Rolls = dict[str, Any]  # head -> logits [B, F, N]
 
 STEM_HEADS = ("onset", "offset", "frame")  # those of single pitches, which the stem predicts too
 INITIAL_LOGIT = -4.0  # most of a roll is empty
 NUM_FED_BACK = sum(ENCODER_HEADS.values()) - HEADS["strength"]  # all but the last
-CLASS_WIDTH = 48
+CLASS_WIDTH, SPECTRUM_WIDTH = 48, 64
+COURSE_POSITIONS, COURSE_STEP = 5, 3  # that a convolution sees, and how far apart
 MIXER_CHANNELS, MIXER_WIDTH = 16, 24
 
 
@@ -99,7 +101,7 @@ class Heads(keras.layers.Layer):
         logits_BFN = ops.reshape(
             self.rolls(encoded), (-1, self.network.segment_frames, num_columns)
         )
-        class_logits = self.classes(encoded, stem and stem["features"])
+        class_logits = self.classes(encoded, stem)
         if stem and self.mixer:
             num_pitched = len(STEM_HEADS) * NUM_PITCHES
             pitched = logits_BFN[..., :num_pitched] + stem["rolls"]
@@ -173,34 +175,69 @@ def mixer_products(stem_channels: int) -> int:
 class ClassHead(keras.layers.Layer):
     """The instrument of each pitch: encoded [B, P, D] -> logits float32 [B, F, 88 * NUM_CLASSES].
 
-    It looks at the stem's features of the pitch, where there is a stem, and at the encoder's output
-    for the context.
+    It looks at the encoder's output for the context and, where there is a stem, at the stem's
+    features of the pitch and at the shape of its spectrum, whatever the level; then at how all that
+    goes on for a fifth of a second, which tells a guitar from a piano.
     """
 
     def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
-        self.network = config.network
-        self.context = dense(CLASS_WIDTH, "context", self.dtype_policy)
+        self.network, policy = config.network, self.dtype_policy
+        self.context = dense(CLASS_WIDTH, "context", policy)
         self.timbre = None
         if config.spectrogram.front_end == "harmonic":
-            self.timbre = dense(CLASS_WIDTH, "timbre", self.dtype_policy)
+            self.num_harmonics = 2 * len(HARMONICS) * (config.spectrogram.bins_per_octave // 12)
+            self.timbre = dense(CLASS_WIDTH, "timbre", policy)
+            self.spectrum_hidden = keras.layers.Dense(
+                SPECTRUM_WIDTH, activation="relu", dtype=policy, name="spectrum_hidden"
+            )
+            self.spectrum = keras.layers.Dense(
+                CLASS_WIDTH,
+                use_bias=False,
+                kernel_initializer="zeros",
+                dtype=policy,
+                name="spectrum",
+            )
+        self.course = keras.layers.Conv2D(
+            CLASS_WIDTH,
+            (COURSE_POSITIONS, 1),
+            dilation_rate=(COURSE_STEP, 1),
+            padding="same",
+            activation="relu",
+            kernel_initializer="he_normal",
+            dtype=policy,
+            name="course",
+        )
         self.logits = keras.layers.Dense(NUM_CLASSES, dtype="float32", name="logits")
 
     def build(self, encoded_shape: Any) -> None:
         self.context.build(encoded_shape)
         if self.timbre:
             self.timbre.build((None, self.network.stem_channels))
+            self.spectrum_hidden.build((None, self.num_harmonics))
+            self.spectrum.build((None, SPECTRUM_WIDTH))
         self.register = self.add_weight(
             shape=(NUM_PITCHES, CLASS_WIDTH), initializer="zeros", name="register"
         )
-        self.logits.build((None, CLASS_WIDTH))
+        self.course.build((None, self.network.num_positions, NUM_PITCHES, CLASS_WIDTH))
+        self.logits.build((None, 2 * CLASS_WIDTH))
 
-    def call(self, encoded: Any, features: Any = None) -> Any:
+    def call(self, encoded: Any, stem: dict[str, Any] | None = None) -> Any:
+        """`stem` is what `layers.ConvStem` gave."""
+        network = self.network
         hidden = self.context(encoded)[:, :, None] + ops.cast(self.register, self.compute_dtype)
-        if self.timbre:
-            network = self.network
+        if stem and self.timbre:
             shape = (-1, network.num_positions, NUM_PITCHES, network.stem_channels)
-            hidden += self.timbre(ops.reshape(features, shape))
-        logits = self.logits(ops.relu(hidden))
-        logits = ops.reshape(logits, (-1, self.network.num_positions, HEADS["class"]))
-        return ops.repeat(logits, self.network.frames_per_position, axis=1)
+            hidden += self.timbre(ops.reshape(stem["features"], shape))
+            hidden += self.spectrum(self.spectrum_hidden(self._position_spectra(stem["harmonics"])))
+        hidden = ops.relu(hidden)
+        logits = self.logits(ops.concatenate([hidden, self.course(hidden)], axis=-1))
+        logits = ops.reshape(logits, (-1, network.num_positions, HEADS["class"]))
+        return ops.repeat(logits, network.frames_per_position, axis=1)
+
+    def _position_spectra(self, harmonics_BFNC: Any) -> Any:
+        """The harmonics of each pitch [B, P, N, C], their mean taken off."""
+        frames = self.network.frames_per_position
+        apart = (-1, self.network.num_positions, frames, NUM_PITCHES, self.num_harmonics)
+        spectra = ops.mean(ops.reshape(harmonics_BFNC, apart), axis=2)
+        return ops.cast(spectra - ops.mean(spectra, axis=-1, keepdims=True), self.compute_dtype)

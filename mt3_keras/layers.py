@@ -273,8 +273,8 @@ class ConvStem(keras.layers.Layer):
     """Harmonics of pitches [B, T, N, C] -> "features" for the encoder [B, P, N * channels].
 
     Three convolutions over time and pitch; the last one steps over `frames_per_position` frames.
-    With heads, the second one's output is given too, "map" [B, T, N, channels], and "rolls" made of
-    it, logits float32 [B, T, 3 * N].
+    With heads, the input is handed on, "harmonics", and the second one's output is given too, "map"
+    [B, T, N, channels], and "rolls" made of it, logits float32 [B, T, 3 * N].
     """
 
     def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
@@ -309,7 +309,7 @@ class ConvStem(keras.layers.Layer):
             self.rolls.build(shape)
 
     def call(self, x_BTNC: Any, training: Any = None) -> dict[str, Any]:
-        outputs = {}
+        outputs = {"harmonics": x_BTNC} if self.rolls else {}
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             x_BTNC = norm(convolution(x_BTNC), training=training)
             if i == 1 and self.rolls:

@@ -119,8 +119,10 @@ def test_heads_alone_have_their_share_of_the_loss_and_leave_the_decoder_as_it_is
     logs, moved = {}, {}
     for weight in (0.0, 1.0):
         keras.utils.set_random_seed(0)
-        settings = {"optimizer": "adam", "jit_compile": "off", "token_weight": weight}
-        model = make_model(RunConfig(model=write_model(tmp_path, MINI), **settings))
+        nano = write_model(tmp_path, MINI)
+        model = make_model(
+            RunConfig(model=nano, optimizer="adam", jit_compile="off", token_weight=weight)
+        )
         paths, before = [v.path for v in model.backbone.weights], model.backbone.get_weights()
         logs[weight] = model.train_on_batch(inputs, targets, return_dict=True)
         pairs = zip(paths, before, model.backbone.get_weights(), strict=True)

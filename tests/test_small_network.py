@@ -26,12 +26,12 @@ from mt3_keras.config import (
 )
 from mt3_keras.generation import Search
 from mt3_keras.grammar import BODY, STATE, TIE_SECTION, Grammar, Rules
-from mt3_keras.heads import STEM_HEADS, PitchMixer
+from mt3_keras.heads import STEM_HEADS, ClassHead, PitchMixer
 from mt3_keras.layers import MASKED
 from mt3_keras.model import MT3Backbone
 from mt3_keras.pointer import BACKWARDS, Pointer
 from mt3_keras.segments import AudioSegment
-from mt3_keras.spectrogram import Harmonics
+from mt3_keras.spectrogram import FLOOR, Harmonics
 
 MINI = dataclasses.replace(
     SMALL,
@@ -327,6 +327,23 @@ def test_the_mixer_adds_what_a_convolution_over_pitches_finds() -> None:
     )
 
 
+def test_the_class_of_an_instrument_does_not_depend_on_how_loud_its_spectrum_is() -> None:
+    network, random = MINI.network, np.random.default_rng(5)
+    head = ClassHead(MINI)
+    encoded = random.normal(size=(2, network.num_positions, network.width)).astype(np.float32)
+    head.build(encoded.shape)
+    head.spectrum.kernel.assign(random.normal(size=head.spectrum.kernel.shape))
+    features = (2, network.num_positions, NUM_PITCHES * network.stem_channels)
+    stem = {"features": random.normal(size=features).astype(np.float32)}
+    spectra = random.normal(size=(2, network.segment_frames, NUM_PITCHES, head.num_harmonics))
+    soft, loud, other = (
+        ops.convert_to_numpy(head(encoded, {**stem, "harmonics": sound.astype(np.float32)}))
+        for sound in (spectra, spectra + 2, spectra[:, ::-1])
+    )
+    np.testing.assert_allclose(soft, loud, atol=1e-4)
+    assert np.abs(soft - other).max() > 0.1
+
+
 class TestHarmonics:
     config = MINI.spectrogram
     layer = Harmonics(config)
@@ -340,9 +357,8 @@ class TestHarmonics:
         sound = 0.5 * np.sin(2 * np.pi * hz * np.arange(MINI.input_samples) / 16_000)
         fundamental = self.frames(sound)[8].reshape(88, 2, 8, 3)[:, 0, 1, 1]
         assert fundamental.argmax() == pitch - LOWEST_PITCH
-        assert (
-            abs(fundamental.max() - np.log1p(0.5e4)) < 0.75
-        )  # half to double, as Fourier bins lie
+        whole = np.log1p(0.5 / FLOOR)
+        assert abs(fundamental.max() - whole) < 0.75  # half to double, as Fourier bins lie
 
     def test_a_click_is_loudest_in_the_frame_that_holds_it(self) -> None:
         frame = 5

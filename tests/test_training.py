@@ -489,7 +489,7 @@ def test_flops_are_those_of_every_kernel_and_of_attention(name: str) -> None:
             continue
         if path.startswith("heads/mixer"):
             times = NUM_PITCHES * net.segment_frames
-        elif re.match("heads/class/(timbre|logits)", path):
+        elif re.match("heads/class/(?!context)", path):
             times = NUM_PITCHES * positions
         elif path.startswith("stem"):
             times = NUM_PITCHES * (positions if "convolution_2" in path else net.segment_frames)

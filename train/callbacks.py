@@ -19,7 +19,14 @@ from keras import ops
 from mt3_keras.config import ENCODER_HEADS, NUM_CLASSES, NUM_PITCHES, ModelConfig
 from mt3_keras.generation import Search
 from mt3_keras.grammar import Rules
-from mt3_keras.heads import CLASS_WIDTH, NUM_FED_BACK, STEM_HEADS, mixer_products
+from mt3_keras.heads import (
+    CLASS_WIDTH,
+    COURSE_POSITIONS,
+    NUM_FED_BACK,
+    SPECTRUM_WIDTH,
+    STEM_HEADS,
+    mixer_products,
+)
 from mt3_keras.metrics import further_scores, onset_scores
 from mt3_keras.midi import replacing
 from mt3_keras.note_decoder import NoteDecoder
@@ -265,7 +272,8 @@ def training_flops(config: ModelConfig, num_tokens: float) -> float:
     if net.heads:
         columns = sum(ENCODER_HEADS.values()) + (NUM_FED_BACK if net.head_feedback else 0)
         encoder += positions * net.frames_per_position * columns * net.width
-        encoder += positions * CLASS_WIDTH * (net.width + NUM_PITCHES * NUM_CLASSES)
+        course = COURSE_POSITIONS * CLASS_WIDTH + 2 * NUM_CLASSES
+        encoder += positions * CLASS_WIDTH * (net.width + NUM_PITCHES * course)
     own = attention + mlp + num_tokens * inner
     cross = attention // 2 + 2 * positions * inner
     decoder = num_tokens * (
@@ -286,7 +294,7 @@ def _front_products(config: ModelConfig) -> float:
     reduced = 9 * channels * channels + channels * net.width
     if net.heads:
         full += len(STEM_HEADS) * channels + mixer_products(channels)
-        reduced += channels * CLASS_WIDTH
+        reduced += (channels + SPECTRUM_WIDTH) * CLASS_WIDTH + inputs * SPECTRUM_WIDTH
     return float(NUM_PITCHES * (net.segment_frames * full + net.num_positions * reduced))
 
 

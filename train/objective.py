@@ -157,7 +157,7 @@ class TrainingModel(ReplicaModel):
         of_tokens = ["token", *PARTS] if objective.token_weight else []
         names = [*of_tokens, *(head.name for head in objective.heads)]
         self.means = {name: keras.metrics.Mean(name=f"{name}_loss") for name in names}
-        self.accuracy = keras.metrics.Mean(name="accuracy") if of_tokens else None
+        self.accuracy: Any = keras.metrics.Mean(name="accuracy") if of_tokens else None
         self.num_tokens = keras.metrics.Sum(name="num_tokens")
         self.built = True
 
