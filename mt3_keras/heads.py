@@ -39,7 +39,7 @@ from mt3_keras.config import (
     NetworkConfig,
 )
 from mt3_keras.layers import dense
-from mt3_keras.spectrogram import HARMONICS
+from mt3_keras.spectrogram import num_channels
 
 Rolls = dict[str, Any]  # head -> logits [B, F, N]
 
@@ -186,7 +186,7 @@ class ClassHead(keras.layers.Layer):
         self.context = dense(CLASS_WIDTH, "context", policy)
         self.timbre = None
         if config.spectrogram.front_end == "harmonic":
-            self.num_harmonics = 2 * len(HARMONICS) * (config.spectrogram.bins_per_octave // 12)
+            self.num_harmonics = num_channels(config.spectrogram)
             self.timbre = dense(CLASS_WIDTH, "timbre", policy)
             self.spectrum_hidden = keras.layers.Dense(
                 SPECTRUM_WIDTH, activation="relu", dtype=policy, name="spectrum_hidden"

@@ -119,13 +119,18 @@ def log_frequency_matrix(config: SpectrogramConfig, window_samples: int) -> NDAr
     return np.maximum(0.0, 1 - np.abs(fourier_hz[:, None] - centres) / reach).astype(np.float32)
 
 
+def num_channels(config: SpectrogramConfig) -> int:
+    """Of `Harmonics`, for each pitch: windows, harmonics and the bins of a semitone."""
+    return 2 * len(HARMONICS) * (config.bins_per_octave // 12)
+
+
 class Harmonics(keras.layers.Layer):
     """For each pitch of the piano the strength of its harmonics, seen through two windows.
 
     Harmonic stacking as in Basic Pitch (Bittner et al., ICASSP 2022), here of two logarithmic
     spectra, one of a long window for the pitch and one of a short window for the time. The bins
     of each harmonic (a semitone: itself and its neighbours) are channels, so that the pitch axis
-    is short. Values are log(1 + amplitude / 4e-4): silence is 0, as is all beyond the range.
+    is short. Values are log(1 + amplitude / `FLOOR`): silence is 0, as is all beyond the range.
 
     Call arguments:
       samples: float32 [B, lead + T * hop + overhang], 16 kHz mono; windows are centred on hops.

@@ -482,7 +482,7 @@ def test_flops_are_those_of_every_kernel_and_of_attention(name: str) -> None:
     )
     net, num_tokens = config.network, 10
     inner, positions = net.num_heads * net.head_width, net.num_positions
-    products = 0
+    products = of_decoder = 0
     for variable in MT3Backbone(**config.to_dict()).trainable_variables:
         path, size = variable.path, int(np.prod(variable.shape))
         if not path.endswith("kernel"):
@@ -498,8 +498,12 @@ def test_flops_are_those_of_every_kernel_and_of_attention(name: str) -> None:
         else:
             times = net.segment_frames if "projection" in path and name == "tiny" else positions
         products += times * size
+        if path.startswith("decoder") or "feedback" in path:
+            of_decoder += times * size
     if net.heads:
         products += MIXER_CHANNELS * NUM_PITCHES**2 * net.segment_frames
     products += net.num_encoder_layers * 2 * positions**2 * inner
-    products += net.num_decoder_layers * num_tokens * (2 * positions + num_tokens) * inner
+    attention = net.num_decoder_layers * num_tokens * (2 * positions + num_tokens) * inner
+    products, of_decoder = products + attention, of_decoder + attention
     assert training_flops(config, num_tokens) == 6 * products
+    assert training_flops(config, 0) == 6 * (products - of_decoder)

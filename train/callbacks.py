@@ -33,7 +33,7 @@ from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_rolls import SegmentTokens
 from mt3_keras.notes import Note
 from mt3_keras.segments import AudioSegment
-from mt3_keras.spectrogram import HARMONICS
+from mt3_keras.spectrogram import num_channels
 from train.feed import Batch, Feed
 from train.objective import TrainingModel
 from train.state import save_state, value_of
@@ -236,7 +236,9 @@ class Recorder(keras.callbacks.Callback):
             return {}
         batches_per_second = timed / seconds
         tokens_per_batch = num_tokens / max(self._last, 1)
-        flops = training_flops(self.model_config, tokens_per_batch / self.batch_size)
+        decodes = self.model.objective.token_weight > 0
+        num_decoded = tokens_per_batch / self.batch_size if decodes else 0.0
+        flops = training_flops(self.model_config, num_decoded)
         examples_per_second = batches_per_second * self.batch_size
         return {
             "tokens_per_second": batches_per_second * tokens_per_batch,
@@ -263,14 +265,16 @@ def training_flops(config: ModelConfig, num_tokens: float) -> float:
     """Operations of one example's forward and backward pass.
 
     Counts matrix products and convolutions of the trained parts, and tokens, not their padding.
-    Look-ups that are written as products with a one-hot matrix are none.
+    Look-ups that are written as products with a one-hot matrix are none. Without tokens it is what
+    the heads alone take.
     """
     net = config.network
     positions, inner = float(net.num_positions), net.num_heads * net.head_width
     attention, mlp = 4 * net.width * inner, 3 * net.width * net.mlp_width
     encoder = positions * net.num_encoder_layers * (attention + mlp + 2 * positions * inner)
     if net.heads:
-        columns = sum(ENCODER_HEADS.values()) + (NUM_FED_BACK if net.head_feedback else 0)
+        fed_back = NUM_FED_BACK if net.head_feedback and num_tokens else 0
+        columns = sum(ENCODER_HEADS.values()) + fed_back
         encoder += positions * net.frames_per_position * columns * net.width
         course = COURSE_POSITIONS * CLASS_WIDTH + 2 * NUM_CLASSES
         encoder += positions * CLASS_WIDTH * (net.width + NUM_PITCHES * course)
@@ -279,7 +283,7 @@ def training_flops(config: ModelConfig, num_tokens: float) -> float:
     decoder = num_tokens * (
         net.num_decoder_layers * (own + cross) + net.width * net.vocabulary_rows
     )
-    memory = positions * net.num_decoder_layers * attention // 2
+    memory = positions * net.num_decoder_layers * attention // 2 if num_tokens else 0.0
     return 3 * 2 * (_front_products(config) + encoder + decoder + memory)
 
 
@@ -289,7 +293,7 @@ def _front_products(config: ModelConfig) -> float:
     if spectrogram.front_end == "mel":
         return float(net.segment_frames * spectrogram.num_mels * net.width)
     channels = net.stem_channels
-    inputs = 2 * len(HARMONICS) * (spectrogram.bins_per_octave // 12)
+    inputs = num_channels(spectrogram)
     full = 9 * (inputs + channels) * channels
     reduced = 9 * channels * channels + channels * net.width
     if net.heads:
