@@ -1,7 +1,7 @@
 """What each part of `small` brings: networks without it, trained alike from nothing.
 
     python -m benchmarks.ablation --train_data DIR --fonts_data DIR --data DIR_WITH_MANIFEST
-        --steps 500 --out_dir runs/ablation [--only "no pointer"]
+        --steps 500 --batch_size 8 --out_dir runs/ablation [--only "no pointer"]
 
 Each is trained by train/configs/small.flags for so many updates, the rate falling to zero, with the
 same batches; "fonts only" hears the data of --fonts_data instead. The edge bundle of each is scored
@@ -41,6 +41,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--fonts_data", required=True, help="the same, played by soundfonts alone")
     parser.add_argument("--data", required=True, help="recordings to score, with a manifest")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch_size", type=int, default=8, help="young networks want updates")
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--out_dir", type=pathlib.Path, required=True)
     parser.add_argument("--only", default="", choices=["", *networks()])
     return parser.parse_args()
@@ -79,6 +81,9 @@ def _measure(name: str, config: ModelConfig, arguments: argparse.Namespace) -> d
             data=data,
             out_dir=run,
             steps=arguments.steps,
+            validate_steps=arguments.steps,
+            batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate,
         )
         _call("export.main", model=run, out_dir=bundle, formats="tflite", quantize="int8")
         _call("train.evaluate", model=bundle, data=arguments.data, json=scores)

@@ -12,7 +12,7 @@ import itertools
 import os
 import pathlib
 import queue
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mt3_keras.codec import EOS
 from mt3_keras.config import ModelConfig
 from mt3_keras.grammar import STATE, Grammar, Rules
-from mt3_keras.note_rolls import NoteRolls, SegmentTokens
+from mt3_keras.note_rolls import NUM_COLUMNS, NoteRolls, SegmentTokens
 from mt3_keras.quiet import quiet_stderr
 from mt3_keras.segments import AudioSegment
 
@@ -70,8 +70,9 @@ class EdgeModel:
             step = self._interpreter.get_signature_runner("decode_step")
             self._inputs, self._outputs = step.get_input_details(), step.get_output_details()
             encode = self._interpreter.get_signature_runner("encode")
-            self._check_shapes(encode.get_input_details()["samples"]["shape"])
-            self._memory_names = sorted(set(encode.get_output_details()) - {"note_rolls"})
+            memory = encode.get_output_details()
+            self._check_shapes(encode.get_input_details()["samples"]["shape"], memory)
+            self._memory_names = sorted(set(memory) - {"note_rolls"})
             del step, encode  # while there is a runner, the interpreter refuses plain calls
             with quiet_stderr():  # it says what it works with
                 self._interpreter.allocate_tensors()
@@ -157,7 +158,7 @@ class EdgeModel:
         for name in self._memory_names:
             self._input(name)[...] = self._memory[name]
 
-    def _check_shapes(self, samples: Any) -> None:
+    def _check_shapes(self, samples: Any, memory: Mapping[str, Any]) -> None:
         config, network = self.model_config, self.model_config.network
         logits = self._outputs["logits"]["shape"]
         columns = (2 * network.num_decoder_layers, network.num_heads, network.head_width)
@@ -165,6 +166,7 @@ class EdgeModel:
             tuple(samples) != (1, config.input_samples)
             or tuple(logits) != (1, network.vocabulary_rows)
             or tuple(self._outputs["columns"]["shape"]) != columns
+            or (network.heads and memory["note_rolls"]["shape"][-1] != NUM_COLUMNS)
         ):
             raise ValueError("sizes differ")
 

@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 
 from mt3_keras.config import HEADS, LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES, STEPS_PER_SECOND
 
-NOTE_HEADS = ("onset", "drum", "strength", "frame", "class")  # side by side in `NoteRolls.values`
+# Side by side in `NoteRolls.values`.
+NOTE_HEADS = ("onset", "drum", "strength", "frame", "offset", "class")
 _ENDS = list(itertools.accumulate(HEADS[head] for head in NOTE_HEADS))
 _COLUMNS = dict(zip(NOTE_HEADS, map(slice, [0, *_ENDS], _ENDS), strict=True))
 NUM_COLUMNS = _ENDS[-1]
 NUM_SCORES = _COLUMNS["class"].start  # columns of all heads but "class"
 NUM_PACKED = NUM_SCORES + NUM_PITCHES
 REACH = 3  # frames from a token's time to the onset it means: times are rounded, chords joined
-PEAK_REACH = 2  # frames in which an onset is the likeliest of its pitch
+PEAK_REACH = 2  # frames in which an onset or offset is the likeliest of its pitch
 CLASS_FRAMES = 8  # from an onset on, by which its instrument is known
-SOUNDING = 0.7  # a note lasts while its frame's probability is at least this
-PAUSE_FRAMES = 3  # of silence that end a note
+SOUNDING = 0.5  # a frame of which the head is less sure is silent
+PAUSE_FRAMES = 4  # of silence that end a note
+FADING = 0.75  # a note ends at an offset in a frame of which the head is less sure
+LEAST_OFFSET = 0.2
 
 
 class HeardNote(NamedTuple):
@@ -106,12 +109,9 @@ class NoteRolls:
             if not may_appear:
                 continue
             onsets = self.roll("drum" if is_drum else "onset")
-            padded = np.pad(onsets, ((PEAK_REACH, PEAK_REACH), (0, 0)))
-            windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * PEAK_REACH + 1, axis=0)
-            peaks = np.argwhere((onsets >= least) & (onsets >= windows.max(axis=-1)))
             heard += [
                 self._note_at(frame, column, programs, is_drum=is_drum)
-                for frame, column in peaks.tolist()
+                for frame, column in np.argwhere(_peaks(onsets, least)).tolist()
             ]
         return heard
 
@@ -122,11 +122,15 @@ class NoteRolls:
           step: below 0 for a pitch that began before the segment.
         """
         first = self._to_frame(step) + 1 if step >= 0 else 0
-        silent = self.roll("frame")[first:, pitch - LOWEST_PITCH] < SOUNDING
-        if len(silent) < PAUSE_FRAMES:
+        if first >= len(self.values):
             return None
-        pauses = np.lib.stride_tricks.sliding_window_view(silent, PAUSE_FRAMES).all(axis=-1)
-        return self._to_step(first + int(np.argmax(pauses))) if pauses.any() else None
+        column = slice(pitch - LOWEST_PITCH, pitch - LOWEST_PITCH + 1)
+        sounds = self.roll("frame")[first:, column]
+        ends = _peaks(self.roll("offset")[first:, column], LEAST_OFFSET) & (sounds < FADING)
+        if len(sounds) >= PAUSE_FRAMES:
+            silent = np.lib.stride_tricks.sliding_window_view(sounds < SOUNDING, PAUSE_FRAMES, 0)
+            ends[: len(silent)] |= silent.all(axis=-1)
+        return self._to_step(first + int(np.argmax(ends))) if ends.any() else None
 
     def _to_frame(self, step: int) -> int:
         return int(max(0.0, step - 0.5) / STEPS_PER_SECOND * self._frames_per_second)
@@ -154,6 +158,14 @@ class NoteRolls:
         classes = self.roll("class").reshape(-1, NUM_PITCHES, NUM_CLASSES)
         chances = classes[frame : frame + CLASS_FRAMES, column].mean(axis=0)
         return max(programs, key=lambda program: chances[program // 8])
+
+
+def _peaks(roll: NDArray[np.float32], least: float) -> NDArray[np.bool_]:
+    """Where a roll [F, N] is at least `least` and highest within `PEAK_REACH` frames."""
+    padded = np.pad(roll, ((PEAK_REACH, PEAK_REACH), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * PEAK_REACH + 1, axis=0)
+    peaks: NDArray[np.bool_] = (roll >= least) & (roll >= windows.max(axis=-1))
+    return peaks
 
 
 class SegmentTokens(list[int]):

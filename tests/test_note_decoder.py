@@ -253,6 +253,20 @@ def test_a_note_lasts_as_long_as_the_heads_hear_it_whatever_tokens_say():
     assert decoder.notes[-1][:3] == (0.25, 0.53, 70)
 
 
+def test_a_fading_note_ends_where_its_offset_is_likeliest():
+    rolls = make_rolls(
+        ("onset", 1, 60, 0.9),
+        ("frame", slice(1, 6), 60, 0.9),
+        ("frame", slice(6, 20), 60, 0.7),  # it rings on
+        ("offset", [2, 8, 9, 10], 60, [0.6, 0.25, 0.3, 0.25]),
+    )
+    decoder = NoteDecoder(Codec(), **SURE)
+    assert [n[:3] for n in feed(decoder, rolls)] == [(0.03, 0.19, 60)]
+    rolls.roll("frame")[6:, 60 - LOWEST_PITCH] = 0.9
+    sounding = NoteDecoder(Codec(), **SURE)
+    assert not feed(sounding, rolls) and list(sounding.open_notes) == [(0, 60)]
+
+
 def test_a_note_on_the_border_of_two_segments_is_one():
     sounding = ("frame", slice(0, 20), 60, 0.9)
     decoder = NoteDecoder(Codec(), **SURE)

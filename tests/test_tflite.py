@@ -25,6 +25,7 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("a bundle is written by TensorFlow", allow_module_level=True)
 
 from export.tflite import ExportError, Quantization, export_bundle, operators, report
+from mt3_keras import litert
 from mt3_keras.litert import CACHE_STEP, EdgeSearch
 
 WIDE = dataclasses.replace(
@@ -101,6 +102,12 @@ def test_a_bundle_and_keras_read_notes_from_the_same_rolls(mini, mini_bundle):
     for ours, keras_tokens in zip(found, expected, strict=True):
         assert ours.rolls.values.shape == (MINI.network.segment_frames, NUM_COLUMNS)
         np.testing.assert_allclose(ours.rolls.values, keras_tokens.rolls.values, atol=1e-5)
+
+
+def test_a_bundle_whose_heads_say_something_else_is_to_be_exported_again(mini_bundle, monkeypatch):
+    monkeypatch.setattr(litert, "NUM_COLUMNS", NUM_COLUMNS + 1)
+    with pytest.raises(litert.BundleError, match="export it again"):
+        litert.EdgeModel(mini_bundle)
 
 
 def test_a_bundle_writes_the_tokens_of_keras_beyond_many_sizes_of_the_cache(wide, bundles):

@@ -18,9 +18,9 @@ from train.strategy import mend_gradients
 # The losses are means over rolls, and the emptier a roll the smaller its mean.
 HEAD_WEIGHTS = {
     "onset": 5.0,
-    "offset": 3.0,
+    "offset": 5.0,
     "frame": 1.0,
-    "drum": 10.0,
+    "drum": 20.0,
     "program": 0.5,
     "strength": 0.2,
     "class": 1.0,

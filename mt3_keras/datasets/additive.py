@@ -241,7 +241,8 @@ def make_drum(pitch: int, rate_hz: int, rng: np.random.Generator) -> Samples:
     fall = 0.03 * (1 - np.exp(-time / 0.03))  # the tone starts an octave higher
     tone = np.cos(2 * math.pi * drum.hz * (time + fall)) * np.exp(-time / drum.tone_decay)
     spectrum = np.fft.rfft(rng.standard_normal(rate_hz, np.float32))
-    spectrum[: round(drum.noise_hz)] = 0  # a second holds one bin a hertz
+    lowest_hz = min(drum.noise_hz, 0.4 * rate_hz)  # some noise is left in any random kit
+    spectrum[: round(lowest_hz)] = 0  # a second holds one bin a hertz
     noise = np.fft.irfft(spectrum, rate_hz)
     noise *= np.exp(-time / drum.noise_decay) / np.abs(noise).max()
     return np.asarray((1 - share) * tone + share * noise, np.float32)
