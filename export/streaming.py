@@ -28,6 +28,7 @@ from mt3_keras.grammar import Rules
 from mt3_keras.litert import EdgeModel, EdgeSequence, count_cores
 from mt3_keras.note_decoder import MIN_DURATION, NoteDecoder, OpenNote
 from mt3_keras.note_encoder import tie_tokens, time_to_step
+from mt3_keras.note_rolls import Certainty
 from mt3_keras.notes import Note, sort_notes
 from mt3_keras.segments import AudioSegment, SegmentCutter, check_samples
 
@@ -124,6 +125,7 @@ class StreamingTranscriber:
         self._cutter.reset()
         self._joins = self.hop < self.model_config.segment_seconds
         self._decoder = self._new_decoder()
+        self._certainty = self._decoder.certainty
         self._joiner = _Joiner()
         self.invalid_events = 0
 
@@ -160,9 +162,14 @@ class StreamingTranscriber:
         self.reset()
         return Heard(sort_notes(heard))
 
-    def _new_decoder(self) -> NoteDecoder:
+    def _new_decoder(self, certainty: Certainty | None = None) -> NoteDecoder:
         rules = self._rules
-        return NoteDecoder.for_model(self.model_config, programs=rules.programs, drums=rules.drums)
+        return NoteDecoder.for_model(
+            self.model_config,
+            certainty=certainty,
+            programs=rules.programs,
+            drums=rules.drums,
+        )
 
     def _hear(self, segment: AudioSegment, heard: Heard, *, is_last: bool) -> None:
         if self._joins:
@@ -185,7 +192,7 @@ class StreamingTranscriber:
     def _hear_overlapping(self, segment: AudioSegment, heard: Heard, *, is_last: bool) -> None:
         joiner, start = self._joiner, self._on_grid(segment.start)
         sounding = {key: note for key, note in joiner.open.items() if note.onset < start}
-        decoder = self._new_decoder()
+        decoder = self._new_decoder(self._certainty)
         decoder.resume(sounding)
         end = self._time_after(segment, self.model_config.network.segment_frames)
         decoder.feed(segment.start, self._tokens(segment, sounding), end)

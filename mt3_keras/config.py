@@ -143,8 +143,10 @@ class NetworkConfig:
       pointer: the heads' logits at the current time are added to the tokens' logits.
       ordered: with a pointer, pitches and drums of one moment, program and velocity rise, as they
         do in training with `join_seconds`.
-      least_confidence: notes of which the onset head is less sure are left out (see `note_rolls`).
-      sure_confidence: onsets of which it is at least so sure are notes even if no token tells them.
+      least_confidence: onsets of which the heads are less sure are no notes.
+      sure_confidence: onsets of which they are at least so sure are notes even if no token tells
+        them, at first: then as the music goes, not below the former (`note_rolls.Certainty`). 1
+        leaves it to the tokens.
     """
 
     width: int = 512
@@ -311,7 +313,7 @@ SMALL = ModelConfig(
         time_bias=True,
         pointer=True,
         ordered=True,
-        least_confidence=0.35,
+        least_confidence=0.2,
         sure_confidence=0.45,
     ),
 )

@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple
 from mt3_keras.codec import Codec, Event, bin_to_velocity, trim_eos
 from mt3_keras.config import ModelConfig
 from mt3_keras.note_encoder import time_to_step
-from mt3_keras.note_rolls import HeardNote, NoteRolls, SegmentTokens
+from mt3_keras.note_rolls import Certainty, HeardNote, Limits, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, map_program, sort_notes
 
+TOLD_SHARE = 0.8  # of the limit, for onsets that a token tells
 SAME_STRIKE = 0.06  # seconds from an onset, in which another of the pitch is the same one
 MIN_DURATION = 0.01  # seconds; also the length of drum hits and of notes without offsets
 
@@ -49,6 +50,7 @@ class NoteDecoder:
       least_confidence: notes of which the heads are less sure are left out.
       sure_confidence: onsets of which they are at least so sure are added where no token tells
         them; 1 adds none.
+      certainty: sets both as the music goes, in the place of the two.
       programs, drums: what the heads may hear.
 
     Attributes:
@@ -65,6 +67,7 @@ class NoteDecoder:
         segment_start: Literal["grid", "original"] = "grid",
         least_confidence: float = 0.0,
         sure_confidence: float = 1.0,
+        certainty: Certainty | None = None,
         programs: Collection[int] = range(128),
         drums: bool = True,
     ) -> None:
@@ -74,13 +77,14 @@ class NoteDecoder:
         self.ties = ties
         self.onsets_only = onsets_only
         self.segment_start = segment_start
-        self.least_confidence = least_confidence
-        self.sure_confidence = sure_confidence
+        self.certainty = certainty
         self.programs, self.drums = sorted(programs), drums
         self.invalid_events = 0
         self.dropped_events = 0
         self.notes: list[Note] = []
         self.confidences: dict[Note, float] = {}
+        self._sure = Limits(sure_confidence, sure_confidence)
+        self._least = Limits(least_confidence, least_confidence)
         self._rolls: NoteRolls | None = None
         self._told: list[HeardNote] = []  # by this segment's tokens
         self._struck: dict[tuple[int, bool], float] = {}  # last onset of a pitch or drum heard
@@ -99,6 +103,7 @@ class NoteDecoder:
         *,
         exact: bool = False,
         least_confidence: float | None = None,
+        certainty: Certainty | None = None,
         programs: Collection[int] | None = None,
         drums: bool = True,
     ) -> NoteDecoder:
@@ -106,19 +111,25 @@ class NoteDecoder:
 
         Args:
           exact: as the original reads.
-          least_confidence: None takes the model's own.
+          least_confidence: of all notes; None lets the model decide as the music goes.
+          certainty: one that has heard what came before.
           programs, drums: what may appear; None allows all programs.
         """
         network, granularity = config.network, config.vocabulary.granularity
-        if least_confidence is None:
-            least_confidence = network.least_confidence
+        least, sure = network.least_confidence, network.sure_confidence
+        if least_confidence is not None:
+            least = sure = least_confidence
+            certainty = None
+        elif sure < 1:
+            certainty = certainty or Certainty(sure, least)
         programs = range(128) if programs is None else programs
         return cls(
             Codec(config.vocabulary.num_velocity_bins),
             ties=config.vocabulary.ties,
             segment_start="original" if exact else "grid",
-            least_confidence=least_confidence,
-            sure_confidence=max(network.sure_confidence, least_confidence),
+            least_confidence=least,
+            sure_confidence=sure,
+            certainty=certainty,
             programs={map_program(program, granularity) for program in programs},
             drums=drums,
         )
@@ -150,6 +161,9 @@ class NoteDecoder:
         limit = None if end is None else self._clock(end)(0)
         self._rolls = tokens.rolls if isinstance(tokens, SegmentTokens) else None
         self._told = []
+        if self._rolls and self.certainty:
+            self._sure = self.certainty.hear(self._rolls)
+            self._least = Limits(*(TOLD_SHARE * limit for limit in self._sure))
         tokens = trim_eos(list(tokens))
         time, shift_steps, self._step = time_at(0), 0, 0
         for index, token in enumerate(tokens):
@@ -175,8 +189,8 @@ class NoteDecoder:
     def _hear(self, rolls: NoteRolls, time_at: Callable[[int], float]) -> None:
         """Plays the notes of a segment that tokens tell or the heads are sure of."""
         notes = self._told
-        if self.sure_confidence < 1:
-            notes = notes + rolls.notes(self.sure_confidence, self.programs, drums=self.drums)
+        if max(self._sure) < 1:
+            notes = notes + rolls.notes(self._sure, self.programs, drums=self.drums)
         heard = [(time_at(note.step), note) for note in notes]
         for time, note in sorted(heard, key=lambda pair: pair[0]):  # what was told comes first
             same = (note.pitch, note.is_drum)
@@ -290,7 +304,7 @@ class NoteDecoder:
         note = rolls.find(self._step, pitch, self.programs, is_drum=is_drum)
         if self.codec.num_velocity_bins > 1:
             note = note._replace(velocity=self._velocity)
-        if note.confidence >= self.least_confidence:
+        if note.confidence >= self._least[is_drum]:
             self._told.append(note)
 
     def _close(self, key: tuple[int, int], time: float) -> None:
