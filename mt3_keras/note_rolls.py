@@ -34,6 +34,8 @@ LEAST_OFFSET = 0.2
 LEAST_HEARD = 0.3  # onsets of which the heads are less sure say nothing about the music
 AFTER_FRAMES, BEFORE_FRAMES = (1, 6), (-5, -1)  # from an onset, where "frame" speaks for it
 FOR, AGAINST, DOUBT = 0.5, 0.25, 0.5  # weights of its log odds there, and what is taken off
+# Of each of these a kit has one in use at a time: bass drum, snare, hi-hat, crash and ride cymbal.
+LIKE_DRUMS = ([35, 36], [38, 40], [42, 44, 46], [49, 52, 55, 57], [51, 53, 59])
 
 
 class HeardNote(NamedTuple):
@@ -86,6 +88,20 @@ class NoteRolls:
         support = FOR * log_odds_in(AFTER_FRAMES) - AGAINST * log_odds_in(BEFORE_FRAMES)
         sure = 1 / (1 + np.exp(DOUBT - support - _log_odds(self.roll("onset"))))
         return sure.astype(np.float32)
+
+    @functools.cached_property
+    def hits(self) -> NDArray[np.float32]:
+        """How sure the head is of each drum's hit, float32 [F, 128].
+
+        Where it wavers between two snares there is one of them, as surely as there is any.
+        """
+        hits = self.roll("drum").copy()
+        for like in LIKE_DRUMS:
+            near = _windows(hits[:, like], HIT_REACH).max(axis=-1)
+            any_of_them = 1 - np.prod(1 - near, axis=1, keepdims=True)
+            surest = near >= near.max(axis=1, keepdims=True)
+            hits[:, like] *= np.where(surest, any_of_them / np.maximum(near, 1e-6), 0)
+        return hits
 
     @classmethod
     def unpack(cls, packed: NDArray[np.uint8], frames_per_second: float) -> NoteRolls:
@@ -167,7 +183,7 @@ class NoteRolls:
         return _peaks(self._onset_roll(is_drum), least, HIT_REACH if is_drum else PEAK_REACH)
 
     def _onset_roll(self, is_drum: bool) -> NDArray[np.float32]:
-        return self.roll("drum") if is_drum else self.confidences
+        return self.hits if is_drum else self.confidences
 
     def _to_frame(self, step: int) -> int:
         return int(max(0.0, step - 0.5) / STEPS_PER_SECOND * self._frames_per_second)
@@ -203,11 +219,15 @@ def _log_odds(chances: NDArray[np.float32]) -> NDArray[np.float32]:
     return odds
 
 
+def _windows(roll: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
+    """What is within `reach` frames of each cell of a roll, [F, N, 2 * reach + 1]."""
+    padded = np.pad(roll, ((reach, reach), (0, 0)))
+    return np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0)
+
+
 def _peaks(roll: NDArray[np.float32], least: float, reach: int) -> NDArray[np.bool_]:
     """Where a roll [F, N] is at least `least` and highest within `reach` frames."""
-    padded = np.pad(roll, ((reach, reach), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0)
-    peaks: NDArray[np.bool_] = (roll >= least) & (roll >= windows.max(axis=-1))
+    peaks: NDArray[np.bool_] = (roll >= least) & (roll >= _windows(roll, reach).max(axis=-1))
     return peaks
 
 

@@ -296,6 +296,14 @@ def test_of_two_onsets_close_together_the_surer_is_the_note():
         assert [n.onset for n in decoder.finish()] == pytest.approx([(surest + 0.5) / 50])
 
 
+def test_of_two_snares_one_is_struck_and_as_surely_as_any():
+    rolls = make_rolls(("drum", 9, 38, 0.35), ("drum", 10, 40, 0.3), ("drum", 10, 36, 0.9))
+    heard = feed(NoteDecoder(Codec(), **SURE), rolls)
+    assert sorted(note.pitch for note in heard) == [36, 38]
+    either = 1 - (1 - 0.35) * (1 - 0.3)
+    assert rolls.hits[9, 38] == pytest.approx(either) and rolls.hits[10, 40] == 0
+
+
 def music(confidence, *, num_pitches=1):
     """Rolls in which so many pitches begin again and again."""
     rolls, pitches = make_rolls(), range(40, 40 + num_pitches)
