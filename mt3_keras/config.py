@@ -144,9 +144,8 @@ class NetworkConfig:
       ordered: with a pointer, pitches and drums of one moment, program and velocity rise, as they
         do in training with `join_seconds`.
       least_confidence: onsets of which the heads are less sure are no notes.
-      sure_confidence: onsets of which they are at least so sure are notes even if no token tells
-        them, at first: then as the music goes, not below the former (`note_rolls.Certainty`). 1
-        leaves it to the tokens.
+      sure_confidence: below 1 the heads decide, not the tokens: onsets of which they are at least
+        so sure are notes, at first; then as the music goes (`note_rolls.Certainty`).
     """
 
     width: int = 512

@@ -12,7 +12,6 @@ from mt3_keras.note_encoder import time_to_step
 from mt3_keras.note_rolls import Certainty, HeardNote, Limits, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, map_program, sort_notes
 
-TOLD_SHARE = 0.8  # of the limit, for onsets that a token tells
 SAME_STRIKE = 0.06  # seconds from an onset, in which another of the pitch is the same one
 MIN_DURATION = 0.01  # seconds; also the length of drum hits and of notes without offsets
 
@@ -36,9 +35,9 @@ class NoteDecoder:
     on, and the tie token ends all others. A segment without tie token stays in that section: it
     adds no notes and ends none.
 
-    Where the network has heads (see `note_rolls`) tokens only name the notes that begin. The heads
-    say whether they do, when, how strongly, by which instrument and for how long, and add what they
-    are sure of; but pitches that heads have no column for are read as from any network.
+    Where the network has heads (see `note_rolls`) tokens at most name the notes that begin. The
+    heads say whether they do, when, how strongly, by which instrument and for how long, and add
+    what they are sure of; but pitches that heads have no column for are read as from any network.
 
     Args:
       codec: meaning of the tokens.
@@ -50,7 +49,8 @@ class NoteDecoder:
       least_confidence: notes of which the heads are less sure are left out.
       sure_confidence: onsets of which they are at least so sure are added where no token tells
         them; 1 adds none.
-      certainty: sets both as the music goes, in the place of the two.
+      certainty: of which onsets the heads are sure, as the music goes, in the place of the two: the
+        heads alone decide, since what tokens add to them was found to be wrong as often as right.
       programs, drums: what the heads may hear.
 
     Attributes:
@@ -77,6 +77,7 @@ class NoteDecoder:
         self.ties = ties
         self.onsets_only = onsets_only
         self.segment_start = segment_start
+        self.least_confidence = math.inf if certainty else least_confidence
         self.certainty = certainty
         self.programs, self.drums = sorted(programs), drums
         self.invalid_events = 0
@@ -84,7 +85,6 @@ class NoteDecoder:
         self.notes: list[Note] = []
         self.confidences: dict[Note, float] = {}
         self._sure = Limits(sure_confidence, sure_confidence)
-        self._least = Limits(least_confidence, least_confidence)
         self._rolls: NoteRolls | None = None
         self._told: list[HeardNote] = []  # by this segment's tokens
         self._struck: dict[tuple[int, bool], float] = {}  # last onset of a pitch or drum heard
@@ -118,8 +118,7 @@ class NoteDecoder:
         network, granularity = config.network, config.vocabulary.granularity
         least, sure = network.least_confidence, network.sure_confidence
         if least_confidence is not None:
-            least = sure = least_confidence
-            certainty = None
+            least, sure, certainty = least_confidence, least_confidence if sure < 1 else 1.0, None
         elif sure < 1:
             certainty = certainty or Certainty(sure, least)
         programs = range(128) if programs is None else programs
@@ -163,7 +162,6 @@ class NoteDecoder:
         self._told = []
         if self._rolls and self.certainty:
             self._sure = self.certainty.hear(self._rolls)
-            self._least = Limits(*(TOLD_SHARE * limit for limit in self._sure))
         tokens = trim_eos(list(tokens))
         time, shift_steps, self._step = time_at(0), 0, 0
         for index, token in enumerate(tokens):
@@ -304,7 +302,7 @@ class NoteDecoder:
         note = rolls.find(self._step, pitch, self.programs, is_drum=is_drum)
         if self.codec.num_velocity_bins > 1:
             note = note._replace(velocity=self._velocity)
-        if note.confidence >= self._least[is_drum]:
+        if note.confidence >= self.least_confidence:
             self._told.append(note)
 
     def _close(self, key: tuple[int, int], time: float) -> None:
