@@ -66,7 +66,7 @@ def _export(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("--out_dir is needed: a folder to write to")
     if unknown := sorted(set(values.formats) - set(FORMATS)):
         raise UsageError(f"--formats must be of {', '.join(FORMATS)}: got {', '.join(unknown)}")
-    if values.search != "greedy" or values.engine == "litert":
+    if values.search not in (None, "greedy") or values.engine == "litert":
         raise UsageError("an exported model searches greedily: drop --search and --engine")
     values["engine"].value = "keras"
     transcriber = load_transcriber(values)

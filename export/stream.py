@@ -63,6 +63,14 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     switch("tie_forcing", False, "Tell each segment which notes sound on, instead of asking it.")
+    flags.DEFINE_enum(
+        "search",
+        None,
+        ["greedy", "heads"],
+        "Read notes from tokens, or from the network's heads alone, several times as fast. By "
+        "default heads where the network has such.",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "threads",
         None,
@@ -91,6 +99,7 @@ def _stream(values: flags.FlagValues, arguments: list[str]) -> None:
         hop=values.hop,
         tie_forcing=values.tie_forcing,
         rules=parse_rules(values),
+        method=values.search,
     )
     blocks = _read(recording, values.realtime) if recording else _listen()
     notes = _transcribe(transcriber, blocks)

@@ -63,6 +63,7 @@ class StreamingTranscriber:
       tie_forcing: see the module.
       context: see `mt3_keras.segments.SegmentCutter`.
       rules: which tokens may be written; None stops runaway segments and allows all else.
+      method: as in `mt3_keras.Transcriber`, "greedy" or "heads".
 
     Raises:
       ValueError: hop is not above 0 and at most a segment's length.
@@ -76,6 +77,7 @@ class StreamingTranscriber:
         tie_forcing: bool = False,
         context: str = "full",
         rules: Rules | None = None,
+        method: str | None = None,
     ) -> None:
         config = model.model_config
         self.model_config = config
@@ -90,7 +92,7 @@ class StreamingTranscriber:
         self._hop_frames = hop_frames
         self._model = model
         self._rules = rules or Rules(stop_runaways=True)
-        self._sequence = EdgeSequence(config, self._rules)
+        self._sequence = EdgeSequence(config, self._rules, method=method)
         self._cutter = SegmentCutter(config, context, hop_frames)
         self._codec = Codec(config.vocabulary.num_velocity_bins)
         self._forces_ties = tie_forcing and config.vocabulary.ties
@@ -106,6 +108,7 @@ class StreamingTranscriber:
         tie_forcing: bool = False,
         context: str = "full",
         rules: Rules | None = None,
+        method: str | None = None,
     ) -> StreamingTranscriber:
         """Loads a bundle by the name of a shipped model or its folder.
 
@@ -118,7 +121,9 @@ class StreamingTranscriber:
         folder = find_preset(os.fspath(name))
         threads = num_threads or count_cores()
         model = EdgeModel(pathlib.Path(folder), threads)
-        return cls(model, hop=hop, tie_forcing=tie_forcing, context=context, rules=rules)
+        return cls(
+            model, hop=hop, tie_forcing=tie_forcing, context=context, rules=rules, method=method
+        )
 
     def reset(self) -> None:
         """Forgets all that was heard: the next sample is the first."""

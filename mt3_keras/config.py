@@ -27,6 +27,7 @@ HEADS = {
     "strength": NUM_PITCHES + 1,
     "class": NUM_PITCHES * NUM_CLASSES,
 }
+METHODS = ("greedy", "beam1", "heads")  # of decoding, see `generation.Search`
 ENCODER_HEADS = {head: size for head, size in HEADS.items() if head != "class"}
 
 
@@ -189,6 +190,20 @@ class NetworkConfig:
                 raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1): got {self.dropout}")
+
+    def choose_method(self, method: str | None) -> str:
+        """The way of decoding (see `generation.Search`); None is the network's own.
+
+        Raises:
+          ValueError: there is no such way, or not for this network.
+        """
+        heads_decide = self.heads and self.sure_confidence < 1
+        method = method or ("heads" if heads_decide else "greedy")
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}: got {method!r}")
+        if method == "heads" and not heads_decide:
+            raise ValueError("method 'heads' is for networks whose heads decide, such as small")
+        return method
 
     def token_limit(self, max_tokens: int | None) -> int:
         """The longest sequence a search may write; `max_tokens` of None is the network's own.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -39,7 +39,8 @@ class Search:
       rules: which tokens may be written.
       method: "greedy" takes the best token at every step. "beam1" is the rule of the original's
         evaluation, T5X beam search of one beam with brevity alpha 0.6: an EOS in second place is
-        remembered as a finished hypothesis and wins if its normalised score does.
+        remembered as a finished hypothesis and wins if its normalised score does. "heads" writes
+        no tokens but EOS: notes are what the heads say, where a network's heads decide.
       batch_size: rows decoded side by side.
       max_tokens: longest sequence; None takes the model's own limit.
     """
@@ -49,27 +50,31 @@ class Search:
         model: MT3Backbone,
         *,
         rules: Rules | None = None,
-        method: Literal["greedy", "beam1"] = "greedy",
+        method: str = "greedy",
         batch_size: int = 16,
         max_tokens: int | None = None,
     ) -> None:
-        if method not in ("greedy", "beam1"):
-            raise ValueError(f"method must be 'greedy' or 'beam1': got {method!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive: got {batch_size}")
         self.model = model
-        self.method = method
+        self.method = model.model_config.network.choose_method(method)
         self.batch_size = batch_size
         self.max_tokens = model.model_config.network.token_limit(max_tokens)
         self._grammar = Grammar(model.model_config, rules or Rules(), ops)
         self.rules = self._grammar.rules
         self._run = compile_function(self._run_loop, model.variables)
+        self._hear = compile_function(
+            lambda _, *segments: model.encode(*segments)["note_rolls"], model.variables
+        )
 
     def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, SegmentTokens]]:
         """Yields (index, tokens up to and including EOS) as segments finish, in any order.
 
         Segments are drawn as they are needed, `batch_size` at a time.
         """
+        if self.method == "heads":
+            yield from self._decode_by_heads(segments)
+            return
         cache_length = min(SMALLEST_CACHE, self.max_tokens)
         state = self._start(cache_length)
         numbered = enumerate(segments)
@@ -90,6 +95,19 @@ class Search:
             if cache_length > SMALLEST_CACHE and 4 * longest < cache_length:
                 cache_length //= 2
                 state = _resize_cache(state, cache_length)
+
+    def _decode_by_heads(
+        self, segments: Iterable[AudioSegment]
+    ) -> Iterator[tuple[int, SegmentTokens]]:
+        frames_per_second = self.model.model_config.spectrogram.frames_per_second
+        numbered = enumerate(segments)
+        while pool := list(itertools.islice(numbered, self.batch_size)):
+            samples, num_frames, *_ = self._to_arrays(pool, is_last=True)
+            rolls = _to_numpy(self._hear((), samples, num_frames))
+            for i, (index, _) in enumerate(pool):
+                tokens = SegmentTokens([EOS])
+                tokens.rolls = NoteRolls(rolls[i], frames_per_second)
+                yield index, tokens
 
     def _results_to_tokens(self, results: State) -> Iterator[tuple[int, SegmentTokens]]:
         results = {name: _to_numpy(array) for name, array in results.items()}

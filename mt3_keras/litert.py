@@ -177,6 +177,7 @@ class EdgeSearch:
     Args:
       folder: of the bundle.
       rules: which tokens may be written.
+      method: "greedy" or "heads" (see `generation.Search`); None is the network's own.
       num_sequences: decoded at a time; None is one for each core this process may use.
       max_tokens: longest sequence; None takes the model's own limit.
 
@@ -189,6 +190,7 @@ class EdgeSearch:
         folder: str | os.PathLike[str],
         *,
         rules: Rules | None = None,
+        method: str | None = "greedy",
         num_sequences: int | None = None,
         max_tokens: int | None = None,
     ) -> None:
@@ -198,7 +200,9 @@ class EdgeSearch:
             self._models.put(model := EdgeModel(folder))
         self.model_config = model.model_config
         self.num_sequences = num_sequences
-        self._sequence = EdgeSequence(model.model_config, rules or Rules(), max_tokens)
+        self._sequence = EdgeSequence(
+            model.model_config, rules or Rules(), method=method, max_tokens=max_tokens
+        )
 
     def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, SegmentTokens]]:
         """Yields (index, tokens up to and including EOS) as segments finish, in any order.
@@ -234,7 +238,17 @@ class EdgeSearch:
 class EdgeSequence:
     """Greedy search over one segment: the tokens of `generation.Search` with the same rules."""
 
-    def __init__(self, config: ModelConfig, rules: Rules, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        rules: Rules,
+        *,
+        method: str | None = "greedy",
+        max_tokens: int | None = None,
+    ) -> None:
+        self._method = config.network.choose_method(method)
+        if method == "beam1":
+            raise ValueError("an edge bundle is searched greedily: use Keras for beam search")
         self._max_tokens = config.network.token_limit(max_tokens)
         self._grammar = Grammar(config, rules, np)
 
@@ -249,9 +263,11 @@ class EdgeSequence:
         grammar, rules = self._grammar, self._grammar.rules
         follows = model.uses_state or rules.restricts_tokens or rules.stop_runaways
         model.encode(segment.samples, segment.num_frames)
-        state, token = grammar.start(1), 0
-        tokens = SegmentTokens()
+        tokens = SegmentTokens([EOS] if self._method == "heads" else [])
         tokens.rolls = model.rolls
+        if tokens:
+            return tokens
+        state, token = grammar.start(1), 0
         while token != EOS and len(tokens) < self._max_tokens:
             logits = model.step(token, state if model.uses_state else None)
             if len(tokens) < len(prefix):

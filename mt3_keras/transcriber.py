@@ -81,7 +81,8 @@ class Transcriber:
         its segment starts, plain greedy search. No other option may then be given.
       context: "full" lets the last spectrogram frames of a segment see the audio that follows;
         "segment" pads every segment with zeros, as the original does.
-      method: "greedy" or "beam1" (see `generation.Search`).
+      method: "greedy", "beam1" or "heads" (see `generation.Search`); None is the network's own:
+        "heads" where its heads decide, for they need no tokens, else "greedy".
       rules: what the search may write; None stops runaway segments.
       batch_size: segments decoded side by side; None is 16, and on LiteRT one for each core.
       max_tokens: longest token sequence of a segment; None takes the model's own limit.
@@ -95,7 +96,7 @@ class Transcriber:
         *,
         exact: bool = False,
         context: Literal["segment", "full"] | None = None,
-        method: Literal["greedy", "beam1"] = "greedy",
+        method: Literal["greedy", "beam1", "heads"] | None = None,
         rules: Rules | None = None,
         batch_size: int | None = None,
         max_tokens: int | None = None,
@@ -103,7 +104,7 @@ class Transcriber:
     ) -> None:
         from mt3_keras.grammar import Rules
 
-        chosen = context == "full" or method != "greedy" or rules or max_tokens
+        chosen = context == "full" or method not in (None, "greedy") or rules or max_tokens
         if exact and (chosen or least_confidence is not None):
             raise ValueError("exact=True is the original's path: give no other option beside it")
         if context is None:
@@ -122,10 +123,14 @@ class Transcriber:
         if isinstance(model, pathlib.Path):
             from mt3_keras.litert import EdgeSearch
 
-            if exact or method != "greedy":
+            if exact:
                 raise ValueError("an edge bundle is searched greedily, by no exact path: use Keras")
             self._search = EdgeSearch(
-                model, rules=rules, num_sequences=batch_size, max_tokens=max_tokens
+                model,
+                rules=rules,
+                method=method,
+                num_sequences=batch_size,
+                max_tokens=max_tokens,
             )
             self.model_config = self._search.model_config
             return
@@ -133,7 +138,11 @@ class Transcriber:
 
         self.model_config = model.model_config
         self._search = Search(
-            model, rules=rules, method=method, batch_size=batch_size or 16, max_tokens=max_tokens
+            model,
+            rules=rules,
+            method=model.model_config.network.choose_method("greedy" if exact else method),
+            batch_size=batch_size or 16,
+            max_tokens=max_tokens,
         )
 
     @classmethod
@@ -158,7 +167,7 @@ class Transcriber:
         """
         if exact and log_floor == "clamp":
             raise ValueError("exact=True is the original's path: give no other option beside it")
-        needs_keras = exact or log_floor is not None or options.get("method", "greedy") != "greedy"
+        needs_keras = exact or log_floor is not None or options.get("method") == "beam1"
         folder = find_preset(os.fspath(name))
         if pick_engine(folder, engine, needs_keras=needs_keras) == "litert":
             return cls(folder, **options)

@@ -51,6 +51,17 @@ def test_small_hears_the_piano_example_with_velocities_and_confidences(heard):
     assert all(limit <= heard.confidences[note] <= 1 for note in heard.notes)
 
 
+def test_tokens_add_no_notes_to_those_of_the_heads_of_small(heard):
+    from export.streaming import StreamingTranscriber
+    from mt3_keras.audio import read_blocks
+
+    told = Transcriber.from_preset("small", engine="litert", method="greedy")
+    assert told.transcribe(EXAMPLES / "piano.flac").notes == heard.notes
+    stream = StreamingTranscriber.from_bundle("small", method="greedy")
+    notes = [n for block in read_blocks(EXAMPLES / "piano.flac") for n in stream.push(block)]
+    assert sorted([*notes, *stream.flush()]) == sorted(heard.notes)
+
+
 def test_small_hears_much_the_same_on_keras(heard):
     on_keras = Transcriber.from_preset("small", engine="keras", batch_size=7)
     notes = on_keras.transcribe(EXAMPLES / "piano.flac").notes

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mt3_keras.audio import read_blocks
+from mt3_keras.codec import EOS
 from mt3_keras.config import TINY
 from mt3_keras.generation import Search
 from mt3_keras.grammar import Rules
@@ -102,6 +103,19 @@ def test_a_bundle_and_keras_read_notes_from_the_same_rolls(mini, mini_bundle):
     for ours, keras_tokens in zip(found, expected, strict=True):
         assert ours.rolls.values.shape == (MINI.network.segment_frames, NUM_COLUMNS)
         np.testing.assert_allclose(ours.rolls.values, keras_tokens.rolls.values, atol=1e-5)
+
+
+def test_without_tokens_the_heads_say_the_same(mini, mini_bundle):
+    segments = segments_of(MINI, 3)
+    expected = in_order(Search(mini, batch_size=2).decode(segments))
+    on_keras = in_order(Search(mini, method="heads", batch_size=2).decode(segments))
+    on_litert = in_order(EdgeSearch(mini_bundle, method="heads").decode(segments))
+    assert on_keras == on_litert == [[EOS]] * len(expected)
+    for tokens, *alone in zip(expected, on_keras, on_litert, strict=True):
+        for found in alone:
+            np.testing.assert_allclose(found.rolls.values, tokens.rolls.values, atol=1e-5)
+    with pytest.raises(ValueError, match="networks whose heads decide, such as small"):
+        TINY.network.choose_method("heads")
 
 
 def test_a_bundle_whose_heads_say_something_else_is_to_be_exported_again(mini_bundle, monkeypatch):
