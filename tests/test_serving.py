@@ -295,7 +295,7 @@ def test_what_the_heads_hear_is_read_over_the_border_of_two_requests():
     assert found.notes == [note]
     assert note[:2] == pytest.approx((6.01, 6.33), abs=0.011)
     assert note[2:] == (60, 90, 24, False)
-    assert confidence == 1
+    assert confidence == pytest.approx(1, abs=0.001)
 
 
 @pytest.mark.parametrize("rolls", [[], [[[300] * NUM_PACKED]], [[[0, 1]]], [[[-1]]], "rolls"])
