@@ -130,7 +130,6 @@ class StreamingTranscriber:
         self._cutter.reset()
         self._joins = self.hop < self.model_config.segment_seconds
         self._decoder = self._new_decoder()
-        self._certainty = self._decoder.certainty
         self._joiner = _Joiner()
         self.invalid_events = 0
 
@@ -197,7 +196,7 @@ class StreamingTranscriber:
     def _hear_overlapping(self, segment: AudioSegment, heard: Heard, *, is_last: bool) -> None:
         joiner, start = self._joiner, self._on_grid(segment.start)
         sounding = {key: note for key, note in joiner.open.items() if note.onset < start}
-        decoder = self._new_decoder(self._certainty)
+        decoder = self._new_decoder(self._decoder.certainty)
         decoder.resume(sounding)
         end = self._time_after(segment, self.model_config.network.segment_frames)
         decoder.feed(segment.start, self._tokens(segment, sounding), end)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
+from mt3_keras.config import METHODS
 from mt3_keras.quiet import quiet_stderr
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def define_model_flags(values: flags.FlagValues) -> None:
     def switch(name: str, default: bool, meaning: str) -> None:
         flags.DEFINE_boolean(name, default, meaning, flag_values=values)
 
-    def choice(name: str, default: str | None, names: list[str], meaning: str) -> None:
+    def choice(name: str, default: str | None, names: Sequence[str], meaning: str) -> None:
         flags.DEFINE_enum(name, default, names, meaning, flag_values=values)
 
     def count(name: str, default: int | None, meaning: str) -> None:
@@ -156,7 +157,7 @@ def define_model_flags(values: flags.FlagValues) -> None:
     choice(
         "search",
         None,
-        ["greedy", "beam1", "heads"],
+        METHODS,
         "Greedy; the original's beam search of one beam with brevity 0.6; or heads: no tokens, the "
         "notes are those of our own network's heads, several times as fast. By default heads where "
         "the network has such, else greedy.",
@@ -167,7 +168,7 @@ def define_model_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "least_confidence",
         None,
-        "Leave out notes of which our own networks are less sure, 0 to 1; None: the model's.",
+        "How sure our own networks must be of a note, 0 to 1; None: as the music goes.",
         flag_values=values,
     )
     count("threads", None, "Processor cores to use; by default all.")

@@ -27,8 +27,8 @@ HEADS = {
     "strength": NUM_PITCHES + 1,
     "class": NUM_PITCHES * NUM_CLASSES,
 }
-METHODS = ("greedy", "beam1", "heads")  # of decoding, see `generation.Search`
 ENCODER_HEADS = {head: size for head, size in HEADS.items() if head != "class"}
+METHODS = ("greedy", "beam1", "heads")  # of decoding, see `generation.Search`
 
 
 @dataclasses.dataclass(frozen=True)

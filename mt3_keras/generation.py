@@ -40,7 +40,8 @@ class Search:
       method: "greedy" takes the best token at every step. "beam1" is the rule of the original's
         evaluation, T5X beam search of one beam with brevity alpha 0.6: an EOS in second place is
         remembered as a finished hypothesis and wins if its normalised score does. "heads" writes
-        no tokens but EOS: notes are what the heads say, where a network's heads decide.
+        no tokens but EOS: notes are what the heads say, where a network's heads decide. None is the
+        network's own.
       batch_size: rows decoded side by side.
       max_tokens: longest sequence; None takes the model's own limit.
     """
@@ -50,7 +51,7 @@ class Search:
         model: MT3Backbone,
         *,
         rules: Rules | None = None,
-        method: str = "greedy",
+        method: str | None = "greedy",
         batch_size: int = 16,
         max_tokens: int | None = None,
     ) -> None:

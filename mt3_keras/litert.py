@@ -263,11 +263,12 @@ class EdgeSequence:
         grammar, rules = self._grammar, self._grammar.rules
         follows = model.uses_state or rules.restricts_tokens or rules.stop_runaways
         model.encode(segment.samples, segment.num_frames)
-        tokens = SegmentTokens([EOS] if self._method == "heads" else [])
-        tokens.rolls = model.rolls
-        if tokens:
-            return tokens
         state, token = grammar.start(1), 0
+        tokens = SegmentTokens()
+        tokens.rolls = model.rolls
+        if self._method == "heads":
+            tokens.append(EOS)
+            return tokens
         while token != EOS and len(tokens) < self._max_tokens:
             logits = model.step(token, state if model.uses_state else None)
             if len(tokens) < len(prefix):

@@ -152,13 +152,13 @@ class NoteRolls:
                 continue
             heard += [
                 self._note_at(frame, column, programs, is_drum=is_drum)
-                for frame, column in np.argwhere(self._peaks(least[is_drum], is_drum)).tolist()
+                for frame, column in np.argwhere(self._onsets(least[is_drum], is_drum)).tolist()
             ]
         return heard
 
     def heard(self, is_drum: bool) -> NDArray[np.float32]:
         """How sure the heads are of each onset that they hear, be it one or not, [n]."""
-        return self._onset_roll(is_drum)[self._peaks(LEAST_HEARD, is_drum)]
+        return self._onset_roll(is_drum)[self._onsets(LEAST_HEARD, is_drum)]
 
     def end(self, step: int, pitch: int) -> int | None:
         """The step at which a pitch that sounds at `step` falls silent; None if it sounds on.
@@ -178,7 +178,7 @@ class NoteRolls:
             ends[: len(silent)] |= silent.all(axis=-1)
         return self._to_step(first + int(np.argmax(ends))) if ends.any() else None
 
-    def _peaks(self, least: float, is_drum: bool) -> NDArray[np.bool_]:
+    def _onsets(self, least: float, is_drum: bool) -> NDArray[np.bool_]:
         """Where the heads are at least so sure of an onset, and surer than around it, [F, N]."""
         return _peaks(self._onset_roll(is_drum), least, HIT_REACH if is_drum else PEAK_REACH)
 

@@ -86,8 +86,8 @@ class Transcriber:
       rules: what the search may write; None stops runaway segments.
       batch_size: segments decoded side by side; None is 16, and on LiteRT one for each core.
       max_tokens: longest token sequence of a segment; None takes the model's own limit.
-      least_confidence: leaves out notes of which a network with heads is less sure, 0 to 1; None
-        takes the model's own.
+      least_confidence: how sure a network with heads must be of a note, 0 to 1; None lets it decide
+        as the music goes.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Transcriber:
         self._search = Search(
             model,
             rules=rules,
-            method=model.model_config.network.choose_method("greedy" if exact else method),
+            method="greedy" if exact else method,
             batch_size=batch_size or 16,
             max_tokens=max_tokens,
         )
