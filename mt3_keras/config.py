@@ -137,6 +137,7 @@ class NetworkConfig:
       max_tokens: longest token sequence of a segment, EOS included.
       frames_per_position: frames that make up one position of the encoder.
       stem_channels: of each convolution between the "harmonic" spectrum and the encoder.
+      stem_blocks: residual blocks of two more such convolutions each, for a longer view in time.
       heads: the encoder predicts the rolls `HEADS` too.
       head_feedback: the encoder's output is given what its heads found.
       state_inputs: the decoder is told what its tokens imply: time, program, velocity, section.
@@ -161,6 +162,7 @@ class NetworkConfig:
     dropout: float = 0.1
     frames_per_position: int = 1
     stem_channels: int = 32
+    stem_blocks: int = 0
     heads: bool = False
     head_feedback: bool = False
     state_inputs: bool = False
@@ -173,7 +175,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if type(field.default) is int and value < 1:
+            if type(field.default) is int and value < (field.name != "stem_blocks"):
                 raise ValueError(f"{field.name} must be positive: got {value}")
         if self.segment_frames % self.frames_per_position:
             raise ValueError(
@@ -321,8 +323,8 @@ SMALL = ModelConfig(
         segment_frames=128,
         dropout=0.0,
         frames_per_position=2,
+        stem_blocks=4,
         heads=True,
-        head_feedback=True,
         state_inputs=True,
         time_bias=True,
         pointer=True,

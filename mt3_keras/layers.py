@@ -273,28 +273,24 @@ class ConvStem(keras.layers.Layer):
     """Harmonics of pitches [B, T, N, C] -> "features" for the encoder [B, P, N * channels].
 
     Three convolutions over time and pitch; the last one steps over `frames_per_position` frames.
-    With heads, the input is handed on, "harmonics", and the second one's output is given too, "map"
-    [B, T, N, channels], and "rolls" made of it, logits float32 [B, T, 3 * N].
+    Before it come `stem_blocks` residual blocks, each with twice the reach in time of the one
+    before. With heads, the input is handed on, "harmonics", and what the last convolution is given
+    too, "map" [B, T, N, channels], and "rolls" made of it, logits float32 [B, T, 3 * N].
     """
 
     def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         policy = self.dtype_policy
         self.convolutions = [
-            keras.layers.Conv2D(
-                network.stem_channels,
-                3,
-                strides=(stride, 1),
-                padding="same",
-                activation="relu",
-                kernel_initializer="he_normal",
-                dtype=policy,
-                name=f"convolution_{i}",
-            )
+            _convolution(network, f"convolution_{i}", dtype=policy, strides=(stride, 1))
             for i, stride in enumerate((1, 1, network.frames_per_position))
         ]
         self.norms = [
             keras.layers.BatchNormalization(dtype=policy, name=f"norm_{i}") for i in range(3)
+        ]
+        self.blocks = [
+            ResidualBlock(network, 2**i, dtype=policy, name=f"block_{i}")
+            for i in range(network.stem_blocks)
         ]
         self.rolls = None
         if network.heads:
@@ -305,18 +301,51 @@ class ConvStem(keras.layers.Layer):
             convolution.build(shape)
             shape = (*shape[:-1], convolution.filters)
             norm.build(shape)
+        for block in self.blocks:
+            block.build(shape)
         if self.rolls:
             self.rolls.build(shape)
 
     def call(self, x_BTNC: Any, training: Any = None) -> dict[str, Any]:
         outputs = {"harmonics": x_BTNC} if self.rolls else {}
-        for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+        *first, last = zip(self.convolutions, self.norms, strict=True)
+        for convolution, norm in first:
             x_BTNC = norm(convolution(x_BTNC), training=training)
-            if i == 1 and self.rolls:
-                outputs["map"] = x_BTNC
-                rolls_BT3N = ops.transpose(self.rolls(x_BTNC), (0, 1, 3, 2))
-                outputs["rolls"] = _join_last(rolls_BT3N)
-        return {"features": _join_last(x_BTNC), **outputs}
+        for block in self.blocks:
+            x_BTNC = block(x_BTNC, training=training)
+        if self.rolls:
+            outputs["map"] = x_BTNC
+            outputs["rolls"] = _join_last(ops.transpose(self.rolls(x_BTNC), (0, 1, 3, 2)))
+        convolution, norm = last
+        return {"features": _join_last(norm(convolution(x_BTNC), training=training)), **outputs}
+
+
+class ResidualBlock(keras.layers.Layer):
+    """Two convolutions whose output is added to their input [B, T, N, C], at first nothing.
+
+    `step` is the distance in frames that the first of them looks to either side.
+    """
+
+    def __init__(self, network: NetworkConfig, step: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.inner = _convolution(network, "inner", dtype=policy, dilation_rate=(step, 1))
+        self.norm = keras.layers.BatchNormalization(dtype=policy, name="norm")
+        self.outer = _convolution(
+            network, "outer", dtype=policy, activation=None, kernel_initializer="zeros"
+        )
+
+    def build(self, shape: Any) -> None:
+        for part in (self.inner, self.norm, self.outer):
+            part.build(shape)
+
+    def call(self, x_BTNC: Any, training: Any = None) -> Any:
+        return x_BTNC + self.outer(self.norm(self.inner(x_BTNC), training=training))
+
+
+def _convolution(network: NetworkConfig, name: str, **options: Any) -> keras.layers.Conv2D:
+    options = {"activation": "relu", "kernel_initializer": "he_normal", **options}
+    return keras.layers.Conv2D(network.stem_channels, 3, padding="same", name=name, **options)
 
 
 def _join_last(x: Any) -> Any:

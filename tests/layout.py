@@ -55,11 +55,13 @@ mt3_keras.datasets.phrases      numpy
 mt3_keras.datasets.faust        numpy soxr | dawdreamer
 mt3_keras.datasets.voice        numpy scipy soundfile soxr | pyworld
 mt3_keras.datasets.drum_kits    numpy soundfile soxr
+mt3_keras.datasets.recordings   numpy scipy soundfile soxr
 mt3_keras.datasets.augment      numpy pedalboard pyroomacoustics scipy
 mt3_keras.datasets.synthetic    numpy
 mt3_keras.datasets.records      numpy msgpack array_record
 mt3_keras.datasets.shards       numpy msgpack array_record | apache_beam
 mt3_keras.datasets.mixture
+mt3_keras.datasets.rolls        numpy
 mt3_keras.datasets.pipeline     numpy grain absl
 mt3_keras.command_line          absl | keras
 mt3_keras.__main__              absl tqdm pretty_midi
@@ -70,13 +72,14 @@ train.objective                 numpy keras
 train.optimizers                keras
 train.model                     keras | tensorflow
 train.feed                      numpy keras | tensorflow
+train.resident                  numpy jax
 train.state                     numpy keras
 train.callbacks                 numpy keras | matplotlib
 train.scores                    | tqdm matplotlib pretty_midi
 train.history
 train.evaluate                  absl | numpy
 train.prepare                   absl | tqdm
-train.main                      absl | keras tensorflow tensorboardX
+train.main                      absl | keras tensorflow tensorboardX tqdm
 export
 export.served_model             keras tensorflow
 export.saved_model              numpy keras tensorflow | tensorflow_serving

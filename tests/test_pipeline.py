@@ -34,10 +34,10 @@ from mt3_keras.datasets.pipeline import (
     PipelineConfig,
     TrainingBatches,
     evaluation_batches,
-    roll_targets,
     training_batches,
 )
 from mt3_keras.datasets.records import PIECE_SAMPLES, Record, RecordsError
+from mt3_keras.datasets.rolls import roll_targets
 from mt3_keras.datasets.shards import Loaded, Source, cut_pieces, example_source, write_records
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_encoder import encode_segments, mix_segments, notes_to_events

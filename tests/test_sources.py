@@ -7,6 +7,7 @@ import itertools
 import pathlib
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from mt3_keras.datasets.drum_kits import DrumKitSource, find_kits, name_to_pitch
 from mt3_keras.datasets.example import DatasetError
 from mt3_keras.datasets.faust import FaustSource
 from mt3_keras.datasets.phrases import split_lines
+from mt3_keras.datasets.recordings import RecordingsSource, find_instruments
 from mt3_keras.datasets.sounds import MAX_DETUNING, Samples, Source, measure_detuning
 from mt3_keras.datasets.synthetic import SyntheticConfig, open_sources, render
 from mt3_keras.datasets.voice import VoiceSource
@@ -242,12 +244,140 @@ def test_kits_that_cannot_be_read_are_named(tmp_path: pathlib.Path) -> None:
         drum_kits.read_stroke(str(tmp_path / "kick.wav"))
 
 
+def pulses(pitch: float, seconds: float, rate_hz: int) -> Samples:
+    """A tone of eight harmonics."""
+    turns = np.arange(round(seconds * rate_hz)) * 440 * 2 ** ((pitch - 69) / 12) / rate_hz
+    tone = sum(np.sin(2 * np.pi * h * turns) / h for h in range(1, 9))
+    return np.asarray(0.2 * tone, np.float32)
+
+
+@pytest.fixture
+def recorded(tmp_path: pathlib.Path) -> RecordingsSource:
+    """A violin and a harp of two notes each, after silence and a fifth of a semitone sharp."""
+    for name in ("violin", "Harp-wav"):
+        folder = tmp_path / "notes" / name / "files"
+        folder.mkdir(parents=True)
+        for file, pitch in (("A3", 57), ("Cs5", 73)):
+            sound = np.r_[np.zeros(4410), pulses(pitch + 0.2, 1.3, 44_100)]
+            soundfile.write(folder / f"{file}.wav", sound, 44_100)
+    return RecordingsSource((str(tmp_path / "notes"),))
+
+
+def patch_bytes(pitch: float, modes: int, loop: tuple[int, int]) -> bytes:
+    """A GUS patch of one 16-bit sample at 22 kHz, 0.4 s; the loop in samples."""
+    sound = (20_000 * pulses(pitch, 0.4, 22_050)).astype("<i2")
+    stored = (sound.astype(np.int32) + 32_768).astype("<u2") if modes & 2 else sound
+    head = struct.pack("<12s10s60s3BHHI36x", b"GF1PATCH110", b"ID#000002", b"", 1, 1, 1, 1, 0, 0)
+    head += struct.pack("<H16sIB40x", 0, b"", 0, 1) + struct.pack("<BBIB40x", 0, 0, 0, 1)
+    first, end = (2 * side for side in loop)
+    root = round(440_000 * 2 ** ((pitch - 69) / 12))
+    places = stored.nbytes, first, end, 22_050, 8000, 8_000_000, root
+    sample = struct.pack("<7sBIIIHIIIHB18xB40x", b"", 0, *places, 0, 7, modes)
+    return head + sample + stored.tobytes()
+
+
+@pytest.mark.parametrize(("program", "pitch"), [(40, 57), (40, 62), (46, 70), (46, 78)])
+def test_a_recorded_note_is_played_in_tune_and_begins_at_its_onset(
+    recorded: RecordingsSource, program: int, pitch: int
+) -> None:
+    for onset in (0, 1237):
+        samples = play(recorded, [Note(onset / RATE_HZ, 0.8, pitch, 90, program)])
+        assert not samples[:onset].any()
+        assert np.flatnonzero(np.abs(samples) > 0.1 * np.abs(samples).max())[0] <= onset + 80
+        assert measure_detuning(samples[onset : onset + 8192], pitch) == pytest.approx(0, abs=0.03)
+        assert not samples[round((0.8 + 0.15) * RATE_HZ) + 1 :].any()
+
+
+def test_recorded_notes_are_detuned_by_the_rate(recorded: RecordingsSource) -> None:
+    rate_hz = round(RATE_HZ * 2 ** (-40 / 1200))
+    note, rng = Note(0, 1.0, 60, 100, 40), np.random.default_rng(0)
+    samples = recorded.play([note], RATE_HZ, rate_hz, rng).samples
+    assert measure_detuning(samples[:8192], 60) == pytest.approx(0.4, abs=0.03)
+
+
+def test_held_notes_outlast_their_recording_and_plucked_ones_do_not(
+    recorded: RecordingsSource,
+) -> None:
+    late = slice(48_000, 56_192)
+    bowed, plucked = (play(recorded, [Note(0, 4, 57, 90, p)], 4)[late] for p in (40, 46))
+    assert measure_detuning(bowed, 57) == pytest.approx(0, abs=0.1)
+    assert not plucked.any()
+
+
+def test_fainter_recorded_notes_are_softer_and_duller(recorded: RecordingsSource) -> None:
+    loud, soft = (
+        np.abs(np.fft.rfft(play(recorded, [Note(0, 1, 57, velocity, 40)])))
+        for velocity in (120, 30)
+    )
+    assert loud.max() > 3 * soft.max()
+    assert loud[1500:].max() / loud.max() > 1.1 * soft[1500:].max() / soft.max()
+
+
+def test_what_has_no_recording_near_is_neither_played_nor_labelled(
+    recorded: RecordingsSource,
+) -> None:
+    pitches = (50, 51, 62, 64, 67, 78, 79)  # recordings of 57.2 and 73.2: 7 down, 5 up
+    notes = [Note(0, 0.5, pitch, 90, 40) for pitch in pitches]
+    stem = recorded.play(notes, RATE_HZ, RATE_HZ, np.random.default_rng(0))
+    assert stem.played.tolist() == [False, True, True, False, True, True, False]
+    alone = recorded.play(notes[:1], RATE_HZ, RATE_HZ, np.random.default_rng(0))
+    assert not alone.played.any() and not alone.samples.any()
+
+
+def test_no_recording_plays_drums_or_other_instruments(recorded: RecordingsSource) -> None:
+    for note in (Note(0, 1, 57, 90, 0), Note(0, 1, 57, 90, 40, True)):
+        assert not recorded.play([note], RATE_HZ, RATE_HZ, np.random.default_rng(0)).played.any()
+
+
+@pytest.mark.parametrize("modes", [5, 7, 13])  # with a loop: signed, unsigned, there and back
+def test_a_patchs_loop_sustains_a_long_note(tmp_path: pathlib.Path, modes: int) -> None:
+    content = patch_bytes(69 - 12 * np.log2(440 / 441), modes, (2000, 7000))  # 100 periods
+    (tmp_path / "071_Clarinet.pat").write_bytes(content)
+    samples = play(RecordingsSource((str(tmp_path),)), [Note(0, 4, 71, 100, 71)], 4)
+    for start in (0, 48_000):
+        tone = samples[start : start + 8192]
+        assert measure_detuning(tone, 71) == pytest.approx(0, abs=0.1)
+        assert np.abs(tone).max() > 0.5 * np.abs(samples).max()
+
+
+def test_instruments_are_found_by_name(recorded: RecordingsSource, tmp_path: pathlib.Path) -> None:
+    for name in ("Tone_000/019_Organ.pat", "Tone_000/125_Helicopter.pat", "Drum_000/035_Kick.pat"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "spoons").mkdir()
+    (tmp_path / "spoons" / "A3.wav").write_bytes(b"")
+    assert sorted(i.programs for i in find_instruments(str(tmp_path))) == [(19,), (40,), (46,)]
+    with pytest.raises(DatasetError, match=r"spoons/: no folder named after an instrument"):
+        find_instruments(f"{tmp_path / 'spoons'}/")
+
+
+def test_damaged_recordings_and_patches_are_named(tmp_path: pathlib.Path) -> None:
+    whole = patch_bytes(69, 5, (2000, 7000))
+    patch, note = tmp_path / "071_Clarinet.pat", Note(0, 1, 69, 90, 71)
+    outside = patch_bytes(69, 5, (2000, 70_000))
+    for content in (b"", b"RIFF" + whole[4:], whole[:-100], whole[:200], outside):
+        patch.write_bytes(content)
+        with pytest.raises(DatasetError, match=r"071_Clarinet.pat: missing or no readable GUS"):
+            play(RecordingsSource((str(tmp_path),)), [note])
+    folder = tmp_path / "flute"
+    folder.mkdir()
+    flutes = RecordingsSource((str(folder),))
+    (folder / "A4.wav").write_bytes(b"no sound")
+    with pytest.raises(DatasetError, match=r"A4.wav: missing or no readable recording of a note"):
+        play(flutes, [note._replace(program=73)])
+    soundfile.write(folder / "A4.wav", np.zeros(4000), 16_000)
+    with pytest.raises(DatasetError, match=r"A4.wav: a silent recording of a note"):
+        play(flutes, [note._replace(program=73)])
+
+
 def test_pieces_of_all_sources_come_again(
-    models: FaustSource, singers: VoiceSource, kit: pathlib.Path
+    models: FaustSource, singers: VoiceSource, kit: pathlib.Path, recorded: RecordingsSource
 ) -> None:
     assert open_sources() == ()
-    sources = open_sources(models=True, drum_kits=str(kit), voices=singers.bank)
-    assert sources == (models, DrumKitSource((str(kit),)), singers)
+    sources = open_sources(
+        models=True, drum_kits=str(kit), voices=singers.bank, recordings=recorded.folders[0]
+    )
+    assert sources == (models, DrumKitSource((str(kit),)), singers, recorded)
     config = SyntheticConfig(
         seconds=2, other_sources=sources, other_share=0.9, program_redraw_chance=1
     )

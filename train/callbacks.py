@@ -294,7 +294,7 @@ def _front_products(config: ModelConfig) -> float:
         return float(net.segment_frames * spectrogram.num_mels * net.width)
     channels = net.stem_channels
     inputs = num_channels(spectrogram)
-    full = 9 * (inputs + channels) * channels
+    full = 9 * (inputs + channels + 2 * net.stem_blocks * channels) * channels
     reduced = 9 * channels * channels + channels * net.width
     if net.heads:
         full += len(STEM_HEADS) * channels + mixer_products(channels)

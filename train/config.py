@@ -70,6 +70,11 @@ class RunConfig:
         ("segment", "full"),
     )
     num_workers: int = _setting(0, "Processes that prepare batches; 0: this one does.")
+    resident: bool = _setting(
+        False,
+        "Keep the data in the device's memory and cut the batches there, for the heads alone "
+        "(--token_weight=0), on a GPU under KERAS_BACKEND=jax.",
+    )
 
     batch_size: int = _setting(32, "Examples for one update of the weights, over all devices.")
     steps: int = _setting(1000, "Updates of the weights.")

@@ -306,6 +306,8 @@ def open_prepared_data(
         raise RunError(f"target_tokens must be at most {longest}: got {config.target_tokens}")
     if model_config.network.ordered and not config.join_seconds:
         raise RunError("--join_seconds is needed, such as 0.03: this network tells chords in order")
+    if config.resident:
+        return _open_resident_data(config, model_config, batch_size)
     settings = PipelineConfig(
         data=config.data,
         mixture_exponent=config.mixture_exponent,
@@ -328,6 +330,29 @@ def open_prepared_data(
         batches = training_batches(held_out, model_config, batch_size)
         validation = list(itertools.islice(batches, config.validation_batches))
     return Data(training_batches(settings, model_config, batch_size), validation)
+
+
+def _open_resident_data(config: RunConfig, model_config: ModelConfig, batch_size: int) -> Data:
+    import keras
+
+    if keras.backend.backend() != "jax" or config.token_weight or config.validation_split:
+        raise RunError(
+            "--resident needs KERAS_BACKEND=jax, --token_weight=0 and --validation_split="
+        )
+    from tqdm import tqdm
+
+    from train.resident import ResidentBatches, packed_records
+
+    number, pieces = packed_records(config.data, "train", model_config)
+    batches = ResidentBatches(
+        tqdm(pieces, "to the device", number, unit=" pieces", disable=None),
+        model_config,
+        batch_size,
+        seed=config.seed,
+        num_mixed=config.num_mixed,
+        max_attenuation_db=config.max_attenuation_db,
+    )
+    return Data(batches)
 
 
 def main(argv: Sequence[str]) -> int:

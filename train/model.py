@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 
 import keras
 
@@ -113,11 +114,27 @@ def _make_backbone(config: RunConfig) -> MT3Backbone:
         return start
     backbone = MT3Backbone(**model_config.to_dict())
     if start is not None:
-        given = [tuple(v.shape) for v in start.weights]
-        if given != [tuple(v.shape) for v in backbone.weights]:
-            raise RunError(f"--init_from={config.init_from}: its weights do not fit --model")
-        backbone.set_weights(start.get_weights())
+        _copy_weights(start, backbone, config.init_from)
     return backbone
+
+
+def _copy_weights(start: MT3Backbone, backbone: MT3Backbone, name: str) -> None:
+    """Parts that only the new network has stay as they are, those that only the old has are lost.
+
+    Raises:
+      RunError: a part of both is not of one shape, or there is none.
+    """
+    old = {v.path: v for v in start.weights}
+    own = {v.path: v for v in backbone.weights}
+    both = [path for path in own if path in old]
+    if not both or any(old[path].shape != own[path].shape for path in both):
+        raise RunError(f"--init_from={name}: its weights do not fit --model")
+    for path in both:
+        own[path].assign(old[path])
+    for what, paths in (("untrained", own.keys() - both), ("left out", old.keys() - both)):
+        if paths:
+            parts = sorted({path.rpartition("/")[0] for path in paths})
+            print(f"--init_from={name}: {what}: {', '.join(parts)}", file=sys.stderr)
 
 
 def _freeze(backbone: MT3Backbone, pattern: str) -> None:

@@ -10,7 +10,8 @@ Stopped, it goes on where it was when the same command is run again. An example 
 is left out and named at the end. What follows `--` are flags of Apache Beam. Options of data sets,
 given as `--option name=value`: slakh num_mixes, seed, bass; cerberus4 bass; musicnet labels;
 guitarset audio; synthetic seed, seconds, max_instruments and the other fields of SyntheticConfig,
-and sounds beside soundfonts: models=True, drum_kits=FOLDER,..., voices=FILE.npz (made if missing).
+and sounds beside soundfonts: models=True, drum_kits=FOLDER,..., recordings=FOLDER,... of notes,
+voices=FILE.npz (made if missing).
 """
 
 from __future__ import annotations

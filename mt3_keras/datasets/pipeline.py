@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ from absl import flags
 from numpy.typing import NDArray
 
 from mt3_keras.codec import Codec
-from mt3_keras.config import HEADS, LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES, ModelConfig
+from mt3_keras.config import ModelConfig
 from mt3_keras.datasets.mixture import EXPONENT, mixture_rates
 from mt3_keras.datasets.records import (
     MARGIN_SAMPLES,
@@ -35,6 +34,7 @@ from mt3_keras.datasets.records import (
     Records,
     find_records,
 )
+from mt3_keras.datasets.rolls import roll_targets
 from mt3_keras.note_encoder import encode_segments, mix_segments, notes_to_events
 from mt3_keras.notes import Note, join_times, map_program, trim_overlaps
 from mt3_keras.segments import check_context
@@ -441,59 +441,3 @@ def evaluation_batches(
         )
         group += [empty] * (rows - len(group))
         yield _to_batch(group[first : first + batch_size], [make.target_tokens])
-
-
-def roll_targets(
-    notes: Sequence[Note],
-    first_frame: int,
-    *,
-    num_frames: int,
-    segment_frames: int,
-    frames_per_second: float,
-    granularity: str = "full",
-) -> Batch:
-    """What the encoder's heads are to predict of a chunk (see `config.HEADS` and `heads`).
-
-    Args:
-      notes: of the example, times from its start.
-      first_frame: of the chunk, counted from the start of the example.
-      num_frames: of the chunk; later frames of the segment are -1, not to be learned from.
-      granularity: of the programs.
-
-    Returns:
-      int8 [segment_frames, N] for each head: 0 and 1; of "strength" 1 to 127 at onsets, -1
-      elsewhere; of "class" -1 where the pitch is silent.
-    """
-    rolls = {head: np.zeros((segment_frames, size), np.int8) for head, size in HEADS.items()}
-    rolls["strength"][:] = -1
-    rolls["class"][:] = -1
-    classes = rolls["class"].reshape(segment_frames, NUM_PITCHES, NUM_CLASSES)
-    for note in notes:
-        onset = math.floor(note.onset * frames_per_second) - first_frame
-        offset = math.floor(note.offset * frames_per_second) - first_frame
-        if note.is_drum:
-            if 0 <= onset < num_frames:
-                rolls["drum"][onset, note.pitch] = 1
-                _raise_to(rolls["strength"], onset, NUM_PITCHES, note.velocity)
-            continue
-        sounding = slice(max(0, onset), max(0, onset + 1, offset))
-        program = map_program(note.program, granularity)
-        rolls["program"][sounding, program] = 1
-        column = note.pitch - LOWEST_PITCH
-        if 0 <= column < NUM_PITCHES:
-            rolls["frame"][sounding, column] = 1
-            cells = classes[sounding, column]
-            np.maximum(cells, 0, out=cells)
-            cells[:, program // 8] = 1
-            for head, frame in (("onset", onset), ("offset", offset)):
-                if 0 <= frame < num_frames:
-                    rolls[head][frame, column] = 1
-            if 0 <= onset < num_frames:
-                _raise_to(rolls["strength"], onset, column, note.velocity)
-    for roll in rolls.values():
-        roll[num_frames:] = -1
-    return rolls
-
-
-def _raise_to(roll: NDArray[np.int8], frame: int, column: int, value: int) -> None:
-    roll[frame, column] = max(roll[frame, column], value)

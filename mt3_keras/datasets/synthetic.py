@@ -44,6 +44,7 @@ from mt3_keras.datasets.composer import compose
 from mt3_keras.datasets.drum_kits import DrumKitSource, find_kits
 from mt3_keras.datasets.example import DatasetError
 from mt3_keras.datasets.faust import FaustSource
+from mt3_keras.datasets.recordings import RecordingsSource, find_instruments
 from mt3_keras.datasets.sounds import Samples, SoundFontSource, Source
 from mt3_keras.datasets.voice import VoiceSource, make_bank
 from mt3_keras.midi import MidiError, read_instruments
@@ -387,7 +388,7 @@ def _draw_sources(config: SyntheticConfig, rng: np.random.Generator) -> list[Sou
 
 
 def open_sources(
-    *, models: bool = False, drum_kits: str = "", voices: str = ""
+    *, models: bool = False, drum_kits: str = "", voices: str = "", recordings: str = ""
 ) -> tuple[Source, ...]:
     """Sources beyond soundfonts and the synthesizer, for `SyntheticConfig.other_sources`.
 
@@ -396,9 +397,11 @@ def open_sources(
       drum_kits: folders of drum kits, with commas between them; see `drum_kits.find_kits`.
       voices: file of sung syllables, made with espeak-ng and pyworld if it is not there; "" for
         none.
+      recordings: folders of recorded notes, with commas between them; see
+        `recordings.find_instruments`.
 
     Raises:
-      DatasetError: a folder has no kits, or the syllables cannot be made.
+      DatasetError: a folder has no kits or no recordings, or the syllables cannot be made.
     """
     sources: list[Source] = []
     if models:
@@ -410,6 +413,11 @@ def open_sources(
         if not pathlib.Path(voices).is_file():
             make_bank(voices)
         sources.append(VoiceSource(voices))
+    if recordings:
+        folders = tuple(recordings.split(","))
+        for folder in folders:
+            find_instruments(folder)
+        sources.append(RecordingsSource(folders))
     return tuple(sources)
 
 

@@ -1,0 +1,155 @@
+"""Batches cut on the device are those that the pipeline cuts on the host."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mt3_keras.config import HEADS, SMALL
+from mt3_keras.datasets.pipeline import ChunkMaker, PipelineConfig
+from mt3_keras.datasets.records import Record
+from mt3_keras.datasets.rolls import Packed
+from mt3_keras.datasets.shards import cut_pieces, synthetic_source, write_records
+from mt3_keras.datasets.synthetic import SyntheticConfig
+from mt3_keras.notes import Note
+from tests.test_small_network import MINI
+
+pytest.importorskip("jax", reason="needs jax: pip install -r requirements-dev.txt")
+
+import train.resident as resident
+
+SEGMENT_FRAMES, HOP = 128, 256
+
+
+def make_record(num_frames: int, seed: int) -> Record:
+    """Noise, with notes that have nothing to do with it."""
+    chance = np.random.default_rng(seed)
+    samples = chance.uniform(-1, 1, num_frames * HOP).astype(np.float32)
+    seconds = num_frames * HOP / 16_000
+    notes = []
+    for onset in chance.uniform(0, seconds - 0.1, 40):
+        is_drum = bool(chance.random() < 0.3)
+        program = 0 if is_drum else int(chance.integers(128))
+        offset = min(seconds, onset + chance.uniform(0.01, 1))
+        pitch, velocity = (int(n) for n in chance.integers((18, 1), (112, 128)))
+        notes.append(Note(onset, offset, pitch, velocity, program, is_drum))
+    (record,) = cut_pieces("x", samples, notes)
+    return record
+
+
+def pieces_of(*records: Record) -> list[Packed]:
+    return [resident.pack_record(record, SMALL) for record in records]
+
+
+def batch_of(*records: Record, batch_size: int = 4, **options: Any) -> dict[str, np.ndarray]:
+    batches = resident.ResidentBatches(pieces_of(*records), SMALL, batch_size, **options)
+    return {name: np.asarray(array) for name, array in next(batches).items()}
+
+
+def host_chunks() -> ChunkMaker:
+    return ChunkMaker([], PipelineConfig(data=(), context="full"), SMALL)
+
+
+def test_a_row_is_a_chunk_of_the_pipeline() -> None:
+    record = make_record(SEGMENT_FRAMES + 30, 0)
+    chunks = [host_chunks().chunk([record], [start]) for start in range(31)]
+    batch = batch_of(record, batch_size=16)
+    found = set()
+    for row in range(16):
+        samples = batch["samples"][row]
+        start = min(range(31), key=lambda i: np.abs(chunks[i].samples - samples).sum())
+        np.testing.assert_allclose(samples, chunks[start].samples, atol=1e-4)
+        for head in HEADS:
+            np.testing.assert_array_equal(batch[head][row], chunks[start].rolls[head], head)
+        assert batch["num_frames"][row] == chunks[start].num_frames == SEGMENT_FRAMES
+        found.add(start)
+    assert len(found) > 5
+
+
+def test_a_mixed_row_is_the_pipelines_mix() -> None:
+    records = [make_record(SEGMENT_FRAMES, seed) for seed in (1, 2)]
+    make = ChunkMaker([], PipelineConfig(data=(), context="full", num_mixed=2), SMALL)
+    choices = [(0,), (1,), (0, 0), (0, 1), (1, 1)]
+    chunks = [make.chunk([records[i] for i in c], [0] * len(c)) for c in choices]
+    batch = batch_of(*records, batch_size=24, num_mixed=2)
+    found = set()
+    for row in range(24):
+        samples = batch["samples"][row]
+        of = min(range(5), key=lambda i: np.abs(chunks[i].samples - samples).sum())
+        np.testing.assert_allclose(samples, chunks[of].samples, atol=1e-4)
+        for head in HEADS:
+            np.testing.assert_array_equal(batch[head][row], chunks[of].rolls[head], head)
+        found.add(of)
+    assert 3 in found
+    assert found & {0, 1}
+
+
+def test_what_is_beyond_a_short_piece_is_not_learned_from() -> None:
+    record = make_record(50, 3)
+    batch = batch_of(record, batch_size=2)
+    chunk = host_chunks().chunk([record], [0])
+    assert (batch["num_frames"] == 50).all()
+    for head in HEADS:
+        assert (batch[head][:, 50:] == -1).all()
+        np.testing.assert_array_equal(batch[head][1, :50], chunk.rolls[head][:50])
+
+
+def test_the_stream_goes_on_from_its_state_and_levels_vary() -> None:
+    pieces = pieces_of(make_record(400, 4), make_record(400, 5))
+    options = {"seed": 7, "max_attenuation_db": 20.0}
+
+    def stream() -> resident.ResidentBatches:
+        return resident.ResidentBatches(pieces, SMALL, 8, **options)  # type: ignore[arg-type]
+
+    first = stream()
+    batches = [next(first) for _ in range(4)]
+    second = stream()
+    next(second)
+    state = json.loads(json.dumps(second.get_state()))
+    third = stream()
+    third.set_state(state)
+    again = [next(third) for _ in range(3)]
+    for one, other in zip(batches[1:], again, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    peaks = np.concatenate([np.abs(b["samples"]).max(axis=1) for b in batches])
+    assert 0.09 < peaks.min() < 0.4 < peaks.max() < 1.01
+    with pytest.raises(ValueError, match="other data or settings"):
+        resident.ResidentBatches(pieces, SMALL, 4, **options).set_state(state)  # type: ignore[arg-type]
+
+
+def test_no_pieces_is_said() -> None:
+    with pytest.raises(ValueError, match="no pieces"):
+        resident.ResidentBatches([], SMALL, 4)
+
+
+def test_a_run_trains_from_the_devices_memory_and_says_what_it_needs(
+    tmp_path: pathlib.Path,
+) -> None:
+    source = tmp_path / "data"
+    config = SyntheticConfig(seconds=3.0)
+    write_records([synthetic_source(config, 0)], source, name="random", split="train", num_shards=1)
+    model = tmp_path / "mini.json"
+    mini = dataclasses.replace(MINI.network, segment_frames=32, stem_blocks=1)
+    model.write_text(json.dumps(dataclasses.replace(MINI, network=mini).to_dict()))
+    command = [sys.executable, "-m", "train.main", f"--model={model}", f"--data={source}"]
+    command += [f"--out_dir={tmp_path / 'run'}", "--join_seconds=0.03", "--batch_size=2"]
+    command += ["--steps=2", "--log_steps=2", "--checkpoint_steps=2", "--validate_steps=2"]
+    command += ["--validation_split=", "--optimizer=adam", "--notensorboard", "--resident"]
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    without = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert without.returncode == 1
+    assert "--resident needs KERAS_BACKEND=jax, --token_weight=0" in without.stderr
+    command.append("--token_weight=0")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["onset_loss"] > 0
