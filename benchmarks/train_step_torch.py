@@ -94,21 +94,34 @@ class Network(torch.nn.Module):
         return torch.cat(logs, dim=-1)
 
     def _stem(self, x_BTNC: Any) -> tuple[Any, Any]:
-        """Features for the encoder; for the heads the second convolution's map, and the last's."""
-        x, maps = x_BTNC.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last), []
-        for i, stride in enumerate((1, 1, self.net.frames_per_position)):
-            # As TensorFlow's "same": what is odd of the padding goes to the end.
-            total = 3 - stride if stride < 3 else 0
-            x = functional.pad(x, (1, 1, total // 2, total - total // 2))
-            path = f"stem/convolution_{i}"
-            x = functional.conv2d(x, self.w[f"{path}/kernel"], self.w[f"{path}/bias"], (stride, 1))
-            norm = [self.w[f"stem/norm_{i}/{name}"] for name in ("moving_mean", "moving_variance")]
-            norm += [self.w[f"stem/norm_{i}/{name}"] for name in ("gamma", "beta")]
-            x = functional.batch_norm(
-                functional.relu(x), *norm, self.training, momentum=0.01, eps=BATCH_NORM_EPSILON
+        """Features for the encoder; for the heads what the last convolution is given, and gives."""
+        x = x_BTNC.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        for i in range(2):
+            x = self._norm_maps(f"stem/norm_{i}", self._convolve(f"stem/convolution_{i}", x))
+        for i in range(self.net.stem_blocks):
+            path = f"stem/block_{i}"
+            inner = self._convolve(f"{path}/inner", x, step=2**i)
+            x = x + self._convolve(
+                f"{path}/outer", self._norm_maps(f"{path}/norm", inner), bare=True
             )
-            maps.append(x.permute(0, 2, 3, 1))
-        return maps[-1].flatten(2), (*maps[1:], x_BTNC)
+        last = self._convolve("stem/convolution_2", x, stride=self.net.frames_per_position)
+        last, x = (part.permute(0, 2, 3, 1) for part in (self._norm_maps("stem/norm_2", last), x))
+        return last.flatten(2), (x, last, x_BTNC)
+
+    def _convolve(
+        self, path: str, x: Any, *, stride: int = 1, step: int = 1, bare: bool = False
+    ) -> Any:
+        # As TensorFlow's "same": what is odd of the padding goes to the end.
+        total = 2 * step + 1 - stride if stride < 3 else 0
+        x = functional.pad(x, (1, 1, total // 2, total - total // 2))
+        kernel, bias = (self.w[f"{path}/{name}"] for name in ("kernel", "bias"))
+        x = functional.conv2d(x, kernel, bias, (stride, 1), dilation=(step, 1))
+        return x if bare else functional.relu(x)
+
+    def _norm_maps(self, path: str, x: Any) -> Any:
+        names = ("moving_mean", "moving_variance", "gamma", "beta")
+        norm = [self.w[f"{path}/{name}"] for name in names]
+        return functional.batch_norm(x, *norm, self.training, momentum=0.01, eps=BATCH_NORM_EPSILON)
 
     # --- Blocks ---
 

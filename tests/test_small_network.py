@@ -27,7 +27,7 @@ from mt3_keras.config import (
 from mt3_keras.generation import Search
 from mt3_keras.grammar import BODY, STATE, TIE_SECTION, Grammar, Rules
 from mt3_keras.heads import STEM_HEADS, ClassHead, PitchMixer
-from mt3_keras.layers import MASKED
+from mt3_keras.layers import MASKED, ConvStem
 from mt3_keras.model import MT3Backbone
 from mt3_keras.pointer import BACKWARDS, Pointer
 from mt3_keras.segments import AudioSegment
@@ -372,6 +372,26 @@ class TestHarmonics:
         noise = np.random.default_rng(0).normal(size=MINI.input_samples)
         highest = self.frames(noise).reshape(16, 88, 2, 8, 3)[:, -1]
         assert highest[:, :, 1].all() and not highest[:, :, 2:].any()
+
+
+def test_a_stem_hears_with_new_blocks_as_it_did_without() -> None:
+    """So that trained weights can be given blocks."""
+    sound = np.random.default_rng(0).normal(size=(2, 16, NUM_PITCHES, 48)).astype(np.float32)
+    stems = []
+    for num_blocks in (0, 3):
+        stem = ConvStem(dataclasses.replace(MINI.network, stem_blocks=num_blocks))
+        stem.build(sound.shape)
+        stems.append(stem)
+    old, new = stems
+    shared = {v.path.partition("/")[2]: v for v in old.weights}
+    for variable in new.weights:
+        if (name := variable.path.partition("/")[2]) in shared:
+            variable.assign(shared[name])
+    for name, array in old(sound).items():
+        np.testing.assert_allclose(new(sound)[name], array, atol=1e-6, err_msg=name)
+    new.blocks[2].outer.kernel.assign(ops.ones_like(new.blocks[2].outer.kernel))
+    changed = np.abs(ops.convert_to_numpy(new(sound)["map"] - old(sound)["map"])) > 1e-3
+    assert changed.any()
 
 
 def test_small_has_at_most_twelve_million_parameters() -> None:

@@ -35,6 +35,7 @@ from tests.training_run import (
     run,
     start_process,
     tiny_run,
+    write_model,
 )
 from train import main as train_main
 from train.callbacks import Pictures, TrainingError, training_flops
@@ -311,6 +312,22 @@ def test_a_run_starts_from_another_with_other_dropout(
         make_model(dataclasses.replace(tuning(finished, tmp_path / "next"), model="tiny"))
     with pytest.raises(ValueError, match="--model or --init_from is needed"):
         make_model(tiny_run(tmp_path / "next", model=""))
+
+
+def test_a_grown_network_keeps_what_the_one_before_knew(
+    finished: RunConfig, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grown = dataclasses.replace(NANO.network, num_encoder_layers=2)
+    (tmp_path / "grown").mkdir()
+    model = write_model(tmp_path / "grown", dataclasses.replace(NANO, network=grown))
+    ours = make_model(dataclasses.replace(tuning(finished, tmp_path / "next"), model=model))
+    before = weights_of(pathlib.Path(finished.out_dir))
+    for variable in ours.backbone.weights:
+        if variable.path in before:
+            np.testing.assert_array_equal(variable.numpy(), before[variable.path])
+        else:
+            assert variable.path.startswith("encoder/layer_1/")
+    assert "untrained: encoder/layer_1/attention/key, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
