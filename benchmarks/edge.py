@@ -16,7 +16,6 @@ with sleeping threads and its better run is taken, and a busy machine is named.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import json
 import os
 import pathlib
@@ -37,7 +36,7 @@ from mt3_keras.audio import read_blocks
 from mt3_keras.command_line import limit_threads
 from mt3_keras.config import SAMPLE_RATE_HZ
 from mt3_keras.grammar import Rules
-from mt3_keras.litert import EdgeModel, EdgeSequence
+from mt3_keras.litert import ROWS, EdgeModel, EdgeSearch
 from mt3_keras.segments import AudioSegment, cut_segments
 from mt3_keras.transcriber import Transcriber
 
@@ -136,14 +135,14 @@ def measure(arguments: argparse.Namespace) -> Figures:
     return found | {"MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-class _Timed(EdgeModel):
+class TimedModel(EdgeModel):
     """Adds up the seconds that it encodes."""
 
     encoding = 0.0
 
-    def encode(self, samples: NDArray[np.float32], num_frames: int) -> None:
+    def encode(self, samples: NDArray[np.float32], num_frames: int, row: int = 0) -> None:
         start = time.perf_counter()
-        super().encode(samples, num_frames)
+        super().encode(samples, num_frames, row)
         self.encoding += time.perf_counter() - start
 
 
@@ -154,34 +153,32 @@ def _time_tokens(bundle: pathlib.Path, samples: Any, threads: int) -> Figures:
     for name, num_sequences, num_threads in (
         ("one", 1, 1),
         ("one, all threads", 1, threads),
-        ("side by side", threads, 1),
+        ("side by side", ROWS * threads, 1),
     ):
-        timed = time_side_by_side(bundle, segments, num_sequences, num_threads)
+        timed = time_search(bundle, segments, num_sequences, num_threads)
         found |= {f"{name}: {part}": milliseconds for part, milliseconds in timed.items()}
     return found
 
 
-def time_side_by_side(
+def time_search(
     bundle: pathlib.Path, segments: list[AudioSegment], num_sequences: int, num_threads: int = 1
 ) -> Figures:
     """Milliseconds for a "token" and to "encode" a segment, so many sequences at a time."""
-    models = [_Timed(bundle, num_threads) for _ in range(num_sequences)]
-    shares = [segments[i::num_sequences] for i in range(num_sequences)]
-    with concurrent.futures.ThreadPoolExecutor(num_sequences) as executor:
-        counts, seconds = zip(*executor.map(_decode, models, shares), strict=True)
-    encoding = sum(model.encoding for model in models)
-    return {
-        "token": 1000 * (sum(seconds) - encoding) / sum(counts) / num_sequences,
-        "encode": 1000 * encoding / len(segments) / num_sequences,
-    }
-
-
-def _decode(model: EdgeModel, segments: list[AudioSegment]) -> tuple[int, float]:
-    """Number of tokens, and seconds."""
-    sequence = EdgeSequence(model.model_config, Rules(stop_runaways=True))
+    search = EdgeSearch(bundle, rules=Rules(stop_runaways=True), num_sequences=num_sequences)
+    models = []
+    for _ in range(search._models.qsize()):
+        search._models.get()
+        models.append(TimedModel(bundle, num_threads))
+    for model in models:
+        search._models.put(model)
     start = time.perf_counter()
-    num_tokens = sum(len(sequence.decode(model, segment)) for segment in segments)
-    return num_tokens, time.perf_counter() - start
+    num_tokens = sum(len(tokens) for _, tokens in search.decode(segments))
+    seconds = time.perf_counter() - start
+    encoding = sum(model.encoding for model in models) / len(models)
+    return {
+        "token": 1000 * (seconds - encoding) / num_tokens,
+        "encode": 1000 * encoding / len(segments),
+    }
 
 
 def _time_file(bundle: pathlib.Path, samples: Any) -> Figures:

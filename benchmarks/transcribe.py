@@ -9,7 +9,7 @@ compared. The peer is the compact PyTorch MT3 with cached keys and values, which
 as JSON. Ours are measured warm: the time to compile is given apart, as the peer has none.
 
 With `--engine litert` MODEL is an edge bundle, and the batch is the number of sequences decoded
-side by side: best one a thread. Its encoder includes the front end.
+side by side: best two a thread. Its encoder includes the front end.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     if on_keras:
         front_end, encode = _time_encoder(transcriber.model, segments)
     else:
-        from benchmarks.edge import time_side_by_side
+        from benchmarks.edge import time_search
 
-        timed = time_side_by_side(transcriber.model, segments, arguments.batch)
+        timed = time_search(transcriber.model, segments, arguments.batch)
         front_end, encode = 0.0, timed["encode"] * len(segments) / 1000
     from train.callbacks import matmul_speed  # loads Keras
 

@@ -107,7 +107,7 @@ struct Signature {
     }
   }
 
-  // Makes a tensor, its open dimension max_tokens; returns whether it has one.
+  // Makes a tensor of one sequence, another open dimension max_tokens; returns whether any is open.
   bool Make(LiteRtEnvironment environment, LiteRtTensor tensor, const std::string& name,
             int max_tokens) {
     if (tensors.count(name)) return false;
@@ -118,7 +118,7 @@ struct Signature {
     for (unsigned i = 0; i < type.layout.rank; ++i) {
       int& n = type.layout.dimensions[i];
       is_open = is_open || n < 0;
-      if (n < 0) n = max_tokens;
+      if (n < 0) n = i == 0 ? 1 : max_tokens;
       made.shape.push_back(n);
     }
     // All are float32 or int32.
@@ -156,11 +156,11 @@ void Forget(Signature& step) {
 
 // Writes the keys and values of a position into the cache, and shows it to the next steps.
 void Remember(Signature& step, int position) {
-  const std::vector<int>& shape = step.tensors.at("columns").shape;  // 2 * layers, heads, width
-  const size_t num_values = static_cast<size_t>(shape[1]) * shape[2];
+  const std::vector<int>& shape = step.tensors.at("columns").shape;  // 1, 2 * layers, heads, width
+  const size_t num_values = static_cast<size_t>(shape[2]) * shape[3];
   const size_t max_tokens = step.tensors.at("bias").size();
   auto columns = step.of<float>("columns");
-  for (int i = 0; i < shape[0]; ++i) {
+  for (int i = 0; i < shape[1]; ++i) {
     auto cache = step.of<float>((i % 2 ? "values_" : "keys_") + std::to_string(i / 2));
     for (size_t j = 0; j < num_values; ++j) {
       cache[j * max_tokens + position] = columns[i * num_values + j];

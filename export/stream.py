@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from mt3_keras.command_line import Command, UsageError, define_rule_flags, parse_rules, run
 from mt3_keras.config import SAMPLE_RATE_HZ
-from mt3_keras.notes import Note
+from mt3_keras.notes import Note, describe_notes
 
 if TYPE_CHECKING:
     from export.streaming import Heard, StreamingTranscriber
@@ -105,8 +105,7 @@ def _stream(values: flags.FlagValues, arguments: list[str]) -> None:
     notes = _transcribe(transcriber, blocks)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_midi(notes, output)
-    num_instruments = len({(note.program, note.is_drum) for note in notes})
-    print(f"{recording or name}: {len(notes)} notes, {num_instruments} instruments -> {output}")
+    print(f"{recording or name}: {describe_notes(notes)} -> {output}")
 
 
 def _check_writable(output: pathlib.Path) -> None:

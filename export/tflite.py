@@ -1,15 +1,15 @@
 """Writes an edge bundle: `model.tflite`, a network for LiteRT, and `config.json` beside it.
 
-The graph has two signatures, both for one sequence:
+The graph has two signatures:
 
 - `encode`: "samples" float32 [1, input_samples] and "num_frames" int32 [1] -> the memory, all that
   decoding needs of a segment, by name, and of networks with heads "note_rolls" (see
   `mt3_keras.model.MT3Backbone.encode`).
-- `decode_step`: "tokens" and "positions" int32 [1], "bias" float32 [1, C], the memory, the cache
-  "keys_i" and "values_i" float32 [1, H, K, C] and, where the network asks for it, the state of the
-  tokens so far -> "logits" float32 [1, V] and "columns" float32 [2 * layers, H, K]: keys and values
-  of this position, layer by layer, which the caller writes into the cache. C is open: the inputs
-  are resized, so that short segments stay cheap.
+- `decode_step`: "tokens" and "positions" int32 [B], "bias" float32 [B, C], the memory, the cache
+  "keys_i" and "values_i" float32 [B, H, K, C] and, where the network asks for it, the state of the
+  tokens so far -> "logits" float32 [B, V] and "columns" float32 [B, 2 * layers, H, K]: keys and
+  values of this position, layer by layer, which the caller writes into the cache. B and C are open:
+  the inputs are resized, to several sequences or one, and so that short segments stay cheap.
 
 Caches are inputs only, since handing them through would copy them at every token; the kept keys
 and values lie [H, K, T] (see `mt3_keras.layers.Attention`). Operators are LiteRT's own, none of
@@ -128,7 +128,7 @@ def _decode_step(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs,
         {name: inputs[name] for name in STATE} if model.decoder.uses_state else None,
     )
-    return {"logits": logits, "columns": tf.concat([columns[name] for name in names], 0)}
+    return {"logits": logits, "columns": tf.stack([columns[name] for name in names], 1)}
 
 
 def _encode_spec(model: MT3Backbone) -> dict[str, Any]:
@@ -141,14 +141,14 @@ def _encode_spec(model: MT3Backbone) -> dict[str, Any]:
 
 def _step_spec(model: MT3Backbone) -> dict[str, Any]:
     network = model.model_config.network
-    columns = (1, network.num_heads, network.head_width, None)
+    columns = (network.num_heads, network.head_width, None)
     cache = dict.fromkeys(model.empty_cache(1, 1), columns)
-    memory = {name: value.shape for name, value in without_rolls(model.empty_memory(1)).items()}
-    floats = {"bias": (1, None), **cache, **memory}
+    memory = {name: v.shape[1:] for name, v in without_rolls(model.empty_memory(1)).items()}
+    floats = {"bias": (None,), **cache, **memory}
     integers = ["tokens", "positions", *(STATE if model.decoder.uses_state else ())]
     return {
-        **{name: tf.TensorSpec((1,), tf.int32, name) for name in integers},
-        **{name: tf.TensorSpec(shape, tf.float32, name) for name, shape in floats.items()},
+        **{name: tf.TensorSpec((None,), tf.int32, name) for name in integers},
+        **{name: tf.TensorSpec((None, *s), tf.float32, name) for name, s in floats.items()},
     }
 
 

@@ -152,6 +152,7 @@ def _transcribe_one(
     values: flags.FlagValues,
 ) -> None:
     from mt3_keras.midi import replacing
+    from mt3_keras.notes import describe_notes
 
     lines = next((path for path in outputs if path.suffix == ".jsonl"), None)
     with contextlib.ExitStack() as stack:
@@ -171,11 +172,8 @@ def _transcribe_one(
     for path in outputs:
         _write(result, recording, path)
     if outputs:
-        instruments = len({(n.program, n.is_drum) for n in result.notes})
-        print(
-            f"{recording.name}: {len(result.notes)} notes, {instruments} instruments -> "
-            + ", ".join(map(str, outputs))
-        )
+        written = ", ".join(map(str, outputs))
+        print(f"{recording.name}: {describe_notes(result.notes)} -> {written}")
 
 
 @contextlib.contextmanager

@@ -107,13 +107,13 @@ class Attention(keras.layers.Layer):
     def _scores(self, query_BHK: Any, keys: Any) -> Any:
         """One query, kept keys -> scores [B, H, T]."""
         if self.positions_last:
-            return ops.sum(query_BHK[..., None] * keys, axis=2)
+            return ops.sum(ops.expand_dims(query_BHK, -1) * keys, axis=2)
         return ops.einsum("bhk,bhtk->bht", query_BHK, keys)
 
     def _mix(self, weights_BHT: Any, values: Any) -> Any:
         """The weighted mean of kept values [B, H, K]."""
         if self.positions_last:
-            return ops.sum(weights_BHT[:, :, None] * values, axis=3)
+            return ops.sum(ops.expand_dims(weights_BHT, 2) * values, axis=3)
         return ops.einsum("bht,bhtk->bhk", weights_BHT, values)
 
     def call(self, query: Any, memory: Any = None, bias: Any = None, training: Any = None) -> Any:
@@ -157,7 +157,7 @@ class Attention(keras.layers.Layer):
         query_BHK = ops.reshape(self.query(query_BD), shape)
         key_BHK = ops.reshape(self.key(query_BD), shape)
         value_BHK = ops.reshape(self.value(query_BD), shape)
-        scores_BHC = self._scores(query_BHK, keys) + bias_BC[:, None, :]
+        scores_BHC = self._scores(query_BHK, keys) + ops.expand_dims(bias_BC, 1)
         own_BH1 = ops.sum(query_BHK * key_BHK, axis=-1, keepdims=True)
         weights = ops.softmax(ops.concatenate([scores_BHC, own_BH1], axis=-1))
         attended = self._mix(weights[..., :-1], values)

@@ -1,19 +1,20 @@
 """An edge bundle on LiteRT: segments -> tokens with numpy and `ai-edge-litert` alone.
 
-On a processor one sequence at a time is the fastest way to use a core, so sequences run side by
-side, each on an interpreter and a thread of its own. `export.tflite` writes the bundles and says
-what is in them.
+Reading the weights is what a token costs. So sequences run side by side, on each core those of an
+interpreter of its own, which share what is read. `export.tflite` writes the bundles and says what
+is in them.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
 import os
 import pathlib
 import queue
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import threading
+import types
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -28,6 +29,9 @@ from mt3_keras.segments import AudioSegment
 
 CACHE_STEP = 64  # positions that a cache grows by: attention costs what its length is, not its use
 HIDDEN = -1e9  # bias of a cached position that must not be seen
+ROWS = 2  # sequences on a core; more need no less time each
+
+State = dict[str, Any]
 
 
 class BundleError(ValueError):
@@ -42,13 +46,14 @@ def count_cores() -> int:
 
 
 class EdgeModel:
-    """One interpreter of a bundle, for one sequence at a time and one thread of the caller's.
+    """One interpreter of a bundle, for one thread of the caller's.
 
     Args:
       folder: of the bundle.
       num_threads: that work on one operation.
 
     Attributes:
+      num_rows: sequences that are being decoded together.
       rolls: what the heads say of the segment heard last, None for a network without.
 
     Raises:
@@ -81,7 +86,11 @@ class EdgeModel:
                 f"{path}: is no network, or not that of its config.json; export it again"
             ) from error
         self._state_names = [name for name in STATE if name in self._inputs]
-        self._cache_length = 0
+        self._shape = (0, 0)  # rows and positions of the cache
+        self._given: dict[str, Any] = {}  # views of the step's inputs, until the next resizing
+        self._caches: list[Any] = []  # of these the keys and values, in the order of "columns"
+        self._positions = np.zeros(0, np.int32)  # of each row
+        self._memories: list[dict[str, Any]] = []
         self.rolls: NoteRolls | None = None
 
     @property
@@ -89,8 +98,12 @@ class EdgeModel:
         """Whether the network asks what the tokens so far imply."""
         return bool(self._state_names)
 
-    def encode(self, samples: NDArray[np.float32], num_frames: int) -> None:
-        """Hears a segment, samples [input_samples]; `step` begins anew."""
+    @property
+    def num_rows(self) -> int:
+        return len(self._memories)
+
+    def encode(self, samples: NDArray[np.float32], num_frames: int, row: int = 0) -> None:
+        """Hears a segment, samples [input_samples]; the row begins anew, or is a new one."""
         # Made anew each time: while there is a runner, the interpreter refuses plain calls.
         run = self._interpreter.get_signature_runner("encode")
         memory = run(samples=samples[None], num_frames=np.array([num_frames], np.int32))
@@ -98,65 +111,93 @@ class EdgeModel:
         rolls = memory.pop("note_rolls", None)
         rate = self.model_config.spectrogram.frames_per_second
         self.rolls = None if rolls is None else NoteRolls(rolls[0], rate)
-        self._memory = memory
-        if self._cache_length == CACHE_STEP:
-            self._input("bias")[...] = HIDDEN
-            self._write_memory()
+        rows = list(range(max(self.num_rows, row + 1)))
+        self._memories[row : row + 1] = [memory]
+        self._positions = np.resize(self._positions, len(rows)).astype(np.int32)
+        self._positions[row] = 0
+        needed = (int(self._positions.max()) // CACHE_STEP + 1) * CACHE_STEP
+        if self._shape == (len(rows), needed):
+            self._given["bias"][row] = HIDDEN
+            self._write_memory(row)
         else:
-            self._resize(CACHE_STEP)
-        self._position = 0
+            self._resize(rows, needed)
 
-    def step(self, token: int, state: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """Takes the sequence one token further: logits float32 [V].
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Forgets all other rows; these, at least one, are then numbered from 0."""
+        self._memories = [self._memories[row] for row in rows]
+        self._positions = self._positions[list(rows)]
+        self._resize(rows, self._shape[1])
 
-        Args:
-          token: the last one, 0 at the start.
-          state: int [1] each, where the network asks for it (see `Grammar`).
-        """
-        position = self._position
-        if position == self._cache_length:
-            self._resize(position + CACHE_STEP)
-        self._input("tokens")[0] = token
-        self._input("positions")[0] = position
-        if state is not None:
-            for name in self._state_names:
-                self._input(name)[0] = state[name][0]
-        self._interpreter.invoke()
-        columns = self._output("columns")
-        for i in range(self.model_config.network.num_decoder_layers):
-            self._input(f"keys_{i}")[0, :, :, position] = columns[2 * i]
-            self._input(f"values_{i}")[0, :, :, position] = columns[2 * i + 1]
-        self._input("bias")[0, position] = 0
-        self._position = position + 1
-        logits: NDArray[np.float32] = self._output("logits")[0].copy()
+    def step(self, token: int, state: State | None = None) -> NDArray[np.float32]:
+        """Takes the only row one token further: logits float32 [V]; see `step_rows`."""
+        logits: NDArray[np.float32] = self.step_rows([token], [state])[0]
         return logits
 
-    def _input(self, name: str) -> Any:
-        """A view of an input, not to be held while the interpreter runs."""
-        return self._interpreter.tensor(self._inputs[name]["index"])()
+    def step_rows(
+        self, tokens: Sequence[int], states: Sequence[State | None]
+    ) -> NDArray[np.float32]:
+        """Takes every row one token further: logits float32 [num_rows, V].
+
+        Args:
+          tokens: the last one of each row, 0 at the start.
+          states: int [1] each, where the network asks for it (see `Grammar`).
+        """
+        if self._positions.max() == self._shape[1]:
+            self._resize(range(self.num_rows), self._shape[1] + CACHE_STEP)
+        given = self._given
+        given["tokens"][...] = tokens
+        given["positions"][...] = self._positions
+        for name in self._state_names:
+            given[name][...] = [0 if state is None else state[name][0] for state in states]
+        self._interpreter.invoke()
+        columns = self._output("columns")
+        for row, position in enumerate(self._positions.tolist()):
+            for i, cache in enumerate(self._caches):
+                cache[row, :, :, position] = columns[row, i]
+            given["bias"][row, position] = 0
+        self._positions += 1
+        logits: NDArray[np.float32] = self._output("logits").copy()
+        return logits
 
     def _output(self, name: str) -> Any:
         return self._interpreter.tensor(self._outputs[name]["index"])()
 
-    def _resize(self, length: int) -> None:
-        """Makes room for `length` positions; what is known of them is kept."""
-        names = [name for name in self._inputs if name.startswith(("keys_", "values_", "bias"))]
-        kept = self._cache_length if length > self._cache_length else 0
-        old = {name: self._input(name)[..., :kept].copy() for name in names} if kept else {}
-        for name in names:
-            shape = [*self._inputs[name]["shape_signature"][:-1], length]
-            self._interpreter.resize_tensor_input(self._inputs[name]["index"], shape)
-        self._interpreter.allocate_tensors()
-        for name in names:
-            self._input(name)[...] = HIDDEN if name == "bias" else 0
-            if kept:
-                self._input(name)[..., :kept] = old[name]
-        self._cache_length = length
-        self._write_memory()
+    def _resize(self, rows: Sequence[int], length: int) -> None:
+        """Makes room for `length` positions of as many rows; what was known of them is kept.
 
-    def _write_memory(self) -> None:
+        Args:
+          rows: which old row each one was; numbers beyond the old ones are new.
+        """
+        caches = [name for name in self._inputs if name.startswith(("keys_", "values_", "bias"))]
+        old_rows = [row for row in rows if row < self._shape[0]]
+        kept = min(self._shape[1], length)
+        old = {name: self._given[name][old_rows][..., :kept] for name in caches if old_rows}
+        for name, details in self._inputs.items():
+            shape = [len(rows), *details["shape_signature"][1:]]
+            if name in caches:
+                shape[-1] = length
+            self._interpreter.resize_tensor_input(details["index"], shape)
+        self._interpreter.allocate_tensors()
+        self._given = {
+            name: _view(self._interpreter, details["index"])
+            for name, details in self._inputs.items()
+        }
+        num_layers = self.model_config.network.num_decoder_layers
+        self._caches = [
+            self._given[f"{kind}_{i}"] for i in range(num_layers) for kind in ("keys", "values")
+        ]
+        for name in caches:
+            self._given[name][...] = HIDDEN if name == "bias" else 0
+            if old_rows:
+                self._given[name][: len(old_rows), ..., :kept] = old[name]
+        self._shape = (len(rows), length)
+        for row, position in enumerate(self._positions):
+            self._given["bias"][row, position:] = HIDDEN
+            self._write_memory(row)
+
+    def _write_memory(self, row: int) -> None:
         for name in self._memory_names:
-            self._input(name)[...] = self._memory[name]
+            self._given[name][row] = self._memories[row][name][0]
 
     def _check_shapes(self, samples: Any, memory: Mapping[str, Any]) -> None:
         config, network = self.model_config, self.model_config.network
@@ -164,21 +205,32 @@ class EdgeModel:
         columns = (2 * network.num_decoder_layers, network.num_heads, network.head_width)
         if (
             tuple(samples) != (1, config.input_samples)
-            or tuple(logits) != (1, network.vocabulary_rows)
-            or tuple(self._outputs["columns"]["shape"]) != columns
+            or tuple(logits[1:]) != (network.vocabulary_rows,)
+            or tuple(self._outputs["columns"]["shape"][1:]) != columns
             or (network.heads and memory["note_rolls"]["shape"][-1] != NUM_COLUMNS)
         ):
             raise ValueError("sizes differ")
 
 
+def _view(interpreter: Interpreter, index: int) -> NDArray[Any]:
+    """A tensor's own memory; LiteRT's views would have to be made anew for every step.
+
+    It is that tensor's until the interpreter allocates its tensors again.
+    """
+    memory = types.SimpleNamespace(
+        __array_interface__=dict(interpreter.tensor(index)().__array_interface__)
+    )
+    return np.asarray(memory)
+
+
 class EdgeSearch:
-    """Decodes segments greedily, several at a time, each on a core.
+    """Decodes segments greedily, several at a time, on all cores.
 
     Args:
       folder: of the bundle.
       rules: which tokens may be written.
       method: "greedy" or "heads" (see `generation.Search`); None is the network's own.
-      num_sequences: decoded at a time; None is one for each core this process may use.
+      num_sequences: decoded at a time; None is two for each core this process may use.
       max_tokens: longest sequence; None takes the model's own limit.
 
     Raises:
@@ -194,14 +246,15 @@ class EdgeSearch:
         num_sequences: int | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        num_sequences = num_sequences or count_cores()
+        self.num_sequences = num_sequences or ROWS * count_cores()
+        num_models = min(count_cores(), self.num_sequences)
+        self._num_rows = [len(range(i, self.num_sequences, num_models)) for i in range(num_models)]
         self._models: queue.SimpleQueue[EdgeModel] = queue.SimpleQueue()
-        for _ in range(num_sequences):
+        for _ in range(num_models):
             self._models.put(model := EdgeModel(folder))
         self.model_config = model.model_config
-        self.num_sequences = num_sequences
         self._sequence = EdgeSequence(
-            model.model_config, rules or Rules(), method=method, max_tokens=max_tokens
+            self.model_config, rules or Rules(), method=method, max_tokens=max_tokens
         )
 
     def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, SegmentTokens]]:
@@ -210,29 +263,101 @@ class EdgeSearch:
         Segments are drawn as they are needed, one for each sequence and as many to wait.
         """
         numbered = enumerate(segments)
-        with concurrent.futures.ThreadPoolExecutor(self.num_sequences) as executor:
-            running: set[concurrent.futures.Future[tuple[int, SegmentTokens]]] = set()
-            is_last = False
-            try:
-                while running or not is_last:
-                    taken = list(itertools.islice(numbered, 2 * self.num_sequences - len(running)))
-                    is_last = is_last or not taken
-                    running |= {executor.submit(self._run, *pair) for pair in taken}
-                    done, running = concurrent.futures.wait(
-                        running, return_when=concurrent.futures.FIRST_COMPLETED
-                    )
-                    for future in done:
-                        yield future.result()
-            finally:
-                for future in running:
-                    future.cancel()
+        waiting: queue.SimpleQueue[tuple[int, AudioSegment] | None] = queue.SimpleQueue()
+        finished: queue.SimpleQueue[tuple[int, SegmentTokens] | Exception] = queue.SimpleQueue()
+        is_over = threading.Event()
+        threads = [
+            threading.Thread(target=self._work, args=(num_rows, waiting, finished, is_over))
+            for num_rows in self._num_rows
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            num_running, is_last = 0, False
+            while num_running or not is_last:
+                taken = list(itertools.islice(numbered, 2 * self.num_sequences - num_running))
+                is_last = is_last or not taken
+                for pair in taken:
+                    waiting.put(pair)
+                num_running += len(taken)
+                if num_running:
+                    found = finished.get()
+                    if isinstance(found, Exception):
+                        raise found
+                    num_running -= 1
+                    yield found
+        finally:
+            is_over.set()
+            for _ in threads:
+                waiting.put(None)
+            for thread in threads:
+                thread.join()
 
-    def _run(self, index: int, segment: AudioSegment) -> tuple[int, SegmentTokens]:
+    def _work(self, num_rows: int, waiting: Any, finished: Any, is_over: Any) -> None:
+        """Decodes what waits, so many segments together."""
         model = self._models.get()
         try:
-            return index, self._sequence.decode(model, segment)
+            rows: list[_Row] = []
+            while not is_over.is_set():
+                while len(rows) < num_rows and (waited := _take(waiting, block=not rows)):
+                    if not rows and model.num_rows > 1:
+                        model.keep_rows([0])
+                    rows += self._begin(model, waited, len(rows), finished)
+                if rows:
+                    rows = self._step(model, rows, waiting, finished)
+        except Exception as error:
+            finished.put(error)
         finally:
             self._models.put(model)
+
+    def _step(self, model: EdgeModel, rows: list[_Row], waiting: Any, finished: Any) -> list[_Row]:
+        """The rows after a step; where one has ended, what waits takes its place."""
+        logits = model.step_rows([row.token for row in rows], [row.state for row in rows])
+        going: list[_Row | None] = []
+        for i, row in enumerate(rows):
+            try:
+                going.append(_Row(row.number, row.writer, *row.writer.send(logits[i])))
+            except StopIteration as end:
+                finished.put((row.number, end.value))
+                waited = _take(waiting, block=False)
+                begun = self._begin(model, waited, i, finished) if waited else []
+                going += begun or [None]
+        kept = [i for i, row in enumerate(going) if row]
+        if kept and len(kept) < len(rows):
+            model.keep_rows(kept)
+        return [row for row in going if row]
+
+    def _begin(
+        self, model: EdgeModel, waited: tuple[int, AudioSegment], row: int, finished: Any
+    ) -> list[_Row]:
+        """The row of a segment; none where the heads have said all."""
+        number, segment = waited
+        model.encode(segment.samples, segment.num_frames, row)
+        writer = self._sequence.write(model.rolls, model.uses_state)
+        try:
+            return [_Row(number, writer, *next(writer))]
+        except StopIteration as end:
+            finished.put((number, end.value))
+            return []
+
+
+Writer = Generator[tuple[int, Any], NDArray[np.float32], SegmentTokens]
+
+
+class _Row(NamedTuple):
+    """A sequence being written: its segment's number, and what its next step takes."""
+
+    number: int
+    writer: Writer
+    token: int
+    state: State | None
+
+
+def _take(waiting: Any, *, block: bool) -> Any:
+    try:
+        return waiting.get(block=block)
+    except queue.Empty:
+        return None
 
 
 class EdgeSequence:
@@ -260,17 +385,30 @@ class EdgeSequence:
         Args:
           prefix: tokens that it begins with, whatever the model thinks of them.
         """
-        grammar, rules = self._grammar, self._grammar.rules
-        follows = model.uses_state or rules.restricts_tokens or rules.stop_runaways
         model.encode(segment.samples, segment.num_frames)
+        writer = self.write(model.rolls, model.uses_state, prefix)
+        try:
+            step = next(writer)
+            while True:
+                step = writer.send(model.step(*step))
+        except StopIteration as end:
+            tokens: SegmentTokens = end.value
+            return tokens
+
+    def write(
+        self, rolls: NoteRolls | None, uses_state: bool, prefix: Sequence[int] = ()
+    ) -> Writer:
+        """Asks for a step at a time, (token, state), is sent its logits [V], returns the tokens."""
+        grammar, rules = self._grammar, self._grammar.rules
+        follows = uses_state or rules.restricts_tokens or rules.stop_runaways
         state, token = grammar.start(1), 0
         tokens = SegmentTokens()
-        tokens.rolls = model.rolls
+        tokens.rolls = rolls
         if self._method == "heads":
             tokens.append(EOS)
             return tokens
         while token != EOS and len(tokens) < self._max_tokens:
-            logits = model.step(token, state if model.uses_state else None)
+            logits = yield token, (state if uses_state else None)
             if len(tokens) < len(prefix):
                 token = prefix[len(tokens)]
             else:

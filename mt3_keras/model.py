@@ -155,10 +155,12 @@ class Decoder(keras.layers.Layer):
     def _embed_tokens(self, tokens: Any, positions: Any) -> Any:
         if self._for_edge:
             one_hot = ops.one_hot(tokens, self.network.vocabulary_rows, dtype=self.compute_dtype)
+            one_hot = ops.reshape(one_hot, (-1, self.network.vocabulary_rows))
             frequencies = sinusoid_frequencies(self.network.width).astype(np.float32)
             angles = ops.cast(positions, "float32")[..., None] * frequencies
             sinusoids = ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
-            return ops.matmul(one_hot, self.embedding.embeddings) + sinusoids
+            embedded = ops.matmul(one_hot, self.embedding.embeddings)
+            return ops.reshape(embedded, (-1, 1, self.network.width)) + sinusoids  # one position
         x = self.embedding(tokens)
         return x + ops.cast(ops.take(self._positions, positions, axis=0), x.dtype)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 GRANULARITIES = ("flat", "midi_class", "full")
@@ -35,6 +35,13 @@ class PedalChange(NamedTuple):
 def sort_notes(notes: Iterable[Note]) -> list[Note]:
     """By onset, then drums last, program, pitch and offset."""
     return sorted(notes, key=lambda n: (n.onset, n.is_drum, n.program, n.pitch, n.offset))
+
+
+def describe_notes(notes: Collection[Note]) -> str:
+    """How many, of how many instruments, in words."""
+    num_instruments = len({(note.program, note.is_drum) for note in notes})
+    counts = ((len(notes), "note"), (num_instruments, "instrument"))
+    return ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
 
 
 def check_notes(notes: Iterable[Note]) -> None:

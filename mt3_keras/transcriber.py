@@ -84,7 +84,7 @@ class Transcriber:
       method: "greedy", "beam1" or "heads" (see `generation.Search`); None is the network's own:
         "heads" where its heads decide, for they need no tokens, else "greedy".
       rules: what the search may write; None stops runaway segments.
-      batch_size: segments decoded side by side; None is 16, and on LiteRT one for each core.
+      batch_size: segments decoded side by side; None is 16, and on LiteRT two for each core.
       max_tokens: longest token sequence of a segment; None takes the model's own limit.
       least_confidence: how sure a network with heads must be of a note, 0 to 1; None lets it decide
         as the music goes.

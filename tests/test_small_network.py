@@ -47,6 +47,7 @@ MINI = dataclasses.replace(
         segment_frames=16,
         max_tokens=40,
         stem_channels=4,
+        head_feedback=True,
     ),
 )
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from mt3_keras.config import CONFIGS, NUM_PITCHES
+from mt3_keras.config import CONFIGS, NUM_PITCHES, ModelConfig
 from mt3_keras.generation import Search
 from mt3_keras.grammar import Rules
 from mt3_keras.heads import MIXER_CHANNELS
@@ -191,6 +191,16 @@ def test_a_run_is_not_gone_on_with_as_another(copied: RunConfig) -> None:
         run(dataclasses.replace(copied, ema=0.0))
     with pytest.raises(ValueError, match="run of another network"):
         run(dataclasses.replace(copied, model="tiny"))
+
+
+def test_a_run_goes_on_when_only_what_is_read_from_it_changes(
+    copied: RunConfig, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "limits").mkdir()
+    network = dataclasses.replace(NANO.network, least_confidence=0.3)
+    changed = dataclasses.replace(NANO, network=network)
+    run(dataclasses.replace(copied, model=write_model(tmp_path / "limits", changed)))
+    assert ModelConfig.from_preset(copied.out_dir) == changed
 
 
 def test_spans_meet_and_end_at_the_last_step() -> None:

@@ -104,13 +104,20 @@ def _write_description(config: RunConfig, backbone: MT3Backbone, out_dir: pathli
     from mt3_keras.config import ModelConfig
     from mt3_keras.midi import replacing
 
-    if (out_dir / "config.json").exists():
-        if ModelConfig.from_preset(out_dir) != backbone.model_config:
-            raise RunError(f"{out_dir}: holds a run of another network; give another --out_dir")
-    else:
+    own = backbone.model_config
+    stored = ModelConfig.from_preset(out_dir) if (out_dir / "config.json").exists() else None
+    if stored and _without_limits(stored) != _without_limits(own):
+        raise RunError(f"{out_dir}: holds a run of another network; give another --out_dir")
+    if stored != own:
         _write_config(backbone, out_dir)
     with replacing(out_dir / "run.flags") as temporary:
         temporary.write_text(config.to_flagfile())
+
+
+def _without_limits(config: ModelConfig) -> ModelConfig:
+    """What is trained, whatever notes are read from it."""
+    network = dataclasses.replace(config.network, least_confidence=0.0, sure_confidence=1.0)
+    return dataclasses.replace(config, network=network)
 
 
 def _write_config(backbone: MT3Backbone, out_dir: pathlib.Path) -> None:
