@@ -92,7 +92,8 @@ def test_a_segment_is_not_influenced_by_those_before_it(tiny_bundle):
     assert sequence.decode(model, segments[1]) == forward[1]
 
 
-def test_segments_side_by_side_are_those_one_by_one(tiny_bundle):
+@pytest.mark.parametrize("num_sequences", [3, 7])
+def test_segments_side_by_side_are_those_one_by_one(tiny_bundle, num_sequences):
     config = litert.EdgeModel(tiny_bundle).model_config
     segments = segments_of(config, 15)
     alone = dict(litert.EdgeSearch(tiny_bundle, num_sequences=1).decode(segments))
@@ -104,9 +105,10 @@ def test_segments_side_by_side_are_those_one_by_one(tiny_bundle):
             yield segment
 
     found = {}
-    for index, tokens in litert.EdgeSearch(tiny_bundle, num_sequences=3).decode(draw()):
+    search = litert.EdgeSearch(tiny_bundle, num_sequences=num_sequences)
+    for index, tokens in search.decode(draw()):
         found[index] = tokens
-        assert len(drawn) <= len(found) + 2 * 3
+        assert len(drawn) <= len(found) + 2 * num_sequences
     assert found == alone
 
 
