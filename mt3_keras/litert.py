@@ -12,7 +12,6 @@ import os
 import pathlib
 import queue
 import threading
-import types
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -87,8 +86,6 @@ class EdgeModel:
             ) from error
         self._state_names = [name for name in STATE if name in self._inputs]
         self._shape = (0, 0)  # rows and positions of the cache
-        self._given: dict[str, Any] = {}  # views of the step's inputs, until the next resizing
-        self._caches: list[Any] = []  # of these the keys and values, in the order of "columns"
         self._positions = np.zeros(0, np.int32)  # of each row
         self._memories: list[dict[str, Any]] = []
         self.rolls: NoteRolls | None = None
@@ -117,7 +114,7 @@ class EdgeModel:
         self._positions[row] = 0
         needed = (int(self._positions.max()) // CACHE_STEP + 1) * CACHE_STEP
         if self._shape == (len(rows), needed):
-            self._given["bias"][row] = HIDDEN
+            self._input("bias")[row] = HIDDEN
             self._write_memory(row)
         else:
             self._resize(rows, needed)
@@ -144,20 +141,29 @@ class EdgeModel:
         """
         if self._positions.max() == self._shape[1]:
             self._resize(range(self.num_rows), self._shape[1] + CACHE_STEP)
-        given = self._given
-        given["tokens"][...] = tokens
-        given["positions"][...] = self._positions
+        self._input("tokens")[...] = tokens
+        self._input("positions")[...] = self._positions
         for name in self._state_names:
-            given[name][...] = [0 if state is None else state[name][0] for state in states]
+            self._input(name)[...] = [0 if state is None else state[name][0] for state in states]
         self._interpreter.invoke()
         columns = self._output("columns")
-        for row, position in enumerate(self._positions.tolist()):
-            for i, cache in enumerate(self._caches):
+        places = list(enumerate(self._positions.tolist()))
+        for i in range(columns.shape[1]):
+            cache = self._input(f"{'values' if i % 2 else 'keys'}_{i // 2}")
+            for row, position in places:
                 cache[row, :, :, position] = columns[row, i]
-            given["bias"][row, position] = 0
+        del columns, cache  # while there is a view, the interpreter does not run
+        bias = self._input("bias")
+        for row, position in places:
+            bias[row, position] = 0
+        del bias
         self._positions += 1
         logits: NDArray[np.float32] = self._output("logits").copy()
         return logits
+
+    def _input(self, name: str) -> Any:
+        """A view of an input, not to be held while the interpreter runs."""
+        return self._interpreter.tensor(self._inputs[name]["index"])()
 
     def _output(self, name: str) -> Any:
         return self._interpreter.tensor(self._outputs[name]["index"])()
@@ -171,33 +177,25 @@ class EdgeModel:
         caches = [name for name in self._inputs if name.startswith(("keys_", "values_", "bias"))]
         old_rows = [row for row in rows if row < self._shape[0]]
         kept = min(self._shape[1], length)
-        old = {name: self._given[name][old_rows][..., :kept] for name in caches if old_rows}
+        old = {name: self._input(name)[old_rows][..., :kept] for name in caches if old_rows}
         for name, details in self._inputs.items():
             shape = [len(rows), *details["shape_signature"][1:]]
             if name in caches:
                 shape[-1] = length
             self._interpreter.resize_tensor_input(details["index"], shape)
         self._interpreter.allocate_tensors()
-        self._given = {
-            name: _view(self._interpreter, details["index"])
-            for name, details in self._inputs.items()
-        }
-        num_layers = self.model_config.network.num_decoder_layers
-        self._caches = [
-            self._given[f"{kind}_{i}"] for i in range(num_layers) for kind in ("keys", "values")
-        ]
         for name in caches:
-            self._given[name][...] = HIDDEN if name == "bias" else 0
+            self._input(name)[...] = HIDDEN if name == "bias" else 0
             if old_rows:
-                self._given[name][: len(old_rows), ..., :kept] = old[name]
+                self._input(name)[: len(old_rows), ..., :kept] = old[name]
         self._shape = (len(rows), length)
         for row, position in enumerate(self._positions):
-            self._given["bias"][row, position:] = HIDDEN
+            self._input("bias")[row, position:] = HIDDEN
             self._write_memory(row)
 
     def _write_memory(self, row: int) -> None:
         for name in self._memory_names:
-            self._given[name][row] = self._memories[row][name][0]
+            self._input(name)[row] = self._memories[row][name][0]
 
     def _check_shapes(self, samples: Any, memory: Mapping[str, Any]) -> None:
         config, network = self.model_config, self.model_config.network
@@ -210,17 +208,6 @@ class EdgeModel:
             or (network.heads and memory["note_rolls"]["shape"][-1] != NUM_COLUMNS)
         ):
             raise ValueError("sizes differ")
-
-
-def _view(interpreter: Interpreter, index: int) -> NDArray[Any]:
-    """A tensor's own memory; LiteRT's views would have to be made anew for every step.
-
-    It is that tensor's until the interpreter allocates its tensors again.
-    """
-    memory = types.SimpleNamespace(
-        __array_interface__=dict(interpreter.tensor(index)().__array_interface__)
-    )
-    return np.asarray(memory)
 
 
 class EdgeSearch:
