@@ -64,6 +64,7 @@ def mini():
     model = build(MINI)
     kernel = keras.ops.convert_to_numpy(model.decoder.logits.kernel).copy()
     kernel[:, 3 + MINI.max_step // 2 : 1004] = 0  # else its first shift would pass the end
+    kernel[:, EOS] = 0  # and it would stop at once
     model.decoder.logits.kernel.assign(kernel)
     rolls = model.heads.rolls.kernel  # that what is heard makes a difference
     rolls.assign(8 * keras.ops.convert_to_numpy(rolls))
