@@ -135,7 +135,7 @@ def measure(arguments: argparse.Namespace) -> Figures:
     return found | {"MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-class TimedModel(EdgeModel):
+class _TimedModel(EdgeModel):
     """Adds up the seconds that it encodes."""
 
     encoding = 0.0
@@ -164,13 +164,14 @@ def time_search(
     bundle: pathlib.Path, segments: list[AudioSegment], num_sequences: int, num_threads: int = 1
 ) -> Figures:
     """Milliseconds for a "token" and to "encode" a segment, so many sequences at a time."""
-    search = EdgeSearch(bundle, rules=Rules(stop_runaways=True), num_sequences=num_sequences)
-    models = []
-    for _ in range(search._models.qsize()):
-        search._models.get()
-        models.append(TimedModel(bundle, num_threads))
-    for model in models:
-        search._models.put(model)
+    models: list[_TimedModel] = []
+
+    class Search(EdgeSearch):
+        def _open_model(self, folder: str | os.PathLike[str]) -> EdgeModel:
+            models.append(_TimedModel(folder, num_threads))
+            return models[-1]
+
+    search = Search(bundle, rules=Rules(stop_runaways=True), num_sequences=num_sequences)
     start = time.perf_counter()
     num_tokens = sum(len(tokens) for _, tokens in search.decode(segments))
     seconds = time.perf_counter() - start

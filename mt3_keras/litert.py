@@ -86,7 +86,7 @@ class EdgeModel:
             ) from error
         self._state_names = [name for name in STATE if name in self._inputs]
         self._shape = (0, 0)  # rows and positions of the cache
-        self._positions = np.zeros(0, np.int32)  # of each row
+        self._positions: list[int] = []  # of each row
         self._memories: list[dict[str, Any]] = []
         self.rolls: NoteRolls | None = None
 
@@ -108,21 +108,18 @@ class EdgeModel:
         rolls = memory.pop("note_rolls", None)
         rate = self.model_config.spectrogram.frames_per_second
         self.rolls = None if rolls is None else NoteRolls(rolls[0], rate)
-        rows = list(range(max(self.num_rows, row + 1)))
         self._memories[row : row + 1] = [memory]
-        self._positions = np.resize(self._positions, len(rows)).astype(np.int32)
-        self._positions[row] = 0
-        needed = (int(self._positions.max()) // CACHE_STEP + 1) * CACHE_STEP
-        if self._shape == (len(rows), needed):
-            self._input("bias")[row] = HIDDEN
-            self._write_memory(row)
+        self._positions[row : row + 1] = [0]
+        needed = (max(self._positions) // CACHE_STEP + 1) * CACHE_STEP
+        if self._shape == (self.num_rows, needed):
+            self._begin_row(row)
         else:
-            self._resize(rows, needed)
+            self._resize(range(self.num_rows), needed)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Forgets all other rows; these, at least one, are then numbered from 0."""
         self._memories = [self._memories[row] for row in rows]
-        self._positions = self._positions[list(rows)]
+        self._positions = [self._positions[row] for row in rows]
         self._resize(rows, self._shape[1])
 
     def step(self, token: int, state: State | None = None) -> NDArray[np.float32]:
@@ -139,25 +136,23 @@ class EdgeModel:
           tokens: the last one of each row, 0 at the start.
           states: int [1] each, where the network asks for it (see `Grammar`).
         """
-        if self._positions.max() == self._shape[1]:
+        if max(self._positions) == self._shape[1]:
             self._resize(range(self.num_rows), self._shape[1] + CACHE_STEP)
         self._input("tokens")[...] = tokens
         self._input("positions")[...] = self._positions
         for name in self._state_names:
-            self._input(name)[...] = [0 if state is None else state[name][0] for state in states]
+            self._input(name)[...] = [state[name][0] for state in states if state]
         self._interpreter.invoke()
         columns = self._output("columns")
-        places = list(enumerate(self._positions.tolist()))
+        places = list(enumerate(self._positions))
         for i in range(columns.shape[1]):
             cache = self._input(f"{'values' if i % 2 else 'keys'}_{i // 2}")
             for row, position in places:
                 cache[row, :, :, position] = columns[row, i]
-        del columns, cache  # while there is a view, the interpreter does not run
         bias = self._input("bias")
         for row, position in places:
             bias[row, position] = 0
-        del bias
-        self._positions += 1
+        self._positions = [position + 1 for position in self._positions]
         logits: NDArray[np.float32] = self._output("logits").copy()
         return logits
 
@@ -174,26 +169,28 @@ class EdgeModel:
         Args:
           rows: which old row each one was; numbers beyond the old ones are new.
         """
-        caches = [name for name in self._inputs if name.startswith(("keys_", "values_", "bias"))]
+        caches = [name for name in self._inputs if name.startswith(("keys_", "values_"))]
         old_rows = [row for row in rows if row < self._shape[0]]
         kept = min(self._shape[1], length)
         old = {name: self._input(name)[old_rows][..., :kept] for name in caches if old_rows}
         for name, details in self._inputs.items():
             shape = [len(rows), *details["shape_signature"][1:]]
-            if name in caches:
+            if name in caches or name == "bias":
                 shape[-1] = length
             self._interpreter.resize_tensor_input(details["index"], shape)
         self._interpreter.allocate_tensors()
         for name in caches:
-            self._input(name)[...] = HIDDEN if name == "bias" else 0
+            self._input(name)[...] = 0
             if old_rows:
                 self._input(name)[: len(old_rows), ..., :kept] = old[name]
         self._shape = (len(rows), length)
-        for row, position in enumerate(self._positions):
-            self._input("bias")[row, position:] = HIDDEN
-            self._write_memory(row)
+        for row in range(len(rows)):
+            self._begin_row(row)
 
-    def _write_memory(self, row: int) -> None:
+    def _begin_row(self, row: int) -> None:
+        """Shows a row what it knows: its segment, and the positions it has come past."""
+        bias = self._input("bias")[row]
+        bias[: self._positions[row]], bias[self._positions[row] :] = 0, HIDDEN
         for name in self._memory_names:
             self._input(name)[row] = self._memories[row][name][0]
 
@@ -238,11 +235,14 @@ class EdgeSearch:
         self._num_rows = [len(range(i, self.num_sequences, num_models)) for i in range(num_models)]
         self._models: queue.SimpleQueue[EdgeModel] = queue.SimpleQueue()
         for _ in range(num_models):
-            self._models.put(model := EdgeModel(folder))
+            self._models.put(model := self._open_model(folder))
         self.model_config = model.model_config
         self._sequence = EdgeSequence(
             self.model_config, rules or Rules(), method=method, max_tokens=max_tokens
         )
+
+    def _open_model(self, folder: str | os.PathLike[str]) -> EdgeModel:
+        return EdgeModel(folder)
 
     def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, SegmentTokens]]:
         """Yields (index, tokens up to and including EOS) as segments finish, in any order.
