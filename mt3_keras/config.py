@@ -175,8 +175,9 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if type(field.default) is int and value < (field.name != "stem_blocks"):
-                raise ValueError(f"{field.name} must be positive: got {value}")
+            if type(field.default) is int and value < min(1, field.default):
+                least = "positive" if field.default else "0 or more"
+                raise ValueError(f"{field.name} must be {least}: got {value}")
         if self.segment_frames % self.frames_per_position:
             raise ValueError(
                 "frames_per_position must divide segment_frames: got "

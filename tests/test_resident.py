@@ -8,13 +8,14 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mt3_keras.config import HEADS, SMALL
-from mt3_keras.datasets.pipeline import ChunkMaker, PipelineConfig
+from mt3_keras.datasets.pipeline import Chunk, ChunkMaker, PipelineConfig
 from mt3_keras.datasets.records import Record
 from mt3_keras.datasets.rolls import Packed
 from mt3_keras.datasets.shards import cut_pieces, synthetic_source, write_records
@@ -58,20 +59,23 @@ def host_chunks() -> ChunkMaker:
     return ChunkMaker([], PipelineConfig(data=(), context="full"), SMALL)
 
 
+def chunks_of_rows(batch: dict[str, np.ndarray], chunks: Sequence[Chunk]) -> list[int]:
+    """Which chunk each row of a batch is, number by number; fails where it is none of them."""
+    found = []
+    for row, samples in enumerate(batch["samples"]):
+        best = int(np.argmin([np.abs(chunk.samples - samples).sum() for chunk in chunks]))
+        np.testing.assert_allclose(samples, chunks[best].samples, atol=1e-4)
+        for head in HEADS:
+            np.testing.assert_array_equal(batch[head][row], chunks[best].rolls[head], head)
+        assert batch["num_frames"][row] == chunks[best].num_frames == SEGMENT_FRAMES
+        found.append(best)
+    return found
+
+
 def test_a_row_is_a_chunk_of_the_pipeline() -> None:
     record = make_record(SEGMENT_FRAMES + 30, 0)
     chunks = [host_chunks().chunk([record], [start]) for start in range(31)]
-    batch = batch_of(record, batch_size=16)
-    found = set()
-    for row in range(16):
-        samples = batch["samples"][row]
-        start = min(range(31), key=lambda i: np.abs(chunks[i].samples - samples).sum())
-        np.testing.assert_allclose(samples, chunks[start].samples, atol=1e-4)
-        for head in HEADS:
-            np.testing.assert_array_equal(batch[head][row], chunks[start].rolls[head], head)
-        assert batch["num_frames"][row] == chunks[start].num_frames == SEGMENT_FRAMES
-        found.add(start)
-    assert len(found) > 5
+    assert len(set(chunks_of_rows(batch_of(record, batch_size=16), chunks))) > 5
 
 
 def test_a_mixed_row_is_the_pipelines_mix() -> None:
@@ -79,17 +83,9 @@ def test_a_mixed_row_is_the_pipelines_mix() -> None:
     make = ChunkMaker([], PipelineConfig(data=(), context="full", num_mixed=2), SMALL)
     choices = [(0,), (1,), (0, 0), (0, 1), (1, 1)]
     chunks = [make.chunk([records[i] for i in c], [0] * len(c)) for c in choices]
-    batch = batch_of(*records, batch_size=24, num_mixed=2)
-    found = set()
-    for row in range(24):
-        samples = batch["samples"][row]
-        of = min(range(5), key=lambda i: np.abs(chunks[i].samples - samples).sum())
-        np.testing.assert_allclose(samples, chunks[of].samples, atol=1e-4)
-        for head in HEADS:
-            np.testing.assert_array_equal(batch[head][row], chunks[of].rolls[head], head)
-        found.add(of)
+    found = chunks_of_rows(batch_of(*records, batch_size=24, num_mixed=2), chunks)
     assert 3 in found
-    assert found & {0, 1}
+    assert {0, 1} & set(found)
 
 
 def test_what_is_beyond_a_short_piece_is_not_learned_from() -> None:

@@ -348,9 +348,11 @@ def _open_resident_data(config: RunConfig, model_config: ModelConfig, batch_size
         )
     from tqdm import tqdm
 
-    from train.resident import ResidentBatches, packed_records
+    from mt3_keras.datasets.records import find_records
+    from train.resident import ResidentBatches, pack_records
 
-    number, pieces = packed_records(config.data, "train", model_config)
+    sets = find_records(config.data, "train")
+    pieces, number = pack_records(sets, model_config), sum(map(len, sets))
     batches = ResidentBatches(
         tqdm(pieces, "to the device", number, unit=" pieces", disable=None),
         model_config,

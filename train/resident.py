@@ -5,13 +5,14 @@ pieces are sent there once, audio as int16 and the heads' targets as bits, 0.9 M
 and every batch is cut from them by the device itself. For JAX, one device, and heads alone: tokens
 are written by the host (`pipeline`).
 
-Shape letters: N pieces, B rows of a batch, M pieces mixed in a row, F frames.
+Shape letters: B rows of a batch, M pieces mixed in a row, S samples, F frames, N columns.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,26 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from mt3_keras.config import HEADS, NUM_CLASSES, ModelConfig
-from mt3_keras.datasets.records import PIECE_SAMPLES, Record, find_records
+from mt3_keras.datasets.records import PIECE_SAMPLES, Record, Records
 from mt3_keras.datasets.rolls import BIT_HEADS, PITCH_HEADS, Packed, pack
 
 BLOCK_PIECES = 512  # cut from at a time, so that their samples can be counted in 32 bits
 
 
-def packed_records(
-    folders: Sequence[str], split: str, config: ModelConfig
-) -> tuple[int, Iterator[Packed]]:
-    """The pieces of prepared data sets, in random order, and how many they are.
-
-    Raises:
-      RecordsError: prepared data is missing or damaged (also on iteration).
-    """
-    sets = find_records(folders, split)
+def pack_records(sets: Sequence[Records], config: ModelConfig) -> Iterator[Packed]:
+    """All pieces of some prepared data sets, in random order; RecordsError if one is damaged."""
     places = [(records, index) for records in sets for index in range(len(records))]
-    order = np.random.default_rng(0).permutation(len(places))
-    return len(places), (
-        pack_record(records[index], config) for records, index in (places[i] for i in order)
-    )
+    for i in np.random.default_rng(0).permutation(len(places)):
+        records, index = places[i]
+        yield pack_record(records[index], config)
 
 
 def pack_record(record: Record, config: ModelConfig) -> Packed:
@@ -62,15 +55,18 @@ class ResidentBatches:
     """Endless batches of random chunks, as `pipeline.training_batches` gives them, but on the
     device: `segment_frames` each, all of them inside their piece.
 
-    Every batch is a function of the seed, its number and the blocks that were there. Its rows are
-    cut from one block, at random places and levels; those of several are mixed as in `pipeline`.
+    Every batch is a function of the seed, its number and the pieces. Its rows are cut from one
+    block of them, at random places and levels; those of several are mixed as in `pipeline`.
 
     Args:
-      pieces: what `pack` gave, a whole block at least.
+      pieces: what `pack` gave. Those that do not fill a block are left out, unless all fit in one.
       config: of the network.
       batch_size: B.
       num_mixed: M; each row sums 1 to so many pieces.
       max_attenuation_db: each row is made fainter by 0 to so much.
+
+    Raises:
+      ValueError: there are no pieces.
     """
 
     def __init__(
@@ -83,25 +79,18 @@ class ResidentBatches:
         num_mixed: int = 1,
         max_attenuation_db: float = 0.0,
     ) -> None:
-        self._blocks: list[Packed] = []
-        self._config, self._seed, self._count = config, seed, 0
         settings = (batch_size, num_mixed, max_attenuation_db)
         self._cut = jax.jit(functools.partial(_cut, config, *settings))
-        self._described = repr((config, seed, settings))
-        block: list[Packed] = []
-        for piece in pieces:
-            block.append(piece)
-            if len(block) == BLOCK_PIECES:
-                self.add_block(_stack(block))
-                block = []
-        if block and not self._blocks:
-            self.add_block(_stack(block))
+        described = repr((config, seed, settings))
+        self._fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
+        self._seed, self._count = seed, 0
+        self._blocks: list[Packed] = []
+        pieces = iter(pieces)
+        while block := list(itertools.islice(pieces, BLOCK_PIECES)):
+            if len(block) == BLOCK_PIECES or not self._blocks:
+                self._blocks.append(jax.device_put(_stack(block)))
         if not self._blocks:
             raise ValueError("there are no pieces to train on")
-
-    def add_block(self, block: Packed) -> None:
-        """Sends pieces, stacked, to the device; as many as there were in the blocks before."""
-        self._blocks.append(jax.device_put(block))
 
     def __next__(self) -> dict[str, Any]:
         chance = np.random.default_rng((self._seed, self._count))
@@ -112,16 +101,13 @@ class ResidentBatches:
 
     def get_state(self) -> dict[str, Any]:
         """Where the stream is; JSON can hold it."""
-        return {"num_batches": self._count, "fingerprint": self._fingerprint()}
+        return {"num_batches": self._count, "fingerprint": self._fingerprint}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues from a state; ValueError if it is of another configuration."""
-        if state.get("fingerprint") != self._fingerprint():
+        if state.get("fingerprint") != self._fingerprint:
             raise ValueError("the state is of a stream of other data or settings")
         self._count = state["num_batches"]
-
-    def _fingerprint(self) -> str:
-        return hashlib.sha256(self._described.encode()).hexdigest()[:16]
 
 
 def _stack(pieces: Sequence[Packed]) -> Packed:
@@ -141,7 +127,7 @@ def _cut(
     shape = (batch_size, num_mixed)
     piece_BM = jax.random.randint(piece_key, shape, 0, len(block["num_frames"]))
     last_BM = jnp.maximum(block["num_frames"][piece_BM] - num_frames, 0)
-    start_BM = jnp.floor(jax.random.uniform(start_key, shape) * (last_BM + 1)).astype(jnp.int32)
+    start_BM = jax.random.randint(start_key, shape, 0, last_BM + 1)
     count_B = jax.random.randint(count_key, (batch_size,), 1, num_mixed + 1)
     mixed_BM = jnp.arange(num_mixed)[None, :] < count_B[:, None]
     gain_B = 10 ** (-jax.random.uniform(gain_key, (batch_size,)) * (max_attenuation_db / 20))
@@ -178,12 +164,12 @@ def _cut(
     length_BM = jnp.minimum(block["num_frames"][piece_BM] - start_BM, num_frames)
     length_B = jnp.max(jnp.where(mixed_BM, length_BM, 0), axis=1)
     is_real_BF1 = (jnp.arange(num_frames) < length_B[:, None])[:, :, None]
-    nothing = jnp.zeros((batch_size, 1), jnp.int32)
+    no_tokens = jnp.zeros((batch_size, 1), jnp.int32)
     return {
         "samples": samples_BS * gain_B[:, None],
         "num_frames": length_B,
-        "decoder_tokens": nothing,
-        "targets": nothing,
+        "decoder_tokens": no_tokens,
+        "targets": no_tokens,
         **{
             head: jnp.where(is_real_BF1, rolls[head].astype(jnp.int8), jnp.int8(-1))
             for head in HEADS
