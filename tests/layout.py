@@ -49,13 +49,13 @@ mt3_keras.datasets.musicnet     numpy
 mt3_keras.datasets.guitarset    numpy
 mt3_keras.datasets.urmp         numpy
 mt3_keras.datasets.composer     numpy
-mt3_keras.datasets.sounds       numpy | tinysoundfont
+mt3_keras.datasets.sounds       numpy soundfile soxr | tinysoundfont
 mt3_keras.datasets.additive     numpy
 mt3_keras.datasets.phrases      numpy
 mt3_keras.datasets.faust        numpy soxr | dawdreamer
 mt3_keras.datasets.voice        numpy scipy soundfile soxr | pyworld
-mt3_keras.datasets.drum_kits    numpy soundfile soxr
-mt3_keras.datasets.recordings   numpy scipy soundfile soxr
+mt3_keras.datasets.drum_kits    numpy
+mt3_keras.datasets.recordings   numpy scipy soxr
 mt3_keras.datasets.augment      numpy pedalboard pyroomacoustics scipy
 mt3_keras.datasets.synthetic    numpy
 mt3_keras.datasets.records      numpy msgpack array_record

@@ -9,29 +9,25 @@ from __future__ import annotations
 import functools
 import math
 import pathlib
-import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
-import soxr
 
 from mt3_keras.config import SAMPLE_RATE_HZ
 from mt3_keras.datasets.example import DatasetError
-from mt3_keras.datasets.sounds import Samples, Stem
+from mt3_keras.datasets.sounds import Names, Samples, Stem, read_recording
 from mt3_keras.notes import Note
 
 _SUFFIXES = (".wav", ".flac", ".aiff", ".aif", ".ogg")
 _LONGEST = 2.5  # seconds
 _HATS, _OPEN_HAT = (42, 44, 46), 46  # a stroke on any of them ends the open one's
 _OTHER_KIT_CHANCE = 0.15  # of a drum from another kit
-# First match decides; no pitch: not a stroke on one drum.
-_NAMES = tuple(
-    (re.compile(name), pitches)
-    for name, pitches in (
+# No pitch: not a stroke on one drum.
+name_to_pitches = Names(
+    (
         (r"roll|swish|choke|loop|sample|fx|^bass_|crash/ride", ()),
         (r"stick|click", (37,)),
         (r"clap", (39,)),
@@ -192,11 +188,6 @@ def _read_drums(root: pathlib.Path) -> list[Drum]:
         raise DatasetError(f"{root}: missing or no readable drum kit ({error})") from error
 
 
-def name_to_pitches(name: str) -> tuple[int, ...]:
-    """Pitches of General MIDI's drum map that an instrument of a kit can stand for."""
-    return next((p for pattern, p in _NAMES if pattern.search(name.strip().lower())), ())
-
-
 def _read_samples(root: pathlib.Path) -> list[Drum]:
     paths = sorted(path for path in root.iterdir() if path.suffix.lower() in _SUFFIXES)
     named = [(path, name_to_pitches(path.stem)) for path in paths]
@@ -232,11 +223,7 @@ def read_stroke(path: str) -> Samples:
     Raises:
       DatasetError: it is missing, damaged or silent.
     """
-    try:
-        audio, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise DatasetError(f"{path}: missing or no readable recording of a drum") from error
-    mono = soxr.resample(audio.mean(axis=1), rate_hz, SAMPLE_RATE_HZ)
+    mono = read_recording(path, SAMPLE_RATE_HZ, "a drum")
     peak = float(np.abs(mono).max(initial=0))
     if not peak > 0:
         raise DatasetError(f"{path}: a silent recording of a drum")

@@ -18,18 +18,20 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.signal
-import soundfile
 import soxr
 from numpy.typing import NDArray
 
 from mt3_keras.config import SAMPLE_RATE_HZ
+from mt3_keras.datasets.additive import pitch_to_hz
 from mt3_keras.datasets.example import DatasetError
 from mt3_keras.datasets.sounds import (
     MAX_DETUNING,
+    Names,
     Samples,
     Stem,
     find_pitches,
     measure_detuning,
+    read_recording,
 )
 from mt3_keras.notes import Note
 
@@ -38,10 +40,9 @@ _NOTE_NAME = re.compile(r"([A-G])(s|#|b|)(-?\d)", re.IGNORECASE)
 _SEMITONES = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 _PATCH_NAME = re.compile(r"(\d{3})_")
 _NUM_PROGRAMS = 120  # the others are noises
-# First match decides which General MIDI programs a folder's recordings stand for.
-_NAMES = tuple(
-    (re.compile(name), tuple(programs))
-    for name, programs in (
+# Programs of General MIDI that a folder's recordings stand for.
+_name_to_programs = Names(
+    (
         (r"electric.?piano|piano.?electric", (4, 5)),
         (r"piano", (0, 1)),
         (r"harpsichord", (6,)),
@@ -176,7 +177,9 @@ def find_instruments(folder: str) -> tuple[Instrument, ...]:
     found = []
     paths = sorted(pathlib.Path(folder).resolve().rglob("*"))
     for parent in sorted({path.parent for path in paths if _note_pitch(path) is not None}):
-        programs = next((p for name in (parent, *parent.parents) if (p := _name(name.name))), ())
+        programs = next(
+            (p for name in (parent, *parent.parents) if (p := _name_to_programs(name.name))), ()
+        )
         if programs:
             found.append(Instrument(str(parent), programs))
     for path in paths:
@@ -190,10 +193,6 @@ def find_instruments(folder: str) -> tuple[Instrument, ...]:
             "as violin/A4.wav, and no GUS patches, as 019_Church_Organ.pat"
         )
     return tuple(found)
-
-
-def _name(name: str) -> tuple[int, ...]:
-    return next((p for pattern, p in _NAMES if pattern.search(name.lower())), ())
 
 
 def _note_pitch(path: pathlib.Path) -> int | None:
@@ -269,7 +268,7 @@ def _swells(recording: _Recording) -> bool:
 
 def _is_octave_low(tone: Samples, pitch: float) -> bool:
     """Whether a tone at 16 kHz repeats much better after two periods of a pitch than after one."""
-    period = SAMPLE_RATE_HZ / (440 * 2 ** ((pitch - 69) / 12))
+    period = SAMPLE_RATE_HZ / pitch_to_hz(pitch)
     once, twice = (
         max(np.corrcoef(tone[:-lag], tone[lag:])[0, 1] for lag in range(near - 1, near + 2))
         for near in (round(period), round(2 * period))
@@ -303,10 +302,13 @@ def _render(instrument: Instrument, number: int, step: int, size: int) -> Sample
 @functools.lru_cache(maxsize=256)
 def _read_recording(instrument: Instrument, number: int) -> _Recording:
     """Raises DatasetError if it is missing, damaged or silent."""
-    is_patch = instrument.path.endswith(".pat")
-    raw = _read_patch(instrument.path)[number].recording if is_patch else None
-    path = instrument.path if is_patch else str(_note_files(instrument.path)[number])
-    samples, rate_hz, loop = raw or _read_file(path, instrument.sustained)
+    if instrument.path.endswith(".pat"):
+        path = instrument.path
+        samples, rate_hz, loop = _read_patch(path)[number].recording
+    else:
+        path, rate_hz, loop = str(_note_files(instrument.path)[number]), _FILE_RATE_HZ, None
+        seconds = _LONGEST[instrument.sustained] + 1  # with what is before the attack
+        samples = read_recording(path, _FILE_RATE_HZ, "a note", seconds)
     start = _find_attack(samples, rate_hz)
     if start is None:
         raise DatasetError(f"{path}: a silent recording of a note")
@@ -377,18 +379,6 @@ def _nominal_pitches(instrument: Instrument) -> tuple[float, ...]:
 def _note_files(folder: str) -> tuple[pathlib.Path, ...]:
     paths = sorted(pathlib.Path(folder).iterdir())
     return tuple(path for path in paths if _note_pitch(path) is not None)
-
-
-def _read_file(path: str, sustained: bool) -> _Recording:
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate_hz = file.samplerate
-            seconds = _LONGEST[sustained] + 1  # with what is before the attack
-            audio = file.read(round(seconds * rate_hz), dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise DatasetError(f"{path}: missing or no readable recording of a note") from error
-    mono = soxr.resample(audio.mean(axis=1), rate_hz, _FILE_RATE_HZ)
-    return _Recording(np.asarray(mono, np.float32), _FILE_RATE_HZ, None)
 
 
 class _PatchSample(NamedTuple):

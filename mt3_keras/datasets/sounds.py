@@ -10,10 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import soundfile
+import soxr
 from numpy.typing import NDArray
 
 from mt3_keras.datasets.example import DatasetError
@@ -207,3 +210,36 @@ def measure_detuning(tone: Samples, pitch: int) -> float:
         if lag_index > finer and correlation[lag_index] > 0.97 * correlation[best]:
             return math.inf
     return 12 * math.log2(lag / true_lag)
+
+
+def read_recording(path: str, rate_hz: int, what: str, seconds: float | None = None) -> Samples:
+    """A recording of one sound: float32 [n] at `rate_hz`, mono, at most so long.
+
+    Args:
+      what: it is of, for the message.
+
+    Raises:
+      DatasetError: it is missing or damaged.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            longest = -1 if seconds is None else round(seconds * file.samplerate)
+            audio = file.read(longest, dtype="float32", always_2d=True)
+            mono = soxr.resample(audio.mean(axis=1), file.samplerate, rate_hz)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise DatasetError(f"{path}: missing or no readable recording of {what}") from error
+    return np.asarray(mono, np.float32)
+
+
+class Names:
+    """What the names of sounds stand for: the first regular expression that finds something in a
+    name, whatever its case, decides.
+    """
+
+    def __init__(self, meanings: Iterable[tuple[str, Iterable[int]]]) -> None:
+        self._meanings = [(re.compile(name), tuple(numbers)) for name, numbers in meanings]
+
+    def __call__(self, name: str) -> tuple[int, ...]:
+        """Empty for a name that tells nothing."""
+        lower = name.strip().lower()
+        return next((numbers for name, numbers in self._meanings if name.search(lower)), ())
