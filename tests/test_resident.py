@@ -118,8 +118,10 @@ def test_the_stream_goes_on_from_its_state_and_levels_vary() -> None:
             np.testing.assert_array_equal(one[name], other[name])
     peaks = np.concatenate([np.abs(b["samples"]).max(axis=1) for b in batches])
     assert 0.09 < peaks.min() < 0.4 < peaks.max() < 1.01
-    with pytest.raises(ValueError, match="other data or settings"):
-        resident.ResidentBatches(pieces, SMALL, 4, **options).set_state(state)  # type: ignore[arg-type]
+    for batch_size, data in ((4, None), (8, ["other"])):
+        stream_of_other = resident.ResidentBatches(pieces, SMALL, batch_size, data=data, **options)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="other data or settings"):
+            stream_of_other.set_state(state)
 
 
 def test_no_pieces_is_said() -> None:

@@ -360,6 +360,7 @@ def _open_resident_data(config: RunConfig, model_config: ModelConfig, batch_size
         seed=config.seed,
         num_mixed=config.num_mixed,
         max_attenuation_db=config.max_attenuation_db,
+        data=[records.summary["shards"] for records in sets],
     )
     return Data(batches)
 

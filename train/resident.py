@@ -64,6 +64,7 @@ class ResidentBatches:
       batch_size: B.
       num_mixed: M; each row sums 1 to so many pieces.
       max_attenuation_db: each row is made fainter by 0 to so much.
+      data: what the pieces are, by which a state is known to be of the same.
 
     Raises:
       ValueError: there are no pieces.
@@ -78,10 +79,11 @@ class ResidentBatches:
         seed: int = 0,
         num_mixed: int = 1,
         max_attenuation_db: float = 0.0,
+        data: Any = None,
     ) -> None:
         settings = (batch_size, num_mixed, max_attenuation_db)
         self._cut = jax.jit(functools.partial(_cut, config, *settings))
-        described = repr((config, seed, settings))
+        described = repr((config, seed, settings, data))
         self._fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
         self._seed, self._count = seed, 0
         self._blocks: list[Packed] = []
