@@ -3,10 +3,10 @@
 Needs `numpy` and `ai-edge-litert` alone. Two ways of going through the audio:
 
 - Segment after segment, as a whole file is transcribed: a note is certain when its segment has
-  been heard.
-- With a `hop` below the segment's length, segments overlap: what two of them in a row say is
-  certain, and what only one says when no later one can hear it. More computing; sooner where the
-  segments agree.
+  been heard. Where the heads decide, a segment ends half-way through and the next one begins.
+- With a `hop` of one's own, below the segment's length, segments overlap: what two of them in a row
+  say is certain, and what only one says when no later one can hear it. More computing; sooner where
+  the segments agree.
 
 With ties, a segment begins with the list of notes that sound on. `tie_forcing` writes it for the
 model, from the notes really open, so that segments cannot contradict each other.
@@ -59,7 +59,7 @@ class StreamingTranscriber:
 
     Args:
       model: of an edge bundle.
-      hop: seconds from one segment to the next; None is a segment's length.
+      hop: seconds from one segment to the next; None is that of a whole file.
       tie_forcing: see the module.
       context: see `mt3_keras.segments.SegmentCutter`.
       rules: which tokens may be written; None stops runaway segments and allows all else.
@@ -81,18 +81,20 @@ class StreamingTranscriber:
     ) -> None:
         config = model.model_config
         self.model_config = config
-        hop_frames = config.network.segment_frames
+        self._rules = rules or Rules(stop_runaways=True)
+        self._sequence = EdgeSequence(config, self._rules, method=method)
+        hop_frames = config.network.hop_frames(self._sequence.method)
+        self._joins = False
         if hop is not None:
             if not 0 < hop <= config.segment_seconds:
                 raise ValueError(
                     f"hop must be above 0, at most {config.segment_seconds}: got {hop}"
                 )
             hop_frames = max(1, round(hop * config.spectrogram.frames_per_second))
+            self._joins = hop_frames < config.network.segment_frames
         self.hop = hop_frames / config.spectrogram.frames_per_second
         self._hop_frames = hop_frames
         self._model = model
-        self._rules = rules or Rules(stop_runaways=True)
-        self._sequence = EdgeSequence(config, self._rules, method=method)
         self._cutter = SegmentCutter(config, context, hop_frames)
         self._codec = Codec(config.vocabulary.num_velocity_bins)
         self._forces_ties = tie_forcing and config.vocabulary.ties
@@ -128,7 +130,6 @@ class StreamingTranscriber:
     def reset(self) -> None:
         """Forgets all that was heard: the next sample is the first."""
         self._cutter.reset()
-        self._joins = self.hop < self.model_config.segment_seconds
         self._decoder = self._new_decoder()
         self._joiner = _Joiner()
         self.invalid_events = 0

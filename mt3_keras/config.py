@@ -208,6 +208,16 @@ class NetworkConfig:
             raise ValueError("method 'heads' is for networks whose heads decide, such as small")
         return method
 
+    def hop_frames(self, method: str | None) -> int:
+        """From the start of a segment to that of the next, by the way of decoding.
+
+        The heads alone take so little that they hear every frame twice (see
+        `note_rolls.Crossfade`).
+        """
+        if self.choose_method(method) == "heads":
+            return max(1, self.segment_frames // 2)
+        return self.segment_frames
+
     def token_limit(self, max_tokens: int | None) -> int:
         """The longest sequence a search may write; `max_tokens` of None is the network's own.
 

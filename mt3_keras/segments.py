@@ -77,7 +77,10 @@ def check_context(context: str) -> None:
 
 
 def cut_segments(
-    blocks: Iterable[NDArray[np.floating]], config: ModelConfig, context: str
+    blocks: Iterable[NDArray[np.floating]],
+    config: ModelConfig,
+    context: str,
+    hop_frames: int | None = None,
 ) -> Iterator[AudioSegment]:
     """Cuts 16 kHz mono into the segments of MT3; holds one segment and one block at a time.
 
@@ -86,7 +89,7 @@ def cut_segments(
 
     Args:
       blocks: float [n], any lengths; the result does not depend on them.
-      config, context: see `SegmentCutter`.
+      config, context, hop_frames: see `SegmentCutter`.
 
     Yields:
       The segments in order, at least one.
@@ -94,7 +97,7 @@ def cut_segments(
     Raises:
       ValueError: on iteration: unknown context.
     """
-    cutter = SegmentCutter(config, context)
+    cutter = SegmentCutter(config, context, hop_frames)
     for block in blocks:
         yield from cutter.push(block)
     yield from cutter.flush()

@@ -225,8 +225,10 @@ class _Reading:
 
     def run(self, blocks: Iterable[Any]) -> Iterator[Progress]:
         transcriber = self._transcriber
-        segments = cut_segments(blocks, transcriber.model_config, transcriber.context)
-        for index, tokens in transcriber._search.decode(self._watch(segments)):
+        config, search = transcriber.model_config, transcriber._search
+        hop_frames = config.network.hop_frames(search.method)
+        segments = cut_segments(blocks, config, transcriber.context, hop_frames)
+        for index, tokens in search.decode(self._watch(segments)):
             self._waiting[index] = tokens
             yield from self._read_waiting()
         yield from self._read_waiting()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mt3_keras.codec import EOS, Codec, Event
 from mt3_keras.config import LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES
 from mt3_keras.note_decoder import NoteDecoder
-from mt3_keras.note_rolls import NUM_COLUMNS, Certainty, Limits, NoteRolls, SegmentTokens
+from mt3_keras.note_rolls import NUM_COLUMNS, Certainty, Crossfade, Limits, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, sort_notes
 from tests.test_note_encoder import CODEC, to_tokens
 
@@ -275,6 +275,40 @@ def test_a_note_on_the_border_of_two_segments_is_one():
     feed(decoder, make_rolls(("onset", 19, 60, 0.9), sounding), end=0.4)
     feed(decoder, make_rolls(("onset", 0, 60, 0.9), sounding), start=0.4)
     assert [n[:3] for n in decoder.finish()] == [(0.39, 0.8, 60)]
+
+
+CELLS = st.tuples(
+    st.sampled_from(["onset", "frame", "frame", "offset", "drum"]),
+    st.integers(0, 89),
+    st.integers(1, 20),
+    st.integers(60, 62),
+    st.integers(16, 64),
+)
+
+
+@given(st.lists(CELLS, max_size=30))
+def test_segments_that_overlap_and_agree_give_the_notes_of_the_whole(cells):
+    cells = [(head, slice(i, i + n), pitch, x / 64) for head, i, n, pitch, x in cells]
+    rolls = make_rolls(*cells, num_frames=112)
+    whole, halves = NoteDecoder(Codec(), **SURE), NoteDecoder(Codec(), **SURE)
+    feed(whole, rolls)
+    for first in range(0, 96, 16):
+        end = None if first == 80 else (first + 16) / 50
+        window = NoteRolls(rolls.values[first : first + 32], 50.0)
+        feed(halves, window, start=first / 50, end=end)
+    assert halves.finish() == whole.finish()
+    assert halves.confidences == pytest.approx(whole.confidences)
+
+
+def test_what_the_next_segment_hears_fades_in():
+    crossfade = Crossfade()
+    first = crossfade.join(make_rolls(("onset", slice(0, 20), 60, 1.0)), 10)
+    assert first.num_steps == 20
+    second = crossfade.join(make_rolls(), None)
+    heard = second.roll("onset")[:, 60 - LOWEST_PITCH]
+    np.testing.assert_allclose(heard[:10], 1)  # for the context
+    np.testing.assert_allclose(heard[10:20], np.linspace(0.95, 0.05, 10), rtol=1e-5)
+    assert not heard[20:].any() and second.num_steps == 40
 
 
 def test_what_the_frame_head_does_not_bear_out_is_no_note():
