@@ -66,7 +66,7 @@ def _export(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("--out_dir is needed: a folder to write to")
     if unknown := sorted(set(values.formats) - set(FORMATS)):
         raise UsageError(f"--formats must be of {', '.join(FORMATS)}: got {', '.join(unknown)}")
-    if values.search not in (None, "greedy") or values.engine == "litert":
+    if values.search == "beam1" or values.engine == "litert":
         raise UsageError("an exported model searches greedily: drop --search and --engine")
     values["engine"].value = "keras"
     transcriber = load_transcriber(values)
@@ -97,6 +97,7 @@ def _export_saved_model(
     served = ServedModel(
         transcriber.model,
         context=transcriber.context,
+        method="greedy" if values.exact else values.search,
         rules=Rules(constrained=False) if values.exact else parse_rules(values),
         batch_size=values.batch_size or 16,
         max_tokens=values.max_tokens,

@@ -86,7 +86,11 @@ def _describe(served: ServedModel, name: str, exact: bool) -> dict[str, Any]:
     if rules["programs"] is not None:
         rules["programs"] = sorted(rules["programs"])
     serving = {"name": name, "context": served.context, "exact": exact, "rules": rules}
-    serving |= {"max_tokens": served.max_tokens, "batch_size": served.batch_size}
+    serving |= {
+        "method": served.method,
+        "max_tokens": served.max_tokens,
+        "batch_size": served.batch_size,
+    }
     return {"config": served.config.to_dict(), "serving": serving}
 
 

@@ -1,4 +1,4 @@
-"""What a served model computes: samples in, tokens out, all in the graph.
+"""What a served model computes: samples in, tokens and what the heads say out, all in the graph.
 
 Nothing of this project is needed to serve it. Its graphs hold no XLA operation: the published
 binaries of TF Serving cannot run them on a GPU, on a CPU not by default (tensorflow/serving, issues
@@ -32,7 +32,7 @@ class ServedModel:
 
     Args:
       model: the network, weights loaded.
-      context, rules, max_tokens: as in `Transcriber` and `generation.Search`; the search is greedy.
+      context, method, rules, max_tokens: as in `Transcriber`; "beam1" is not for serving.
       batch_size: segments decoded side by side, whatever the number of a request's. Memory grows
         with it, and with nothing else but the request itself.
     """
@@ -42,6 +42,7 @@ class ServedModel:
         model: MT3Backbone,
         *,
         context: Literal["segment", "full"] = "full",
+        method: Literal["greedy", "heads"] | None = None,
         rules: Rules | None = None,
         batch_size: int = 16,
         max_tokens: int | None = None,
@@ -51,6 +52,9 @@ class ServedModel:
             raise ValueError(f"batch_size must be positive: got {batch_size}")
         self.model, self.config = model, model.model_config
         self.context, self.batch_size = context, batch_size
+        self.method = self.config.network.choose_method(method)
+        if self.method == "beam1":
+            raise ValueError("method must be greedy or heads for serving: got 'beam1'")
         self.max_tokens = self.config.network.token_limit(max_tokens)
         self._grammar = Grammar(self.config, rules or Rules(stop_runaways=True), ops)
         self.rules = self._grammar.rules
@@ -62,10 +66,11 @@ class ServedModel:
           audio: float32 [B, n], 16 kHz mono.
 
         Returns:
-          "tokens" int32 [B, S, L], each row up to and including EOS, then zeros; "num_segments"
-          int32 [B], S each; of networks with heads also "note_rolls" uint8 [B, S, F, NUM_PACKED]:
-          in each frame the heads' probabilities times 255, but the likeliest class of each pitch
-          that the rules allow (see `mt3_keras.note_rolls`).
+          "tokens" int32 [B, S, L], each row up to and including EOS, then zeros, and EOS alone
+          where the heads decide; "num_segments" int32 [B], S each; of networks with heads also
+          "note_rolls" uint8 [B, S, F, NUM_PACKED]: in each frame the heads' probabilities times
+          255, but the likeliest class of each pitch that the rules allow (see
+          `mt3_keras.note_rolls`).
 
         Raises:
           InvalidArgumentError: a sample is no number or out of all bounds.
@@ -125,16 +130,17 @@ class ServedModel:
 
     def _cut(self, audio_BN: Any) -> tuple[Any, Any]:
         """As `segments.cut_segments`: windows [B, S, input_samples], frames of each segment [S]."""
-        config = self.config
-        hop_samples, step = config.spectrogram.hop_samples, config.segment_samples
+        config, length = self.config, self.config.segment_samples
+        hop_samples = config.spectrogram.hop_samples
+        step = config.network.hop_frames(self.method) * hop_samples
         lead, overhang = config.spectrogram.lead_samples, config.spectrogram.overhang_samples
         num_samples = tf.shape(audio_BN)[1]
-        num_segments = num_samples // step + 1
-        after = num_segments * step + overhang - num_samples
+        num_segments = tf.maximum(num_samples - length + step, 0) // step + 1
+        after = (num_segments - 1) * step + length + overhang - num_samples
         padded = tf.pad(audio_BN, [(0, 0), (lead, after)])
         windows = tf.signal.frame(padded, config.input_samples, step)
         if self.context == "segment":
-            inner = windows[:, :, lead : lead + step]
+            inner = windows[:, :, lead : lead + length]
             windows = tf.pad(inner, [(0, 0), (0, 0), (lead, overhang)])
         num_left = num_samples - tf.range(num_segments) * step
         return windows, tf.minimum(config.network.segment_frames, num_left // hop_samples + 1)
@@ -157,7 +163,13 @@ class ServedModel:
         def decode(first: Any, found: Tensors) -> tuple[Any, Tensors]:
             last = first + self.batch_size
             memory = self.model.encode(windows[first:last], num_frames[first:last])
-            batch = {"tokens": self._decode(without_rolls(memory))}
+            if self.method == "heads":
+                rows = tf.shape(memory["note_rolls"])[0]
+                batch = {
+                    "tokens": tf.pad(tf.fill([rows, 1], EOS), [(0, 0), (0, self.max_tokens - 1)])
+                }
+            else:
+                batch = {"tokens": self._decode(without_rolls(memory))}
             if network.heads:
                 batch["note_rolls"] = self._pack(memory["note_rolls"])
             place = first // self.batch_size

@@ -84,7 +84,7 @@ class ServedConfig:
     Attributes:
       model: its sizes and vocabulary.
       name: on the server.
-      context, exact: how its segments are cut and its tokens are read (see `Transcriber`).
+      context, exact, method: how its segments are cut and its tokens are read (see `Transcriber`).
       programs, drums: what may appear; None allows all programs.
     """
 
@@ -94,6 +94,12 @@ class ServedConfig:
     exact: bool
     programs: Collection[int] | None = None
     drums: bool = True
+    method: str = "greedy"
+
+    @property
+    def hop_frames(self) -> int:
+        """From the start of a segment to that of the next."""
+        return self.model.network.hop_frames(self.method)
 
     @classmethod
     def read(cls, path: pathlib.Path) -> ServedConfig:
@@ -111,7 +117,8 @@ class ServedConfig:
             model, serving = ModelConfig.from_dict(stored["config"]), stored["serving"]
             rules = serving["rules"]
             name, context, exact = serving["name"], serving["context"], serving["exact"]
-            return cls(model, name, context, exact, rules["programs"], rules["drums"])
+            method = model.network.choose_method(serving.get("method", "greedy"))  # once the only
+            return cls(model, name, context, exact, rules["programs"], rules["drums"], method)
         except OSError as error:
             raise ValueError(f"{file}: cannot be read ({error.strerror}); see --help") from error
         except (KeyError, TypeError, ValueError) as error:
@@ -127,28 +134,34 @@ class Request(NamedTuple):
 
 
 def cut_requests(
-    blocks: Iterable[NDArray[np.floating]], config: ModelConfig, context: str, num_segments: int
+    blocks: Iterable[NDArray[np.floating]],
+    config: ModelConfig,
+    context: str,
+    num_segments: int,
+    hop_frames: int | None = None,
 ) -> Iterator[Request]:
     """Cuts 16 kHz mono into requests of at most `num_segments` segments that count.
 
     Each also holds the sound that windows reach to beyond its segments, by which the server sees
     further segments: these answers are left.
     """
-    step, spectrogram = config.segment_samples, config.spectrogram
+    spectrogram, segment = config.spectrogram, config.segment_samples
+    step = (hop_frames or config.network.segment_frames) * spectrogram.hop_samples
     overhang, lead = spectrogram.overhang_samples, spectrogram.lead_samples
     if context == "segment":
         overhang = lead = 0
-    num_before = -(-lead // step)  # in whole segments, so that segments begin where they do
+    num_before = -(-lead // step)  # whole steps, so that segments begin where they do
     held, num_held, skip = [np.zeros(0, np.float32)], 0, 0
     for block in blocks:
         held.append(block.astype(np.float32, copy=False))
         num_held += block.size
-        while num_held >= (length := (skip + num_segments) * step + overhang):
+        while num_held >= (length := (skip + num_segments - 1) * step + segment + overhang):
             joined = np.concatenate(held)
             yield Request(joined[:length], skip, num_segments)
             used = (skip + num_segments - num_before) * step
             held, num_held, skip = [joined[used:]], num_held - used, num_before
-    yield Request(np.concatenate(held), skip, num_held // step + 1 - skip)
+    num_seen = max(num_held - segment + step, 0) // step + 1
+    yield Request(np.concatenate(held), skip, num_seen - skip)
 
 
 class GrpcServer:
@@ -322,11 +335,11 @@ def transcribe(
             num_samples += block.size
             yield block
 
-    requests = cut_requests(count(blocks), model, config.context, num_segments)
+    requests = cut_requests(count(blocks), model, config.context, num_segments, config.hop_frames)
     segments: list[Segment] = []
     last = SegmentTokens()
     for tokens, rolls in _answers(requests, predict, parallel):
-        start = len(segments) * model.network.segment_frames / rate
+        start = len(segments) * config.hop_frames / rate
         if segments:
             decoder.feed(segments[-1].start, last, start)
         segments.append(Segment(start, tokens))

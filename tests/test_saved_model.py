@@ -48,8 +48,8 @@ def melody(num_samples, seed=0):
 
 
 @functools.cache
-def make_search(model, rules):
-    return Search(model, rules=rules, max_tokens=MAX_TOKENS, batch_size=3)
+def make_search(model, rules, method):
+    return Search(model, rules=rules, method=method, max_tokens=MAX_TOKENS, batch_size=3)
 
 
 @functools.cache
@@ -59,10 +59,11 @@ def make_served(model, rules=FREE, **options):
     return tf.function(served.transcribe, input_signature=[audio], autograph=False)
 
 
-def search(model, samples, context="full", rules=FREE):
+def search(model, samples, context="full", rules=FREE, method="greedy"):
     """Tokens of a recording's segments as the Transcriber finds them."""
-    segments = cut_segments([samples], model.model_config, context)
-    found = dict(make_search(model, rules).decode(segments))
+    hop_frames = model.model_config.network.hop_frames(method)
+    segments = cut_segments([samples], model.model_config, context, hop_frames)
+    found = dict(make_search(model, rules, method).decode(segments))
     return [found[i] for i in range(len(found))]
 
 
@@ -123,16 +124,18 @@ def test_caches_that_grow_change_nothing(tiny_model, monkeypatch):
     assert to_lists(found) == [search(tiny_model, samples)]
 
 
+@pytest.mark.parametrize("method", ["greedy", "heads"])
 @pytest.mark.parametrize("context", ["full", "segment"])
-def test_a_network_with_lead_state_and_heads_is_served(small_model, context):
+def test_a_network_with_lead_state_and_heads_is_served(small_model, context, method):
     samples = melody(60_000)
-    found = make_served(small_model, context=context, batch_size=4)(samples[None])
-    assert to_lists(found) == [search(small_model, samples, context)]
+    served = make_served(small_model, context=context, method=method, batch_size=4)
+    expected = search(small_model, samples, context, method=method)
+    assert to_lists(served(samples[None])) == [expected]
 
 
 def test_the_heads_are_served_in_bytes(small_model):
     samples, config = melody(60_000), small_model.model_config
-    segments = list(cut_segments([samples], config, "full"))
+    segments = list(cut_segments([samples], config, "full", config.network.hop_frames("heads")))
     rules = Rules(programs=frozenset({0, 41}), drums=False)
     found = make_served(small_model, rules=rules, batch_size=2)(samples[None])["note_rolls"]
     assert found.shape == (1, len(segments), 32, NUM_PACKED) and found.dtype == np.uint8

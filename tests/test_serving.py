@@ -132,18 +132,22 @@ def test_tokens_do_not_depend_on_how_requests_are_cut(
     num_segments=st.integers(1, 5),
     context=st.sampled_from(["full", "segment"]),
     config=st.sampled_from([TINY, SMALL]),
+    part=st.sampled_from([1, 2, 8]),
     block=st.integers(1000, 200_000),
 )
-def test_requests_hold_the_windows_of_the_whole(num_samples, num_segments, context, config, block):
+def test_requests_hold_the_windows_of_the_whole(
+    num_samples, num_segments, context, config, part, block
+):
     """Each answer that is kept comes from the very samples of its segment."""
     samples = np.arange(1, num_samples + 1, dtype=np.float32)
     blocks = [samples[i : i + block] for i in range(0, num_samples, block)]
-    whole = list(cut_segments([samples], config, context))
+    hop_frames = config.network.segment_frames // part
+    whole = list(cut_segments([samples], config, context, hop_frames))
     found = []
-    for request in cut_requests(blocks, config, context, num_segments):
+    for request in cut_requests(blocks, config, context, num_segments, hop_frames):
         assert isinstance(request, Request)
         assert request.samples.size < (num_segments + 3) * config.segment_samples
-        seen = list(cut_segments([request.samples], config, context))
+        seen = list(cut_segments([request.samples], config, context, hop_frames))
         found += seen[request.skip : request.skip + request.num_segments]
     assert len(found) == len(whole)
     for one, other in zip(found, whole, strict=True):
@@ -272,24 +276,27 @@ def test_another_models_config_is_noticed(server, exported):
         )
 
 
-def test_what_the_heads_hear_is_read_over_the_border_of_two_requests():
-    step = SMALL.segment_samples
-    audio = np.arange(5 * step, dtype=np.float32) / (5 * step)  # each sample says where it is
-    rolls = np.zeros((6, 128, NUM_PACKED), np.uint8)
+@pytest.mark.parametrize("method", ["greedy", "heads"])
+def test_what_the_heads_hear_is_read_over_the_border_of_two_requests(method):
+    length, hop_samples = SMALL.segment_samples, SMALL.spectrogram.hop_samples
+    audio = np.arange(5 * length, dtype=np.float32) / (5 * 128 * hop_samples)  # says where it is
+    rolls = np.zeros((6 * 128, NUM_PACKED), np.uint8)
     columns = {"onset": 0, "strength": 88 + 128, "frame": 88 + 128 + 89, "class": NUM_SCORES}
     onset, strength, frame, guitar = (
-        rolls[:, :, start + 60 - LOWEST_PITCH] for start in columns.values()
+        rolls[:, start + 60 - LOWEST_PITCH] for start in columns.values()
     )
-    onset[2, 120], strength[2, 120] = 255, round(255 * 90 / 127)
-    frame[2, 120:], frame[3, :11] = 255, 255
-    guitar[2, 120:] = 3
+    onset[376], strength[376] = 255, round(255 * 90 / 127)
+    frame[376:395] = 255
+    guitar[376:] = 3
+
+    config = ServedConfig(SMALL, "small", "full", exact=False, method=method)
 
     def predict(samples):
-        first = round(float(samples[0]) * 5)
-        rows = rolls[first : first + len(samples) // step + 1]
-        return Outputs([[EOS]] * len(rows), rows)
+        first, hop_frames = round(float(samples[0]) * 5 * 128), config.hop_frames
+        segments = cut_segments([samples], SMALL, "full", hop_frames)
+        rows = [rolls[first + i * hop_frames :][:128] for i, _ in enumerate(segments)]
+        return Outputs([[EOS]] * len(rows), np.stack(rows))
 
-    config = ServedConfig(SMALL, "small", "full", exact=False)
     found = transcribe([audio], config, predict, num_segments=3)
     ((note, confidence),) = found.confidences.items()
     assert found.notes == [note]
