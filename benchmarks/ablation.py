@@ -5,7 +5,9 @@
 
 Each is trained by train/configs/small.flags for so many updates, the rate falling to zero, with the
 same batches; "fonts only" hears the data of --fonts_data instead. The edge bundle of each is scored
-on the recordings of --data. Stopped, it goes on where it was; what is done is not done again.
+on the recordings of --data, once as it reads them and once with the notes that its tokens name,
+which the heads of `small` need no more. Stopped, it goes on where it was; what is done is not done
+again.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any
 
 from mt3_keras.config import SMALL, ModelConfig, SpectrogramConfig
 from train.history import describe_run
-from train.scores import COLUMNS, format_table
+from train.scores import COLUMNS, DRUMS, ONSET, format_table
 
 FONTS_ONLY = "fonts only"
 LOSSES = ("hours_trained", "token_loss", "onset_loss")
+BY_TOKENS = {f"tokens: {name}": name for name in (ONSET, DRUMS)}
 
 
 def main() -> None:
@@ -32,7 +36,11 @@ def main() -> None:
     for name, config in networks().items():
         if arguments.only in ("", name):
             rows[name] = _measure(name, config, arguments)
-            print(format_table(rows.items(), f"{arguments.steps} updates", (*LOSSES, *COLUMNS)))
+            print(
+                format_table(
+                    rows.items(), f"{arguments.steps} updates", (*LOSSES, *COLUMNS, *BY_TOKENS)
+                )
+            )
 
 
 def _parse() -> argparse.Namespace:
@@ -43,6 +51,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch_size", type=int, default=8, help="young networks want updates")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--dtype", default="float32", help="mixed_bfloat16 pays with AMX")
     parser.add_argument("--out_dir", type=pathlib.Path, required=True)
     parser.add_argument("--only", default="", choices=["", *networks()])
     return parser.parse_args()
@@ -70,8 +79,8 @@ def _measure(name: str, config: ModelConfig, arguments: argparse.Namespace) -> d
     folder = arguments.out_dir / name.replace(" ", "_").replace(",", "")
     folder.mkdir(parents=True, exist_ok=True)
     model, run, bundle = folder / "config.json", folder / "run", folder / "bundle"
-    scores = folder / "scores.json"
-    if not scores.exists():
+    scores, by_tokens = folder / "scores.json", folder / "by_tokens.json"
+    if not by_tokens.exists():
         model.write_text(json.dumps(config.to_dict()))
         data = arguments.fonts_data if name == FONTS_ONLY else arguments.train_data
         _call(
@@ -84,11 +93,25 @@ def _measure(name: str, config: ModelConfig, arguments: argparse.Namespace) -> d
             validate_steps=arguments.steps,
             batch_size=arguments.batch_size,
             learning_rate=arguments.learning_rate,
+            dtype=arguments.dtype,
         )
         _call("export.main", model=run, out_dir=bundle, formats="tflite", quantize="int8")
         _call("train.evaluate", model=bundle, data=arguments.data, json=scores)
+        tokens = _read_tokens(bundle, folder / "tokens")
+        _call("train.evaluate", model=tokens, data=arguments.data, json=by_tokens)
     summary = json.loads(scores.read_text())["summary"]["all"]
-    return describe_run(run) | summary
+    named = json.loads(by_tokens.read_text())["summary"]["all"]
+    return describe_run(run) | summary | {new: named[old] for new, old in BY_TOKENS.items()}
+
+
+def _read_tokens(bundle: pathlib.Path, out_dir: pathlib.Path) -> pathlib.Path:
+    """The same bundle, but that notes are those that its tokens name."""
+    shutil.copytree(bundle, out_dir, dirs_exist_ok=True)
+    path = out_dir / "config.json"
+    config = json.loads(path.read_text())
+    config["config"]["network"] |= {"least_confidence": 0.0, "sure_confidence": 1.0}
+    path.write_text(json.dumps(config))
+    return out_dir
 
 
 def _call(module: str, **flags: Any) -> None:
