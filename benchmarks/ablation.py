@@ -97,14 +97,14 @@ def _measure(name: str, config: ModelConfig, arguments: argparse.Namespace) -> d
         )
         _call("export.main", model=run, out_dir=bundle, formats="tflite", quantize="int8")
         _call("train.evaluate", model=bundle, data=arguments.data, json=scores)
-        tokens = _read_tokens(bundle, folder / "tokens")
+        tokens = read_tokens(bundle, folder / "tokens")
         _call("train.evaluate", model=tokens, data=arguments.data, json=by_tokens)
     summary = json.loads(scores.read_text())["summary"]["all"]
     named = json.loads(by_tokens.read_text())["summary"]["all"]
     return describe_run(run) | summary | {new: named[old] for new, old in BY_TOKENS.items()}
 
 
-def _read_tokens(bundle: pathlib.Path, out_dir: pathlib.Path) -> pathlib.Path:
+def read_tokens(bundle: pathlib.Path, out_dir: pathlib.Path) -> pathlib.Path:
     """The same bundle, but that notes are those that its tokens name."""
     shutil.copytree(bundle, out_dir, dirs_exist_ok=True)
     path = out_dir / "config.json"

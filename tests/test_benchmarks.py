@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 import numpy as np
 import pytest
 
+from benchmarks.ablation import networks, read_tokens
 from benchmarks.accuracy import LOSSES, MISSED, find_losses, report, score_clip
 from benchmarks.train_step import Repeated, check_agreement, make_batch
 from benchmarks.train_step import report as report_steps
-from mt3_keras.config import HEADS, SMALL, TINY
+from mt3_keras.config import HEADS, SMALL, TINY, ModelConfig
 from mt3_keras.metrics import onset_scores
 from mt3_keras.notes import Note
 from train.scores import Item, summarize
@@ -75,6 +77,17 @@ def test_the_table_sets_each_beside_pytorch():
     assert "20.0 GFLOP a step, peak of a matrix product 200 GFLOP/s" in lines[0]
     assert lines[2].split() == ["tensorflow", "0.500", "100", "41.0", "20.0%", "3.0s", "0", "2.00x"]
     assert lines[3].split() == ["pytorch", "1.000", "50", "20.5", "10.0%", "3.0s", "0"]
+
+
+@pytest.mark.parametrize("name", sorted(networks()))
+def test_each_network_of_the_ablation_can_be_read_by_its_tokens(tmp_path, name):
+    config = networks()[name]
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/config.json").write_text(json.dumps({"config": config.to_dict()}))
+    tokens = ModelConfig.from_preset(read_tokens(tmp_path / "bundle", tmp_path / "tokens"))
+    assert config.network.choose_method(None) == ("heads" if config.network.heads else "greedy")
+    assert tokens.network.choose_method(None) == "greedy"
+    assert tokens.network.heads == config.network.heads
 
 
 def test_repeated_batches_go_on_where_they_are_set():
