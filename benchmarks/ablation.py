@@ -28,6 +28,7 @@ from train.scores import COLUMNS, DRUMS, ONSET, format_table
 FONTS_ONLY = "fonts only"
 LOSSES = ("hours_trained", "token_loss", "onset_loss")
 BY_TOKENS = {f"tokens: {name}": name for name in (ONSET, DRUMS)}
+TABLE = (*LOSSES, *COLUMNS, *BY_TOKENS)
 
 
 def main() -> None:
@@ -36,11 +37,7 @@ def main() -> None:
     for name, config in networks().items():
         if arguments.only in ("", name):
             rows[name] = _measure(name, config, arguments)
-            print(
-                format_table(
-                    rows.items(), f"{arguments.steps} updates", (*LOSSES, *COLUMNS, *BY_TOKENS)
-                )
-            )
+            print(format_table(rows.items(), f"{arguments.steps} updates", TABLE))
 
 
 def _parse() -> argparse.Namespace:
