@@ -41,7 +41,7 @@ from mt3_keras.segments import AudioSegment, cut_segments
 from mt3_keras.transcriber import Transcriber
 
 BLOCK = SAMPLE_RATE_HZ // 10  # samples pushed at a time
-HOPS = ("segment", "1.0", "0.5")
+HOPS = ("segment", "0.5", "0.2")
 KINDS = ("tokens", "file", *(f"stream {hop}" for hop in HOPS), "start", "limits")
 SETTLED_SECONDS = 300  # of sound, after which a stream should not grow any more
 

@@ -58,8 +58,8 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "hop",
         None,
-        "Seconds from one segment to the next; less is sooner and more computing. By default "
-        "segments do not overlap.",
+        "Seconds from one segment to the next; less is sooner and more computing. By default as "
+        "in a whole file.",
         flag_values=values,
     )
     switch("tie_forcing", False, "Tell each segment which notes sound on, instead of asking it.")

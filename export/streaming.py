@@ -3,10 +3,12 @@
 Needs `numpy` and `ai-edge-litert` alone. Two ways of going through the audio:
 
 - Segment after segment, as a whole file is transcribed: a note is certain when its segment has
-  been heard. Where the heads decide, a segment ends half-way through and the next one begins.
-- With a `hop` of one's own, below the segment's length, segments overlap: what two of them in a row
-  say is certain, and what only one says when no later one can hear it. More computing; sooner where
-  the segments agree.
+  been heard.
+- With a `hop` below the segment's length, segments overlap: more computing, and sooner. Where
+  tokens name the notes, what two segments in a row say is certain, and what only one says when no
+  later one can hear it. Where the heads decide, what a segment hears last is left to the next
+  one, which fades in there: as long a part as the hop, and no shorter than the heads look ahead.
+  Of these a whole file's segments overlap by half.
 
 With ties, a segment begins with the list of notes that sound on. `tie_forcing` writes it for the
 model, from the notes really open, so that segments cannot contradict each other.
@@ -28,7 +30,7 @@ from mt3_keras.grammar import Rules
 from mt3_keras.litert import EdgeModel, EdgeSequence, count_cores
 from mt3_keras.note_decoder import MIN_DURATION, NoteDecoder, OpenNote
 from mt3_keras.note_encoder import tie_tokens, time_to_step
-from mt3_keras.note_rolls import Certainty
+from mt3_keras.note_rolls import CONTEXT_FRAMES, Certainty, SegmentTokens
 from mt3_keras.notes import Note, sort_notes
 from mt3_keras.segments import AudioSegment, SegmentCutter, check_samples
 
@@ -91,9 +93,14 @@ class StreamingTranscriber:
                     f"hop must be above 0, at most {config.segment_seconds}: got {hop}"
                 )
             hop_frames = max(1, round(hop * config.spectrogram.frames_per_second))
-            self._joins = hop_frames < config.network.segment_frames
+            self._joins = (
+                hop_frames < config.network.segment_frames and self._sequence.method != "heads"
+            )
         self.hop = hop_frames / config.spectrogram.frames_per_second
         self._hop_frames = hop_frames
+        overlap = config.network.segment_frames - hop_frames
+        num_left = min(overlap, max(hop_frames, CONTEXT_FRAMES))  # to the next segment
+        self._certain_frames = config.network.segment_frames - num_left
         self._model = model
         self._cutter = SegmentCutter(config, context, hop_frames)
         self._codec = Codec(config.vocabulary.num_velocity_bins)
@@ -132,6 +139,7 @@ class StreamingTranscriber:
         self._cutter.reset()
         self._decoder = self._new_decoder()
         self._joiner = _Joiner()
+        self._told_until = 0.0
         self.invalid_events = 0
 
     @property
@@ -183,8 +191,12 @@ class StreamingTranscriber:
         decoder = self._decoder
         before = decoder.open_notes
         tokens = self._tokens(segment, before)
-        end = None if is_last else self._time_after(segment, self._hop_frames)
-        decoder.feed(segment.start, tokens, end)
+        start = self._told_until
+        if tokens.rolls:
+            rate = tokens.rolls.frames_per_second
+            tokens.rolls = tokens.rolls.since(round((start - segment.start) * rate))
+        self._told_until = self._time_after(segment, self._certain_frames)
+        decoder.feed(start, tokens, None if is_last else self._told_until)
         if is_last:
             decoder.finish()
         heard.extend(decoder.notes)
@@ -221,7 +233,7 @@ class StreamingTranscriber:
         rate = self._codec.steps_per_second
         return time_to_step(time, rate) / rate
 
-    def _tokens(self, segment: AudioSegment, sounding: Iterable[Key]) -> list[int]:
+    def _tokens(self, segment: AudioSegment, sounding: Iterable[Key]) -> SegmentTokens:
         prefix: list[int] = []
         if self._forces_ties:
             granularity = self.model_config.vocabulary.granularity

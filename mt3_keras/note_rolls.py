@@ -121,6 +121,10 @@ class NoteRolls:
         values[:, NUM_SCORES:] = chances.reshape(len(packed), -1)
         return cls(values, frames_per_second)
 
+    def since(self, frame: int) -> NoteRolls:
+        """What the heads say from a frame on."""
+        return NoteRolls(self.values[frame:], self.frames_per_second)
+
     def roll(self, head: str) -> NDArray[np.float32]:
         """The probabilities of one head, float32 [F, N]."""
         return self.values[:, _COLUMNS[head]]

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from mt3_keras import Transcriber
 from mt3_keras.codec import EOS, Codec
-from mt3_keras.config import MT3, SpectrogramConfig
+from mt3_keras.config import LOWEST_PITCH, MT3, NUM_PITCHES, SMALL, SpectrogramConfig
 from mt3_keras.grammar import Rules
 from mt3_keras.note_decoder import MIN_DURATION, NoteDecoder
 from mt3_keras.note_encoder import encode_segments, notes_to_events
+from mt3_keras.note_rolls import CONTEXT_FRAMES, NUM_COLUMNS, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, sort_notes
 from mt3_keras.segments import AudioError
 from tests.conftest import tones
@@ -76,6 +77,22 @@ class Listener:
         logits = np.zeros(self.model_config.network.vocabulary_rows, np.float32)
         logits[next(self._tokens, EOS)] = 1
         return logits
+
+
+class HeadListener(Listener):
+    """Stands in for a network with heads: they hear their part of the whole recording's rolls."""
+
+    def __init__(self, whole):
+        super().__init__([], SMALL)
+        self._whole = whole
+
+    def encode(self, samples, num_frames):
+        super().encode(samples, num_frames)
+        rate = self._whole.frames_per_second
+        values = np.zeros((self.model_config.network.segment_frames, NUM_COLUMNS), np.float32)
+        part = self._whole.since(round(self.starts[-1] * rate)).values[: len(values)]
+        values[: len(part)] = part
+        self.rolls = NoteRolls(values, rate)
 
 
 class Repeater(Listener):
@@ -301,6 +318,61 @@ def test_a_shorter_hop_tells_notes_sooner(hop):
     overhang = MT3.spectrogram.overhang_samples / 16_000
     assert told(hop) <= note.onset + 2 * hop + overhang + 0.1
     assert told(None) == pytest.approx(2 * MT3.segment_seconds + overhang, abs=0.1)
+
+
+def make_rolls(sounds, seconds):
+    """Rolls of pitches that begin at a frame and sound for a number of frames, and drums."""
+    rate = SMALL.spectrogram.frames_per_second
+    rolls = NoteRolls(np.zeros((round(seconds * rate), NUM_COLUMNS), np.float32), rate)
+    for column, first, length in sounds:
+        rolls.roll("onset")[first, column] = 0.99
+        rolls.roll("frame")[first : first + length, column] = 0.99
+        rolls.roll("drum")[first + 3, column] = 0.99
+    return rolls
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sounds=st.lists(
+        st.tuples(st.integers(0, NUM_PITCHES - 1), st.integers(0, 360), st.integers(8, 200)),
+        max_size=12,
+    ),
+    hop=st.sampled_from([None, 0.016, 0.1, 0.25, 0.5, 1.0, 1.024, 1.5, 2.0, 2.048]),
+    num_blocks=st.integers(1, 50),
+)
+def test_what_heads_hear_is_told_once_whatever_the_hop(sounds, hop, num_blocks):
+    rolls = make_rolls(sounds, 6.3)
+    whole, tokens = NoteDecoder.for_model(SMALL), SegmentTokens([EOS])
+    tokens.rolls = rolls
+    whole.feed(0.0, tokens)
+    stream = StreamingTranscriber(HeadListener(rolls), hop=hop)
+    found = hear(stream, np.array_split(ramp(6.3), num_blocks))
+
+    def rounded(notes):  # times count from where a segment's first step is
+        return sorted((n.pitch, n.is_drum, n.onset, n.offset) for n in notes)
+
+    expected = rounded(whole.finish())
+    assert len(found) == len(expected)
+    for got, known in zip(rounded(found), expected, strict=True):
+        assert got[:2] == known[:2]
+        assert got[2:] == pytest.approx(known[2:], abs=0.0101)
+
+
+@pytest.mark.parametrize("hop", [0.1, 0.25, 0.5])
+def test_what_heads_hear_is_told_a_hop_later(hop):
+    """Segments end a hop apart; of each the last hop, or what the heads look ahead, is left."""
+    note = (40, 140, 20)  # 2.24 s
+
+    def told(hop):
+        stream = StreamingTranscriber(HeadListener(make_rolls([note], 6.3)), hop=hop)
+        for number, block in enumerate(np.array_split(ramp(6), 60), 1):
+            if any(on.pitch == LOWEST_PITCH + 40 for on in stream.push(block).started):
+                return number / 10
+        return np.inf
+
+    rate = SMALL.spectrogram.frames_per_second
+    latest = hop + max(hop, CONTEXT_FRAMES / rate) + SMALL.spectrogram.overhang_samples / 16_000
+    assert told(hop) <= note[1] / rate + latest + 0.1 < told(None)
 
 
 def test_what_only_one_of_many_segments_hears_is_dropped():
