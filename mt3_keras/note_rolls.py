@@ -25,13 +25,13 @@ NUM_SCORES = _COLUMNS["class"].start  # columns of all heads but "class"
 NUM_PACKED = NUM_SCORES + NUM_PITCHES
 REACH = 3  # frames from a token's time to the onset it means: times are rounded, chords joined
 PEAK_REACH = 4  # frames in which an onset is the likeliest of its pitch
-HIT_REACH = 2  # the same of drums and of offsets
+HIT_REACH = 2  # the same of drums
 CLASS_FRAMES = 8  # from an onset on, by which its instrument is known
 CONTEXT_FRAMES = 16  # beside a segment's own, more than all of these look at
 SOUNDING = 0.5  # a frame of which the head is less sure is silent
-PAUSE_FRAMES = 4  # of silence that end a note
-FADING = 0.75  # a note ends at an offset in a frame of which the head is less sure
-LEAST_OFFSET = 0.2
+FADED = 0.25  # log odds of "frame" below which a note rather is silent; training had it sound on
+OFFSET_WEIGHT = 10  # of the log odds of "offset", against those of "frame" summed over frames
+CERTAIN_END = 4  # log odds, summed since then, that make an end certain
 LEAST_HEARD = 0.3  # onsets of which the heads are less sure say nothing about the music
 AFTER_FRAMES, BEFORE_FRAMES = (1, 6), (-5, -1)  # from an onset, where "frame" speaks for it
 FOR, AGAINST, DOUBT = 0.5, 0.25, 0.5  # weights of its log odds there, and what is taken off
@@ -186,21 +186,29 @@ class NoteRolls:
     def end(self, step: int, pitch: int) -> int | None:
         """The step at which a pitch that sounds at `step` falls silent; None if it sounds on.
 
+        It ends where that is likeliest: "frame" hears it until there and not much longer, and
+        "offset" says so.
+
         Args:
           step: below 0 for a pitch that began before the segment.
         """
         first = self._to_frame(step) + 1 if step >= 0 else self._first
         if first >= self._end:
             return None
-        column = slice(pitch - LOWEST_PITCH, pitch - LOWEST_PITCH + 1)
-        sounds = self.roll("frame")[first:, column]
-        ends = _peaks(self.roll("offset")[first:, column], LEAST_OFFSET, HIT_REACH)
-        ends &= sounds < FADING
-        if len(sounds) >= PAUSE_FRAMES:
-            silent = np.lib.stride_tricks.sliding_window_view(sounds < SOUNDING, PAUSE_FRAMES, 0)
-            ends[: len(silent)] |= silent.all(axis=-1)
-        ends = ends[: self._end - first]
-        return self._to_step(first + int(np.argmax(ends))) if ends.any() else None
+        begun = max(0, self._first + math.floor(step / STEPS_PER_SECOND * self.frames_per_second))
+        column = pitch - LOWEST_PITCH
+        sounds = _log_odds(self.roll("frame")[begun:, column]) - FADED
+        until = np.cumsum(sounds) - sounds
+        # A note is gone, as people write it down, a frame after its key is let go.
+        let_go = np.pad(self.roll("offset")[begun:, column], (1, 0))[:-1]
+        offsets = OFFSET_WEIGHT * _log_odds(let_go)
+        sounds, until, offsets = (roll[first - begun :] for roll in (sounds, until, offsets))
+        ended = np.maximum.accumulate(until + np.maximum(offsets, 0)) - until - sounds
+        certain = np.flatnonzero(ended > CERTAIN_END)
+        if not certain.size:
+            return None
+        end = first + int(np.argmax((until + offsets)[: certain[0] + 1]))
+        return self._to_step(end) if end < self._end else None
 
     def _onsets(self, least: float, is_drum: bool) -> NDArray[np.bool_]:
         """Where the heads are at least so sure of an onset, and surer than around it, [F, N]."""
