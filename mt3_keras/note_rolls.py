@@ -307,8 +307,8 @@ class Certainty:
 
     Of one guitar they are sure, of what is false nearly as sure as of what is true in an orchestra.
     So the limit is a share of what they give the surest quarter of the onsets of the last half
-    minute, and lower the more pitches sound at once. (On the 27 recordings of the model card: .763
-    onset F1 where the best fixed limit gives .757, and dense music gains most.)
+    minute, and lower the more pitches sound at once. (On the 27 recordings of the model card worth
+    nearly a point of onset F1 over the best fixed limit, and more in dense music.)
 
     Args:
       start: the limit before anything is heard.

@@ -110,6 +110,24 @@ def test_every_piece_can_be_trained_on(index: int, seconds: float) -> None:
     assert trim_overlaps(notes) == notes
 
 
+def test_a_swapped_drum_is_one_other_all_along() -> None:
+    """The usual ones are swapped each for itself, others and pitched parts not at all."""
+    config = dataclasses.replace(PLAIN, drum_swap_chance=1, max_transposition=0)
+    drums = [Note(i / 8, i / 8 + 0.1, (36, 42, 38, 48)[i % 4], 90, 0, True) for i in range(24)]
+    melody = [Note(i / 2, i / 2 + 0.4, 42, 90, 0, False) for i in range(6)]
+    found = set()
+    for seed in range(20):
+        parts = synthetic.vary_parts([drums, melody], config, np.random.default_rng(seed))
+        played = {part[0].is_drum: {note.pitch for note in part} for part in parts}
+        assert played.get(False, {42}) == {42}
+        if True in played:
+            (hat,) = played[True] & set(synthetic.OTHER_DRUMS[42])
+            (snare,) = played[True] & set(synthetic.OTHER_DRUMS[38])
+            assert played[True] == {hat, snare, 35, 48}
+            found.add(hat)
+    assert len(found) > 2
+
+
 def onset_contrast(samples: Samples, notes: list[Note]) -> float:
     """Mean logarithm of the energy of 30 ms after onsets over that of 30 ms before."""
     size = 480

@@ -57,6 +57,8 @@ VALIDATION_PERCENT = 5
 EXAMPLES_PER_FILE = 8  # neighbours share a MIDI file, which takes as long to parse as to render
 MIN_NOTE_SECONDS = 0.05
 MIN_VELOCITY = 20  # fainter notes would be labelled and not heard
+# Hi-hat, snare, bass drum and crash as most MIDI files play them, and what else drummers use.
+OTHER_DRUMS = {42: (44, 46, 51, 53, 59), 38: (37, 40), 36: (35,), 49: (52, 55, 57)}
 _MAX_DRAWS = 50
 
 
@@ -80,6 +82,8 @@ class SyntheticConfig:
         each file equally often, 0 each folder.
       program_swap_chance: that a part gets another program of its General MIDI class.
       program_redraw_chance: that it gets any pitched program.
+      drum_swap_chance: that a drum part plays one of `OTHER_DRUMS` for the usual one, drawn for
+        each of them. (Ride cymbals are rare in MIDI files and common in music.)
       max_transposition: semitones up or down.
       max_stretch: tempo changes by up to this factor, up or down.
       onset_jitter: standard deviation, in seconds.
@@ -101,6 +105,7 @@ class SyntheticConfig:
     folder_power: float = 0.5
     program_swap_chance: float = 0.5
     program_redraw_chance: float = 0.1
+    drum_swap_chance: float = 0.0
     max_transposition: int = 3
     max_stretch: float = 1.25
     onset_jitter: float = 0.006
@@ -123,7 +128,7 @@ class SyntheticConfig:
             )
         if not self.max_stretch >= 1:
             raise ValueError(f"max_stretch must be at least 1: got {self.max_stretch}")
-        chances = ("program_swap_chance", "program_redraw_chance")
+        chances = ("program_swap_chance", "program_redraw_chance", "drum_swap_chance")
         for name in ("additive_share", "other_share", *chances):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1: got {getattr(self, name)}")
@@ -302,6 +307,7 @@ def vary_parts(
     for part in (parts[i] for i in sorted(chosen)):
         is_drum = part[0].is_drum
         program = 0 if is_drum else _draw_program(int(part[0].program), config, rng)
+        other_drums = _draw_drums(config, rng) if is_drum else {}
         semitones = 0 if is_drum else transposition
         shift = rng.normal(0, config.velocity_jitter)
         late = rng.normal(0, config.onset_jitter, len(part))
@@ -311,7 +317,7 @@ def vary_parts(
             varied = Note(
                 onset,
                 max(note.offset + float(delay), onset + MIN_NOTE_SECONDS),
-                note.pitch + semitones,
+                other_drums.get(note.pitch, note.pitch + semitones),
                 int(np.clip(round(note.velocity + more), MIN_VELOCITY, 127)),
                 program,
                 is_drum,
@@ -328,6 +334,17 @@ def _draw_program(program: int, config: SyntheticConfig, rng: np.random.Generato
     if chance < config.program_redraw_chance + config.program_swap_chance:
         return 8 * (program // 8) + int(rng.integers(8))
     return program
+
+
+def _draw_drums(config: SyntheticConfig, rng: np.random.Generator) -> dict[int, int]:
+    """What a part plays for some of the usual drums."""
+    if not config.drum_swap_chance:
+        return {}
+    return {
+        usual: int(rng.choice(others))
+        for usual, others in OTHER_DRUMS.items()
+        if rng.random() < config.drum_swap_chance
+    }
 
 
 def _separate_strikes(notes: Sequence[Note]) -> list[Note]:
