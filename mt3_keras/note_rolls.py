@@ -35,8 +35,8 @@ CERTAIN_END = 4  # log odds, summed since then, that make an end certain
 LEAST_HEARD = 0.3  # onsets of which the heads are less sure say nothing about the music
 AFTER_FRAMES, BEFORE_FRAMES = (1, 6), (-5, -1)  # from an onset, where "frame" speaks for it
 FOR, AGAINST, DOUBT = 0.5, 0.25, 0.5  # weights of its log odds there, and what is taken off
-# Of each of these a kit has one in use at a time: bass drum, snare, hi-hat, crash and ride cymbal.
-LIKE_DRUMS = ([35, 36], [38, 40], [42, 44, 46], [49, 52, 55, 57], [51, 53, 59])
+# One of each of these is struck at a time, mostly: bass drums, snares, hi-hats and cymbals.
+LIKE_DRUMS = ([35, 36], [38, 40], [42, 44, 46, 49, 51, 52, 53, 55, 57, 59])
 
 
 class HeardNote(NamedTuple):
@@ -101,13 +101,15 @@ class NoteRolls:
     def hits(self) -> NDArray[np.float32]:
         """How sure the head is of each drum's hit, float32 [F, 128].
 
-        Where it wavers between two snares there is one of them, as surely as there is any.
+        Where it wavers between two snares there is one of them, as surely as there is any: the
+        likelier one, and of these the one that is heard around it too.
         """
         hits = self.roll("drum").copy()
         for like in LIKE_DRUMS:
             near = _windows(hits[:, like], HIT_REACH).max(axis=-1)
             any_of_them = 1 - np.prod(1 - near, axis=1, keepdims=True)
-            surest = near >= near.max(axis=1, keepdims=True)
+            chances = near * np.sqrt(np.mean(near**2, axis=0))
+            surest = chances >= chances.max(axis=1, keepdims=True)
             hits[:, like] *= np.where(surest, any_of_them / np.maximum(near, 1e-6), 0)
         return hits
 

@@ -339,6 +339,15 @@ def test_of_two_snares_one_is_struck_and_as_surely_as_any():
     assert rolls.hits[9, 38] == pytest.approx(either) and rolls.hits[10, 40] == 0
 
 
+def test_of_two_cymbals_as_likely_it_is_the_one_heard_around():
+    beat = [("drum", frame, 42, 0.8) for frame in (2, 8, 17)]
+    rolls = make_rolls(*beat, ("drum", 13, 42, 0.4), ("drum", 13, 51, 0.45))
+    heard = feed(NoteDecoder(Codec(), **SURE), rolls)
+    assert [(note.onset, note.pitch) for note in heard] == [
+        (0.05, 42), (0.17, 42), (0.27, 42), (0.35, 42)
+    ]  # fmt: skip
+
+
 def music(confidence, *, num_pitches=1):
     """Rolls in which so many pitches begin again and again."""
     rolls, pitches = make_rolls(), range(40, 40 + num_pitches)
