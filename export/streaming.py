@@ -86,19 +86,16 @@ class StreamingTranscriber:
         self._rules = rules or Rules(stop_runaways=True)
         self._sequence = EdgeSequence(config, self._rules, method=method)
         hop_frames = config.network.hop_frames(self._sequence.method)
-        self._joins = False
         if hop is not None:
             if not 0 < hop <= config.segment_seconds:
                 raise ValueError(
                     f"hop must be above 0, at most {config.segment_seconds}: got {hop}"
                 )
             hop_frames = max(1, round(hop * config.spectrogram.frames_per_second))
-            self._joins = (
-                hop_frames < config.network.segment_frames and self._sequence.method != "heads"
-            )
         self.hop = hop_frames / config.spectrogram.frames_per_second
         self._hop_frames = hop_frames
         overlap = config.network.segment_frames - hop_frames
+        self._joins = overlap > 0 and self._sequence.method != "heads"
         num_left = min(overlap, max(hop_frames, CONTEXT_FRAMES))  # to the next segment
         self._certain_frames = config.network.segment_frames - num_left
         self._model = model
@@ -139,7 +136,6 @@ class StreamingTranscriber:
         self._cutter.reset()
         self._decoder = self._new_decoder()
         self._joiner = _Joiner()
-        self._told_until = 0.0
         self.invalid_events = 0
 
     @property
@@ -191,12 +187,11 @@ class StreamingTranscriber:
         decoder = self._decoder
         before = decoder.open_notes
         tokens = self._tokens(segment, before)
-        start = self._told_until
+        num_told = self._certain_frames - self._hop_frames if segment.start else 0
         if tokens.rolls:
-            rate = tokens.rolls.frames_per_second
-            tokens.rolls = tokens.rolls.since(round((start - segment.start) * rate))
-        self._told_until = self._time_after(segment, self._certain_frames)
-        decoder.feed(start, tokens, None if is_last else self._told_until)
+            tokens.rolls = tokens.rolls.since(num_told)
+        end = None if is_last else self._time_after(segment, self._certain_frames)
+        decoder.feed(self._time_after(segment, num_told), tokens, end)
         if is_last:
             decoder.finish()
         heard.extend(decoder.notes)

@@ -199,12 +199,11 @@ class NoteRolls:
             return None
         begun = max(0, self._first + math.floor(step / STEPS_PER_SECOND * self.frames_per_second))
         column = pitch - LOWEST_PITCH
-        sounds = _log_odds(self.roll("frame")[begun:, column]) - FADED
+        sounds = _log_odds(self.roll("frame")[first:, column]) - FADED
         until = np.cumsum(sounds) - sounds
         # A note is gone, as people write it down, a frame after its key is let go.
-        let_go = np.pad(self.roll("offset")[begun:, column], (1, 0))[:-1]
+        let_go = np.pad(self.roll("offset")[begun:, column], (1, 0))[first - begun : -1]
         offsets = OFFSET_WEIGHT * _log_odds(let_go)
-        sounds, until, offsets = (roll[first - begun :] for roll in (sounds, until, offsets))
         ended = np.maximum.accumulate(until + np.maximum(offsets, 0)) - until - sounds
         certain = np.flatnonzero(ended > CERTAIN_END)
         if not certain.size:

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mt3_keras.config import LOWEST_PITCH
+from mt3_keras.note_rolls import NUM_COLUMNS, NoteRolls
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -19,6 +22,15 @@ def tones(seconds: float, seed: int = 0) -> NDArray[np.float32]:
     hz = rng.choice([60, 110, 250, 440, 900, 2000, 4000], int(seconds) + 1)[time.astype(int)]
     sound = np.sin(2 * np.pi * hz * time) * (time % 1) + 0.01 * rng.normal(size=time.size)
     return sound.astype(np.float32)
+
+
+def make_rolls(*cells, num_frames=20, frames_per_second=50.0):
+    """Rolls with cells (head, frame or frames, pitch or drum, value)."""
+    rolls = NoteRolls(np.zeros((num_frames, NUM_COLUMNS), np.float32), frames_per_second)
+    for head, frames, pitch, value in cells:
+        first = 0 if head == "drum" else LOWEST_PITCH
+        rolls.roll(head)[frames, pitch - first] = value
+    return rolls
 
 
 @pytest.fixture(scope="session")

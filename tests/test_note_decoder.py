@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from mt3_keras.codec import EOS, Codec, Event
 from mt3_keras.config import LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES
 from mt3_keras.note_decoder import NoteDecoder
-from mt3_keras.note_rolls import NUM_COLUMNS, Certainty, Crossfade, Limits, NoteRolls, SegmentTokens
+from mt3_keras.note_rolls import Certainty, Crossfade, Limits, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, sort_notes
+from tests.conftest import make_rolls
 from tests.test_note_encoder import CODEC, to_tokens
 
 
@@ -168,15 +169,6 @@ def test_what_follows_eos_is_ignored(tokens):
 
 SURE = {"least_confidence": 0.3, "sure_confidence": 0.4}
 GUITAR, STRINGS = 24, 40
-
-
-def make_rolls(*cells, num_frames=20):
-    """Rolls of 50 frames a second with cells (head, frame or frames, pitch or drum, value)."""
-    rolls = NoteRolls(np.zeros((num_frames, NUM_COLUMNS), np.float32), 50.0)
-    for head, frames, pitch, value in cells:
-        first = 0 if head == "drum" else LOWEST_PITCH
-        rolls.roll(head)[frames, pitch - first] = value
-    return rolls
 
 
 def set_class(rolls, frames, pitch, program, value):

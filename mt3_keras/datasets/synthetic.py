@@ -339,7 +339,7 @@ def _draw_program(program: int, config: SyntheticConfig, rng: np.random.Generato
 def _draw_drums(config: SyntheticConfig, rng: np.random.Generator) -> dict[int, int]:
     """What a part plays for some of the usual drums."""
     if not config.drum_swap_chance:
-        return {}
+        return {}  # and draw nothing: the same seed is the same music as before there were swaps
     return {
         usual: int(rng.choice(others))
         for usual, others in OTHER_DRUMS.items()
