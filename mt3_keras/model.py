@@ -301,22 +301,22 @@ class MT3Backbone(keras_hub.models.Backbone):
         # === Config ===
         self.model_config = config
 
-    def _encode(self, samples: Any, num_frames: Any) -> tuple[Any, Rolls]:
+    def _encode(self, samples: Any, num_frames: Any, training: Any = None) -> tuple[Any, Rolls]:
         """Samples -> encoded positions [B, T, D] and the heads' rolls."""
         network, stem = self.model_config.network, None
         if self.model_config.spectrogram.front_end == "harmonic":
-            stem = self.stem(self.harmonics(samples))
+            stem = self.stem(self.harmonics(samples), training=training)
             frames = stem["features"]
         else:
             frames = self.log_mel(samples, num_frames)
             width = network.frames_per_position * frames.shape[-1]
             frames = ops.reshape(frames, (-1, network.num_positions, width))
-        encoded = self.encoder(frames)
+        encoded = self.encoder(frames, training=training)
         return self.heads(encoded, stem) if network.heads else (encoded, {})
 
-    def hear(self, samples: Any, num_frames: Any) -> dict[str, Any]:
+    def hear(self, samples: Any, num_frames: Any, training: Any = None) -> dict[str, Any]:
         """What a call gives besides the logits, without the decoder: f"{head}_logits" by name."""
-        return _to_outputs(self._encode(samples, num_frames)[1])
+        return _to_outputs(self._encode(samples, num_frames, training)[1])
 
     def encode(self, samples: Any, num_frames: Any) -> Memory:
         """Samples [B, input_samples] -> memory, tensors [B, ...] by name.

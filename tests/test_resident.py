@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ from mt3_keras.datasets.shards import cut_pieces, synthetic_source, write_record
 from mt3_keras.datasets.synthetic import SyntheticConfig
 from mt3_keras.notes import Note
 from tests.test_small_network import MINI
+from train.history import describe_run
 
 pytest.importorskip("jax", reason="needs jax: pip install -r requirements-dev.txt")
 
@@ -149,5 +151,9 @@ def test_a_run_trains_from_the_devices_memory_and_says_what_it_needs(
     command.append("--token_weight=0")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (line,) = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
-    assert json.loads(line)["onset_loss"] > 0
+    figures = describe_run(tmp_path / "run")
+    assert figures["onset_loss"] > 0
+    assert 0 < figures["hours_trained"] < 1
+    with h5py.File(tmp_path / "run" / "model.weights.h5") as file:
+        norm = file["layers/conv_stem/norms/batch_normalization/vars"]
+        assert np.any(norm["2"][:] != 0), "the norm has seen nothing: training was not told so"

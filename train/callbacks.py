@@ -163,10 +163,11 @@ class Recorder(keras.callbacks.Callback):
 
     At the end they are drawn: `pictures/curves.png`.
 
-    Besides those of `fit`: "step", "learning_rate", "tokens_per_second", "audio_per_second"
-    (seconds of audio trained on) and "flop_utilization", the share of the measured speed of a
-    matrix product that goes into the network's products (`training_flops`). The first epoch of a
-    process is timed without its first batch, which is compiled.
+    Besides those of `fit`: "step", "learning_rate", "seconds" that the epoch took,
+    "tokens_per_second", "audio_per_second" (seconds of audio trained on) and "flop_utilization",
+    the share of the measured speed of a matrix product that goes into the network's products
+    (`training_flops`). The first batch of a process, which is compiled, counts as long as the
+    others of its epoch.
 
     Args:
       peak: floating-point operations per second of all devices (see `matmul_speed`).
@@ -241,6 +242,7 @@ class Recorder(keras.callbacks.Callback):
         flops = training_flops(self.model_config, num_decoded)
         examples_per_second = batches_per_second * self.batch_size
         return {
+            "seconds": self._last / batches_per_second,
             "tokens_per_second": batches_per_second * tokens_per_batch,
             "audio_per_second": examples_per_second * self.model_config.segment_seconds,
             "flop_utilization": examples_per_second * flops / self.peak,

@@ -28,8 +28,8 @@ def describe_run(folder: pathlib.Path) -> dict[str, float]:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         last = lines[-1]
         # Gone on with for one update, which is not timed, a run logs no speed.
-        timed = [line for line in lines if "tokens_per_second" in line] or [last]
-        seconds = [line["num_tokens"] / line["tokens_per_second"] for line in timed]
+        timed = [line for line in lines if "seconds" in line] or [last]
+        seconds = [line["seconds"] for line in timed]
         heard = [s * line["audio_per_second"] for s, line in zip(seconds, timed, strict=True)]
         figures = (last["step"], sum(seconds) / 3600, sum(heard) / 3600)
         losses = {name: last[name] for name in sorted(last) if name.endswith("_loss")}

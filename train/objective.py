@@ -163,7 +163,7 @@ class TrainingModel(ReplicaModel):
 
     def call(self, inputs: Any, training: Any = None) -> Any:
         if not self.objective.token_weight:
-            return self.backbone.hear(inputs["samples"], inputs["num_frames"])
+            return self.backbone.hear(inputs["samples"], inputs["num_frames"], training)
         return self.backbone(inputs, training=training)
 
     def compute_loss(
