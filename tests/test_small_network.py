@@ -215,20 +215,21 @@ def test_heads_are_outputs_of_the_stated_shapes() -> None:
 
 def test_hearing_alone_trains_the_norms_as_a_whole_call_does() -> None:
     """JAX calls no layer that would tell those inside that it is training: `hear` has to."""
+
+    def averages(model: MT3Backbone) -> list[NDArray[Any]]:
+        return [ops.convert_to_numpy(v) for v in model.non_trainable_variables]
+
     inputs = random_inputs(MINI)
     called, heard = build(MINI), build(MINI)
-    before = [ops.convert_to_numpy(v) for v in heard.non_trainable_variables]
+    before = averages(heard)
     outputs = called(inputs, training=True)
     rolls = heard.hear(inputs["samples"], inputs["num_frames"], training=True)
     for name, logits in rolls.items():
-        logits, expected = ops.convert_to_numpy(logits), ops.convert_to_numpy(outputs[name])
-        np.testing.assert_allclose(logits, expected, atol=1e-5)
-    moved, expected = (
-        [ops.convert_to_numpy(v) for v in model.non_trainable_variables]
-        for model in (heard, called)
-    )
-    assert any(np.any(old != new) for old, new in zip(before, moved, strict=True))
-    for own, other in zip(moved, expected, strict=True):
+        expected = ops.convert_to_numpy(outputs[name])
+        np.testing.assert_allclose(ops.convert_to_numpy(logits), expected, atol=1e-5)
+    after = averages(heard)
+    assert any(np.any(old != new) for old, new in zip(before, after, strict=True))
+    for own, other in zip(after, averages(called), strict=True):
         np.testing.assert_allclose(own, other, atol=1e-6)
 
 

@@ -28,14 +28,14 @@ def describe_run(folder: pathlib.Path) -> dict[str, float]:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         last = lines[-1]
         # Gone on with for one update, which is not timed, a run logs no speed.
-        timed = [line for line in lines if "seconds" in line] or [last]
-        seconds = [line["seconds"] for line in timed]
-        heard = [s * line["audio_per_second"] for s, line in zip(seconds, timed, strict=True)]
-        figures = (last["step"], sum(seconds) / 3600, sum(heard) / 3600)
+        timed = [line for line in lines if "audio_per_second" in line] or [last]
+        trained = sum(line["seconds"] for line in timed)
+        heard = sum(line["seconds"] * line["audio_per_second"] for line in timed)
+        figures = (last["step"], trained / 3600, heard / 3600)
         losses = {name: last[name] for name in sorted(last) if name.endswith("_loss")}
     except OSError as error:
         raise HistoryError(f"{path}: cannot be read ({error.strerror}); is it a run?") from error
-    except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise HistoryError(f"{path}: not the log of a run with a line of training") from error
     return dict(zip(RUN_COLUMNS, figures, strict=True)) | losses
 
