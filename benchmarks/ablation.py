@@ -48,7 +48,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch_size", type=int, default=8, help="young networks want updates")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--dtype", default="float32", help="mixed_bfloat16 pays with AMX")
+    parser.add_argument("--dtype", default="float32", help="mixed_bfloat16 pays with AMX or BF16")
     parser.add_argument("--out_dir", type=pathlib.Path, required=True)
     parser.add_argument("--only", default="", choices=["", *networks()])
     return parser.parse_args()
