@@ -6,8 +6,10 @@
 The PyTorch step is that of the same network, written plainly (`benchmarks.train_step_torch`). All
 start from the same weights and batch; nothing is reported unless they agree in logits and in the
 first loss. Every run is a process of its own, all in turn, `--runs` times; medians are compared.
-The share of the peak is that of the fastest matrix product that any of them reached. It takes a
-quiet machine: PyTorch's threads wait for each other actively, and lose most where cores are shared.
+The share of the peak is that of the fastest matrix product that any of them reached. Ours keep
+freed memory, as `train.main` does, PyTorch's does as it likes; with MALLOC_TOP_PAD_ or its like in
+the environment, all do as that says. It takes a quiet machine: PyTorch's threads wait for each
+other actively, and lose most where cores are shared.
 """
 
 from __future__ import annotations
@@ -97,8 +99,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     backend, jit_compile = OURS.get(arguments.measure, OURS["tensorflow"])
     os.environ["KERAS_BACKEND"] = backend
     from mt3_keras.command_line import limit_threads, load_keras
+    from train.main import keep_freed_memory
 
     limit_threads(arguments.threads)
+    keep_freed_memory()
     load_keras()
     settings = RunConfig(
         model=arguments.model,
