@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import pathlib
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -111,31 +112,39 @@ def test_heads_add_their_loss() -> None:
     assert total == pytest.approx(plain + np.log(2), rel=1e-5)
 
 
-def test_heads_alone_have_their_share_of_the_loss_and_leave_the_decoder_as_it_is(tmp_path) -> None:
+def after_one_step(folder: pathlib.Path, **settings: Any) -> tuple[dict[str, float], set[str]]:
+    """The log of a step of a network with heads, and the paths of all that it moved."""
     inputs, random = random_inputs(MINI), np.random.default_rng(4)
     shape = (2, MINI.network.segment_frames)
     targets = {head: random.integers(-1, 2, (*shape, size)) for head, size in HEADS.items()}
     targets["targets"] = random.integers(3, 1391, inputs["decoder_tokens"].shape)
-    logs, moved = {}, {}
-    for weight in (0.0, 1.0):
-        keras.utils.set_random_seed(0)
-        nano = write_model(tmp_path, MINI)
-        model = make_model(
-            RunConfig(model=nano, optimizer="adam", jit_compile="off", token_weight=weight)
-        )
-        paths, before = [v.path for v in model.backbone.weights], model.backbone.get_weights()
-        logs[weight] = model.train_on_batch(inputs, targets, return_dict=True)
-        pairs = zip(paths, before, model.backbone.get_weights(), strict=True)
-        moved[weight] = {path for path, one, other in pairs if np.any(one != other)}
-    heads, both = logs[0.0], logs[1.0]
+    keras.utils.set_random_seed(0)
+    nano = write_model(folder, MINI)
+    model = make_model(RunConfig(model=nano, optimizer="adam", jit_compile="off", **settings))
+    paths, before = [v.path for v in model.backbone.weights], model.backbone.get_weights()
+    log = model.train_on_batch(inputs, targets, return_dict=True)
+    assert log["num_tokens"] == targets["targets"].size
+    pairs = zip(paths, before, model.backbone.get_weights(), strict=True)
+    return log, {path for path, one, other in pairs if np.any(one != other)}
+
+
+def test_heads_alone_have_their_share_of_the_loss_and_leave_the_decoder_as_it_is(tmp_path) -> None:
+    heads, moved_by_heads = after_one_step(tmp_path, token_weight=0.0)
+    both, moved = after_one_step(tmp_path)
     assert "token_loss" not in heads
-    assert heads["num_tokens"] == both["num_tokens"] == targets["targets"].size
     for head in HEADS:
         assert heads[f"{head}_loss"] == pytest.approx(both[f"{head}_loss"], rel=1e-4)
     assert heads["loss"] == pytest.approx(both["loss"] - both["token_loss"], rel=1e-2)  # and z
-    only_tokens = {path for path in paths if "decoder/" in path or "feedback" in path}
-    assert moved[1.0] & only_tokens and not moved[0.0] & only_tokens
-    assert moved[1.0] - only_tokens == moved[0.0]
+    only_tokens = {path for path in moved if "decoder/" in path or "feedback" in path}
+    assert only_tokens
+    assert moved - only_tokens == moved_by_heads
+
+
+def test_the_averages_of_a_frozen_stem_stay_as_they_are_too(tmp_path) -> None:
+    _, all_moved = after_one_step(tmp_path, token_weight=0.0)
+    assert any("stem" in path and "moving" in path for path in all_moved)
+    _, moved = after_one_step(tmp_path, token_weight=0.0, freeze="^(?!heads/class)")
+    assert moved == {path for path in all_moved if "heads/class" in path}
 
 
 def test_without_heads_there_must_be_a_loss_of_tokens() -> None:

@@ -148,3 +148,8 @@ def _freeze(backbone: MT3Backbone, pattern: str) -> None:
         raise RunError(f"freeze={pattern!r} finds {share} of the variables, such as {example}")
     for variable in frozen:
         variable.trainable = False
+    if backbone.model_config.spectrogram.front_end == "harmonic":
+        stem = backbone.stem
+        for norm in (*stem.norms, *(block.norm for block in stem.blocks)):
+            if not norm.trainable_variables:
+                norm.trainable = False  # or its averages would follow the data all the same
