@@ -98,8 +98,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """
     backend, jit_compile = OURS.get(arguments.measure, OURS["tensorflow"])
     os.environ["KERAS_BACKEND"] = backend
-    from mt3_keras.command_line import limit_threads, load_keras
-    from train.main import keep_freed_memory
+    from mt3_keras.command_line import keep_freed_memory, limit_threads, load_keras
 
     limit_threads(arguments.threads)
     keep_freed_memory()

@@ -289,3 +289,30 @@ def test_a_converted_checkpoint_transcribes_as_the_original(tmp_path, capsys):
     arguments[-1] = str(tmp_path / "other")
     assert main(["convert", *arguments]) == 1
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_of_a_large_tensor_is_kept_for_the_next() -> None:
+    code = """
+import resource
+import numpy as np
+from mt3_keras.command_line import keep_freed_memory
+keep_freed_memory()
+def faults_of_a_tensor():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(100 * 2**20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults_of_a_tensor(), faults_of_a_tensor())
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    first, second = map(int, printed.split())
+    assert first > 40  # were they pages of 2 MiB
+    assert second < 10

@@ -128,8 +128,15 @@ def after_one_step(folder: pathlib.Path, **settings: Any) -> tuple[dict[str, flo
     return log, {path for path, one, other in pairs if np.any(one != other)}
 
 
-def test_heads_alone_have_their_share_of_the_loss_and_leave_the_decoder_as_it_is(tmp_path) -> None:
-    heads, moved_by_heads = after_one_step(tmp_path, token_weight=0.0)
+@pytest.fixture(scope="module")
+def heads_alone(tmp_path_factory) -> tuple[dict[str, float], set[str]]:
+    return after_one_step(tmp_path_factory.mktemp("heads"), token_weight=0.0)
+
+
+def test_heads_alone_have_their_share_of_the_loss_and_leave_the_decoder_as_it_is(
+    heads_alone, tmp_path
+) -> None:
+    heads, moved_by_heads = heads_alone
     both, moved = after_one_step(tmp_path)
     assert "token_loss" not in heads
     for head in HEADS:
@@ -140,8 +147,8 @@ def test_heads_alone_have_their_share_of_the_loss_and_leave_the_decoder_as_it_is
     assert moved - only_tokens == moved_by_heads
 
 
-def test_the_averages_of_a_frozen_stem_stay_as_they_are_too(tmp_path) -> None:
-    _, all_moved = after_one_step(tmp_path, token_weight=0.0)
+def test_the_averages_of_a_frozen_stem_stay_as_they_are_too(heads_alone, tmp_path) -> None:
+    _, all_moved = heads_alone
     assert any("stem" in path and "moving" in path for path in all_moved)
     _, moved = after_one_step(tmp_path, token_weight=0.0, freeze="^(?!heads/class)")
     assert moved == {path for path in all_moved if "heads/class" in path}

@@ -499,33 +499,6 @@ def test_help_answers_without_loading_keras() -> None:
     assert time.monotonic() - start < 5  # a second, on a machine with nothing else to do
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_memory_of_a_large_tensor_is_kept_for_the_next() -> None:
-    code = """
-import resource
-import numpy as np
-from train.main import keep_freed_memory
-keep_freed_memory()
-def faults_of_a_tensor():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    np.ones(100 * 2**20, np.uint8)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults_of_a_tensor(), faults_of_a_tensor())
-"""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    printed = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    first, second = map(int, printed.split())
-    assert first > 40  # were they pages of 2 MiB
-    assert second < 10
-
-
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_flops_are_those_of_every_kernel_and_of_attention(name: str) -> None:
     config = dataclasses.replace(

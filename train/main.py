@@ -10,9 +10,7 @@ it does not: the run goes on from its newest checkpoint).
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.command_line import Command, load_keras, run
+from mt3_keras.command_line import Command, keep_freed_memory, load_keras, run
 from train.config import RunConfig, RunError, config_from_flags, define_flags
 
 if TYPE_CHECKING:
@@ -374,24 +372,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train_from_flags(values: flags.FlagValues, arguments: list[str]) -> None:
-    config = config_from_flags(values)
     keep_freed_memory()
-    train(config, open_prepared_data)
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep what large tensors free for the next step; other C libraries are left alone.
-
-    By default it hands each to the system and asks for it anew: on two cores with AVX2 40 % of a
-    step of `small` went into page faults. Its own variables of the environment still come first.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)  # never
-    mallopt(top_pad, 256 * 2**20)
+    train(config_from_flags(values), open_prepared_data)
 
 
 if __name__ == "__main__":
