@@ -38,7 +38,7 @@ check-audio:
 	@test -z "$$AUDIO" || test -e "$$AUDIO" || { echo "AUDIO must be a file or a folder: there is no $$AUDIO" >&2; exit 1; }
 
 test: lint
-	$(RUN) -m pytest -rs $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile -rs $(ARGS)
 
 lint: $(DEVELOPMENT)
 	$(RUN) -m ruff check .
