@@ -24,7 +24,7 @@ help:
 	@echo '       MODEL=...  another model, or its folder       OUT=...  folder to write to'
 	@echo '       ARGS=...   further flags: $(RUN) -m mt3_keras transcribe --help'
 	@echo 'make test                        lint, then run all tests; ARGS=... goes to pytest'
-	@echo 'make lint                        check style and types'
+	@echo 'make lint                        check style, types and who imports what'
 	@echo 'make format                      put the code into the one style'
 	@echo 'make clean                       remove .venv and caches'
 	@echo 'Each sets up what it needs in .venv first; PYTHON=... picks the Python (3.11 to 3.13).'
@@ -44,6 +44,7 @@ lint: $(DEVELOPMENT)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(DEVELOPMENT)
 	$(RUN) -m ruff check --fix .

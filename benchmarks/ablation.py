@@ -21,7 +21,7 @@ import subprocess
 import sys
 from typing import Any
 
-from mt3_keras.config import SMALL, ModelConfig, SpectrogramConfig
+from mt3_keras.models.config import SMALL, ModelConfig, SpectrogramConfig
 from train.history import describe_run
 from train.scores import COLUMNS, DRUMS, ONSET, format_table
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.train_step import time_training
 from benchmarks.transcribe import describe_machine
-from mt3_keras.config import CONFIGS
-from mt3_keras.datasets.pipeline import PipelineConfig, TrainingBatches, training_batches
+from mt3_keras.data.pipeline import PipelineConfig, TrainingBatches, training_batches
+from mt3_keras.models.config import CONFIGS
 
 if TYPE_CHECKING:
     from train.objective import TrainingModel
@@ -60,7 +60,7 @@ def _render(folder: str) -> str:
 
 
 def _compare(arguments: argparse.Namespace, data: tuple[str, ...]) -> None:
-    from mt3_keras.command_line import load_keras
+    from mt3_keras.cli.command_line import load_keras
 
     load_keras()
 

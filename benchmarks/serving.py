@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.transcribe import describe_machine, resident_mb
 from export.serving_client import GrpcServer, ServedConfig, ServingError, call_patiently
 from mt3_keras.audio import read_blocks
-from mt3_keras.config import SAMPLE_RATE_HZ
+from mt3_keras.models.config import SAMPLE_RATE_HZ
 
 DEADLINE = 600.0  # seconds
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.transcribe import GIGA, describe_machine, run_json
-from mt3_keras.config import CONFIGS, HEADS, ModelConfig
+from mt3_keras.models.config import CONFIGS, HEADS, ModelConfig
 from train.config import RunConfig
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """
     backend, jit_compile = OURS.get(arguments.measure, OURS["tensorflow"])
     os.environ["KERAS_BACKEND"] = backend
-    from mt3_keras.command_line import keep_freed_memory, limit_threads, load_keras
+    from mt3_keras.cli.command_line import keep_freed_memory, limit_threads, load_keras
 
     limit_threads(arguments.threads)
     keep_freed_memory()
@@ -207,9 +207,9 @@ def _write_reference(
 
 def _tables(config: ModelConfig) -> Batch:
     """What the network looks up and does not learn."""
-    from mt3_keras.layers import sinusoid_positions
-    from mt3_keras.pointer import SHIFT_FRAMES, step_to_index
-    from mt3_keras.spectrogram import FLOOR, log_frequency_matrix, mel_matrix
+    from mt3_keras.models.layers import sinusoid_positions
+    from mt3_keras.models.pointer import SHIFT_FRAMES, step_to_index
+    from mt3_keras.models.spectrogram import FLOOR, log_frequency_matrix, mel_matrix
 
     net, spectrogram = config.network, config.spectrogram
     per_second = spectrogram.frames_per_second

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from mt3_keras.codec import Codec
-from mt3_keras.config import ENCODER_HEADS, HEADS, LOWEST_PITCH, NUM_PITCHES, ModelConfig
+from mt3_keras.models.config import ENCODER_HEADS, HEADS, LOWEST_PITCH, NUM_PITCHES, ModelConfig
 
 EMPTY, BACKWARDS = -4.0, -30.0  # logits of pitches off the piano, of shifts back in time
 COURSE_STEP = 3

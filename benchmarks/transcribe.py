@@ -105,7 +105,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
     On Keras by the exact path.
     """
-    from mt3_keras.command_line import limit_threads, load_keras
+    from mt3_keras.cli.command_line import limit_threads, load_keras
 
     limit_threads(arguments.threads)
     on_keras = arguments.engine == "keras"
@@ -157,7 +157,7 @@ def _time_encoder(model: Any, segments: list[Any]) -> tuple[float, float]:
     import numpy as np
     from keras import ops
 
-    from mt3_keras.generation import compile_function
+    from mt3_keras.engines.keras import compile_function
 
     front_end = compile_function(lambda _, s, n: model.log_mel(s, n), model.variables)
     encode = compile_function(lambda _, s, n: model.encode(s, n), model.variables)

@@ -5,7 +5,7 @@
 //
 // prints the token ids of each segment of an mt3 model, a line each: those of
 // `python -m mt3_keras transcribe --model edge --nostop_runaways`. MAX_TOKENS, 512 unless given, is
-// the length of the cache. A step's time grows with it: mt3_keras/litert.py lets it grow as needed.
+// the length of the cache. A step's time grows with it: mt3_keras/engines/litert.py lets it grow as needed.
 
 #include <algorithm>
 #include <cstdio>

@@ -18,12 +18,12 @@ import pretty_midi
 import scipy.signal
 import soundfile
 
-from mt3_keras.config import SAMPLE_RATE_HZ
-from mt3_keras.datasets.augment import Samples, room_responses
-from mt3_keras.datasets.example import DatasetError
-from mt3_keras.datasets.sounds import SoundFontSource
+from mt3_keras.data.example import DatasetError
 from mt3_keras.midi import replacing, write_midi
+from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, sort_notes, trim_overlaps
+from mt3_keras.synth.augment import Samples, room_responses
+from mt3_keras.synth.sounds import SoundFontSource
 
 FOLDER = pathlib.Path(__file__).parent
 VELOCITIES = {"p": 52, "mp": 66, "mf": 80, "f": 96}

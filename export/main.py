@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mt3_keras.command_line import (
+from mt3_keras.cli.command_line import (
     Command,
     UsageError,
     define_model_flags,
@@ -34,7 +34,7 @@ QUANTIZE = ("none", "float16", "int8", "int8_weights")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit code (see `mt3_keras.command_line.run`)."""
+    """Returns the exit code (see `mt3_keras.cli.command_line.run`)."""
     command = Command("--model=MODEL --out_dir=DIR [FLAGS]", __doc__, _define_flags, _export)
     return run("export.main", command, argv)
 
@@ -81,7 +81,7 @@ def _export(values: flags.FlagValues, arguments: list[str]) -> None:
         if values.report:
             print(report(folder, transcriber.model))
     if "preset" in values.formats:
-        from mt3_keras.loading import save_half_preset
+        from mt3_keras.models.loading import save_half_preset
 
         save_half_preset(transcriber.model, folder)
         print(f"wrote {folder}")

@@ -15,10 +15,10 @@ import tensorflow as tf
 from keras import ops
 
 from mt3_keras.codec import EOS
-from mt3_keras.config import NUM_CLASSES, NUM_PITCHES
 from mt3_keras.grammar import STATE, Grammar, Rules
-from mt3_keras.layers import MASKED
-from mt3_keras.model import MT3Backbone, without_rolls
+from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES
+from mt3_keras.models.layers import MASKED
+from mt3_keras.models.mt3 import MT3Backbone, without_rolls
 from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES
 from mt3_keras.segments import MAX_ABS_SAMPLE, check_context
 

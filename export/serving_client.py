@@ -31,9 +31,9 @@ from absl import flags
 from numpy.typing import NDArray
 
 from mt3_keras.audio import read_blocks
+from mt3_keras.cli.command_line import Command, UsageError, run
 from mt3_keras.codec import EOS
-from mt3_keras.command_line import Command, UsageError, run
-from mt3_keras.config import ModelConfig
+from mt3_keras.models.config import ModelConfig
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_rolls import NUM_PACKED, NoteRolls, SegmentTokens
 from mt3_keras.quiet import quiet_stderr
@@ -440,7 +440,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit code (see `mt3_keras.command_line.run`)."""
+    """Returns the exit code (see `mt3_keras.cli.command_line.run`)."""
     usage = "--server=ADDRESS --config=DIR RECORDING [FLAGS]"
     command = Command(usage, __doc__, _define_flags, _run, takes_arguments=True)
     return run("export.serving_client", command, argv)

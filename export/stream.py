@@ -25,8 +25,8 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from mt3_keras.command_line import Command, UsageError, define_rule_flags, parse_rules, run
-from mt3_keras.config import SAMPLE_RATE_HZ
+from mt3_keras.cli.command_line import Command, UsageError, define_rule_flags, parse_rules, run
+from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, describe_notes
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _Samples = NDArray[np.float32]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit code (see `mt3_keras.command_line.run`)."""
+    """Returns the exit code (see `mt3_keras.cli.command_line.run`)."""
     command = Command(
         "--bundle=DIR FILE|--microphone [FLAGS]", __doc__, _define_flags, _stream, True
     )

@@ -24,10 +24,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mt3_keras.catalog import find_preset
 from mt3_keras.codec import Codec
+from mt3_keras.engines.litert import EdgeModel, EdgeSequence, count_cores
 from mt3_keras.grammar import Rules
-from mt3_keras.litert import EdgeModel, EdgeSequence, count_cores
+from mt3_keras.models.catalog import find_preset
 from mt3_keras.note_decoder import MIN_DURATION, NoteDecoder, OpenNote
 from mt3_keras.note_encoder import tie_tokens, time_to_step
 from mt3_keras.note_rolls import CONTEXT_FRAMES, Certainty, SegmentTokens

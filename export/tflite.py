@@ -4,7 +4,7 @@ The graph has two signatures:
 
 - `encode`: "samples" float32 [1, input_samples] and "num_frames" int32 [1] -> the memory, all that
   decoding needs of a segment, by name, and of networks with heads "note_rolls" (see
-  `mt3_keras.model.MT3Backbone.encode`).
+  `mt3_keras.models.mt3.MT3Backbone.encode`).
 - `decode_step`: "tokens" and "positions" int32 [B], "bias" float32 [B, C], the memory, the cache
   "keys_i" and "values_i" float32 [B, H, K, C] and, where the network asks for it, the state of the
   tokens so far -> "logits" float32 [B, V] and "columns" float32 [B, 2 * layers, H, K]: keys and
@@ -12,8 +12,8 @@ The graph has two signatures:
   the inputs are resized, to several sequences or one, and so that short segments stay cheap.
 
 Caches are inputs only, since handing them through would copy them at every token; the kept keys
-and values lie [H, K, T] (see `mt3_keras.layers.Attention`). Operators are LiteRT's own, none of
-TensorFlow's.
+and values lie [H, K, T] (see `mt3_keras.models.layers.Attention`). Operators are LiteRT's own,
+none of TensorFlow's.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ import numpy as np
 import tensorflow as tf
 
 from mt3_keras.codec import EOS
-from mt3_keras.config import SAMPLE_RATE_HZ
+from mt3_keras.engines.litert import EdgeModel
 from mt3_keras.grammar import STATE, Grammar, Rules
-from mt3_keras.litert import EdgeModel
 from mt3_keras.midi import replacing
-from mt3_keras.model import MT3Backbone, without_rolls
+from mt3_keras.models.config import SAMPLE_RATE_HZ
+from mt3_keras.models.mt3 import MT3Backbone, without_rolls
 
 Quantization = Literal["none", "float16", "int8", "int8_weights"]
 

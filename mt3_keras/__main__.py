@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from absl import flags
 
-from mt3_keras.command_line import (
+from mt3_keras.cli.command_line import (
     Command,
     UsageError,
     complain,
@@ -40,7 +40,7 @@ NOTE_COLUMNS = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a command; returns the exit code (see `mt3_keras.command_line.run`)."""
+    """Runs a command; returns the exit code (see `mt3_keras.cli.command_line.run`)."""
     return run("mt3_keras", COMMANDS, argv)
 
 
@@ -331,7 +331,7 @@ def _define_convert(values: flags.FlagValues) -> None:
 def _run_convert(values: flags.FlagValues, arguments: list[str]) -> int:
     if not values.t5x_checkpoint or not values.output:
         raise UsageError("--t5x_checkpoint and --output are both needed")
-    from mt3_keras.loading import convert_t5x
+    from mt3_keras.models.loading import convert_t5x
 
     load_keras()
     convert_t5x(values.t5x_checkpoint, values.output)

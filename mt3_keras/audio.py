@@ -28,7 +28,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from mt3_keras.config import SAMPLE_RATE_HZ
+from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.quiet import quiet_stderr
 from mt3_keras.segments import AudioError, check_finite
 

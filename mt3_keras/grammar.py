@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mt3_keras.codec import EOS, NUM_SPECIAL, Codec
-from mt3_keras.config import ModelConfig
+from mt3_keras.models.config import ModelConfig
 from mt3_keras.notes import map_program
 
 State = dict[str, Any]

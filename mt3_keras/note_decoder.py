@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from mt3_keras.codec import Codec, Event, bin_to_velocity, trim_eos
-from mt3_keras.config import ModelConfig
+from mt3_keras.models.config import ModelConfig
 from mt3_keras.note_encoder import time_to_step
 from mt3_keras.note_rolls import Certainty, Crossfade, HeardNote, Limits, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, map_program, sort_notes

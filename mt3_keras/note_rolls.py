@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mt3_keras.config import HEADS, LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES, STEPS_PER_SECOND
+from mt3_keras.models.config import HEADS, LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES, STEPS_PER_SECOND
 
 # Side by side in `NoteRolls.values`.
 NOTE_HEADS = ("onset", "drum", "strength", "frame", "offset", "class")

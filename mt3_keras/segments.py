@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mt3_keras.config import SAMPLE_RATE_HZ, ModelConfig
+from mt3_keras.models.config import SAMPLE_RATE_HZ, ModelConfig
 
 MAX_ABS_SAMPLE = 2.0**32  # full scale is 1; beyond this float32 spectra overflow
 

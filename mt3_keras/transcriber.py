@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from numpy.typing import ArrayLike
 
 from mt3_keras.audio import read_blocks
-from mt3_keras.catalog import find_preset, pick_engine
-from mt3_keras.loading import load_model
 from mt3_keras.midi import write_midi
+from mt3_keras.models.catalog import find_preset, pick_engine
+from mt3_keras.models.loading import load_model
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_rolls import SegmentTokens
 from mt3_keras.notes import Note
 from mt3_keras.segments import AudioSegment, check_context, check_samples, cut_segments
 
 if TYPE_CHECKING:
-    from mt3_keras.generation import Search
+    from mt3_keras.engines.keras import Search
+    from mt3_keras.engines.litert import EdgeSearch
     from mt3_keras.grammar import Rules
-    from mt3_keras.litert import EdgeSearch
-    from mt3_keras.model import MT3Backbone
+    from mt3_keras.models.mt3 import MT3Backbone
 
 
 class Segment(NamedTuple):
@@ -121,7 +121,7 @@ class Transcriber:
         self.rules = rules
         self._search: EdgeSearch | Search
         if isinstance(model, pathlib.Path):
-            from mt3_keras.litert import EdgeSearch
+            from mt3_keras.engines.litert import EdgeSearch
 
             if exact:
                 raise ValueError("an edge bundle is searched greedily, by no exact path: use Keras")
@@ -134,7 +134,7 @@ class Transcriber:
             )
             self.model_config = self._search.model_config
             return
-        from mt3_keras.generation import Search
+        from mt3_keras.engines.keras import Search
 
         self.model_config = model.model_config
         self._search = Search(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mt3_keras.config import LOWEST_PITCH
+from mt3_keras.models.config import LOWEST_PITCH
 from mt3_keras.note_rolls import NUM_COLUMNS, NoteRolls
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -47,8 +47,8 @@ def tiny_model():
     """A minute network with random weights, the same in every run."""
     import keras
 
-    from mt3_keras.config import ModelConfig, NetworkConfig, SpectrogramConfig
-    from mt3_keras.model import MT3Backbone
+    from mt3_keras.models.config import ModelConfig, NetworkConfig, SpectrogramConfig
+    from mt3_keras.models.mt3 import MT3Backbone
 
     sizes = {"width": 16, "num_heads": 2, "head_width": 8, "mlp_width": 32, "max_tokens": 64}
     config = ModelConfig(
@@ -68,7 +68,7 @@ def tiny_model():
 @pytest.fixture(scope="session")
 def tiny_preset(tiny_model, tmp_path_factory) -> pathlib.Path:
     """The tiny model as a preset folder."""
-    from mt3_keras.loading import save_preset
+    from mt3_keras.models.loading import save_preset
 
     folder = tmp_path_factory.mktemp("presets") / "tiny"
     save_preset(tiny_model, folder)

@@ -13,8 +13,8 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from mt3_keras.checkpoints import expected_leaves
-from mt3_keras.config import ModelConfig
+from mt3_keras.models.config import ModelConfig
+from mt3_keras.models.t5x import expected_leaves
 
 
 def random_leaves(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:

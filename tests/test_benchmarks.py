@@ -12,8 +12,8 @@ from benchmarks.ablation import networks, read_tokens
 from benchmarks.accuracy import LOSSES, MISSED, find_losses, report, score_clip
 from benchmarks.train_step import Repeated, check_agreement, make_batch
 from benchmarks.train_step import report as report_steps
-from mt3_keras.config import HEADS, SMALL, TINY, ModelConfig
 from mt3_keras.metrics import onset_scores
+from mt3_keras.models.config import HEADS, SMALL, TINY, ModelConfig
 from mt3_keras.notes import Note
 from train.scores import Item, summarize
 

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mt3_keras.checkpoints import (
+from mt3_keras.models.config import ISMIR2021, MT3, ModelConfig
+from mt3_keras.models.t5x import (
     CheckpointError,
     check_leaves,
     config_of,
@@ -26,7 +27,6 @@ from mt3_keras.checkpoints import (
     load_t5x,
     read_t5x,
 )
-from mt3_keras.config import ISMIR2021, MT3, ModelConfig
 from tests.t5x_writer import pack_array, random_leaves, write_t5x, write_tree, write_zarr, zarr_spec
 
 Leaves = dict[str, NDArray[np.float32]]

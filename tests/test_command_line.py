@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from mt3_keras.__main__ import main
-from mt3_keras.command_line import Command, UsageError, run
+from mt3_keras.cli.command_line import Command, UsageError, run
 from mt3_keras.midi import read_midi, write_midi
 from mt3_keras.notes import Note
 from tests.conftest import ROOT
@@ -271,8 +271,8 @@ def test_evaluating_a_file_against_itself_is_perfect(tmp_path, capsys):
 
 
 def test_a_converted_checkpoint_transcribes_as_the_original(tmp_path, capsys):
-    from mt3_keras.config import ModelConfig, NetworkConfig
-    from mt3_keras.loading import load_model
+    from mt3_keras.models.config import ModelConfig, NetworkConfig
+    from mt3_keras.models.loading import load_model
     from tests.t5x_writer import random_leaves, write_t5x
 
     sizes = {"width": 16, "num_heads": 1, "mlp_width": 32, "num_encoder_layers": 1}
@@ -296,7 +296,7 @@ def test_memory_of_a_large_tensor_is_kept_for_the_next() -> None:
     code = """
 import resource
 import numpy as np
-from mt3_keras.command_line import keep_freed_memory
+from mt3_keras.cli.command_line import keep_freed_memory
 keep_freed_memory()
 def faults_of_a_tensor():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -17,8 +17,8 @@ import pytest
 import soundfile
 import yaml
 
-from mt3_keras.datasets import cerberus4, guitarset, maestro, musicnet, slakh, urmp
-from mt3_keras.datasets.example import DatasetError, Example, Label, summarize
+from mt3_keras.data import cerberus4, guitarset, maestro, musicnet, slakh, urmp
+from mt3_keras.data.example import DatasetError, Example, Label, summarize
 from mt3_keras.midi import read_instruments, read_midi, write_midi
 from mt3_keras.notes import Note, check_notes, sort_notes, trim_overlaps
 

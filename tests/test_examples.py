@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from mt3_keras.config import SAMPLE_RATE_HZ
 from mt3_keras.midi import read_midi
+from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import sort_notes
 
 make_clips = pytest.importorskip("examples.make_clips", reason="needs requirements-train.txt")

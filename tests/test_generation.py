@@ -12,9 +12,9 @@ from keras import ops
 
 from mt3_keras import generation
 from mt3_keras.codec import EOS, Codec
-from mt3_keras.config import MT3
-from mt3_keras.generation import Search, brevity_penalty
+from mt3_keras.engines.keras import Search, brevity_penalty
 from mt3_keras.grammar import Grammar, Rules
+from mt3_keras.models.config import MT3
 from mt3_keras.note_encoder import encode_notes
 from mt3_keras.segments import AudioSegment
 from tests.test_note_encoder import separate_notes

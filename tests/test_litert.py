@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from keras import ops
 
 from mt3_keras import Transcriber, catalog
-from mt3_keras.catalog import ModelError, pick_engine
 from mt3_keras.codec import EOS
-from mt3_keras.config import ISMIR2021, MT3, SMALL, VocabularyConfig
 from mt3_keras.grammar import KINDS, Grammar, Rules
+from mt3_keras.models.catalog import ModelError, pick_engine
+from mt3_keras.models.config import ISMIR2021, MT3, SMALL, VocabularyConfig
 from mt3_keras.note_encoder import tie_tokens
 from mt3_keras.segments import AudioSegment, cut_segments
 from tests.conftest import ROOT, tones
 
-litert = pytest.importorskip("mt3_keras.litert", reason="needs requirements-edge.txt")
+litert = pytest.importorskip("mt3_keras.engines.litert", reason="needs requirements-edge.txt")
 
 # Of a network that learnt nothing these rules make notes.
 RULES = Rules(constrained=True)

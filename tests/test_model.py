@@ -8,10 +8,10 @@ import pytest
 import soundfile
 from keras import ops
 
-from mt3_keras.config import ISMIR2021, MT3, ModelConfig
-from mt3_keras.layers import MASKED, sinusoid_positions
-from mt3_keras.loading import load_model
-from mt3_keras.model import MT3Backbone
+from mt3_keras.models.config import ISMIR2021, MT3, ModelConfig
+from mt3_keras.models.layers import MASKED, sinusoid_positions
+from mt3_keras.models.loading import load_model
+from mt3_keras.models.mt3 import MT3Backbone
 
 
 def tiny_inputs(batch_size=2, length=9):

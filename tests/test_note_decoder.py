@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt3_keras.codec import EOS, Codec, Event
-from mt3_keras.config import LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES
+from mt3_keras.models.config import LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_rolls import Certainty, Crossfade, Limits, NoteRolls, SegmentTokens
 from mt3_keras.notes import Note, sort_notes

@@ -11,8 +11,8 @@ import pytest
 from keras import ops
 
 from mt3_keras.codec import EOS, PAD, Codec
-from mt3_keras.config import HEADS, ISMIR2021, MT3
-from mt3_keras.model import MT3Backbone
+from mt3_keras.models.config import HEADS, ISMIR2021, MT3
+from mt3_keras.models.mt3 import MT3Backbone
 from tests.test_small_network import MINI, random_inputs
 from tests.training_run import NANO, MadeUpBatches, write_model
 from train.config import RunConfig

@@ -17,7 +17,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mt3_keras.codec import EOS, Codec
-from mt3_keras.config import (
+from mt3_keras.data import guitarset
+from mt3_keras.data.mixture import mixture_rates
+from mt3_keras.data.pipeline import (
+    Batch,
+    ChunkMaker,
+    PipelineConfig,
+    TrainingBatches,
+    evaluation_batches,
+    training_batches,
+)
+from mt3_keras.data.records import PIECE_SAMPLES, Record, RecordsError
+from mt3_keras.data.rolls import roll_targets
+from mt3_keras.data.shards import Loaded, Source, cut_pieces, example_source, write_records
+from mt3_keras.models.config import (
     HEADS,
     ISMIR2021,
     MT3,
@@ -26,19 +39,6 @@ from mt3_keras.config import (
     ModelConfig,
     VocabularyConfig,
 )
-from mt3_keras.datasets import guitarset
-from mt3_keras.datasets.mixture import mixture_rates
-from mt3_keras.datasets.pipeline import (
-    Batch,
-    ChunkMaker,
-    PipelineConfig,
-    TrainingBatches,
-    evaluation_batches,
-    training_batches,
-)
-from mt3_keras.datasets.records import PIECE_SAMPLES, Record, RecordsError
-from mt3_keras.datasets.rolls import roll_targets
-from mt3_keras.datasets.shards import Loaded, Source, cut_pieces, example_source, write_records
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_encoder import encode_segments, mix_segments, notes_to_events
 from mt3_keras.notes import Note

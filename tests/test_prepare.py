@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mt3_keras.datasets.records import find_records
+from mt3_keras.data.records import find_records
 from mt3_keras.midi import write_midi
 from mt3_keras.notes import Note
 from tests.conftest import ROOT

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from mt3_keras.audio import read_blocks
-from mt3_keras.catalog import find_preset, shipped_names
-from mt3_keras.config import ModelConfig
 from mt3_keras.grammar import Rules
 from mt3_keras.metrics import onset_scores
 from mt3_keras.midi import read_midi
+from mt3_keras.models.catalog import find_preset, shipped_names
+from mt3_keras.models.config import ModelConfig
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber
@@ -72,7 +72,7 @@ def test_small_hears_every_frame_twice_but_where_it_writes_tokens(heard, told):
 
 
 def test_tokens_add_no_notes_to_those_of_the_heads_of_small(told):
-    from mt3_keras.litert import EdgeModel, EdgeSequence
+    from mt3_keras.engines.litert import EdgeModel, EdgeSequence
 
     model = EdgeModel(find_preset("small"))
     sequence = EdgeSequence(model.model_config, Rules(), method="heads")

@@ -17,8 +17,8 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from mt3_keras.datasets.example import Example, Label
-from mt3_keras.datasets.records import (
+from mt3_keras.data.example import Example, Label
+from mt3_keras.data.records import (
     MARGIN_SAMPLES,
     PIECE_SAMPLES,
     Records,
@@ -27,7 +27,7 @@ from mt3_keras.datasets.records import (
     encode_record,
     find_records,
 )
-from mt3_keras.datasets.shards import (
+from mt3_keras.data.shards import (
     TOLERATED_ONSET,
     Loaded,
     Source,

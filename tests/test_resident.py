@@ -15,13 +15,13 @@ import h5py
 import numpy as np
 import pytest
 
-from mt3_keras.config import HEADS, SMALL
-from mt3_keras.datasets.pipeline import Chunk, ChunkMaker, PipelineConfig
-from mt3_keras.datasets.records import Record
-from mt3_keras.datasets.rolls import Packed
-from mt3_keras.datasets.shards import cut_pieces, synthetic_source, write_records
-from mt3_keras.datasets.synthetic import SyntheticConfig
+from mt3_keras.data.pipeline import Chunk, ChunkMaker, PipelineConfig
+from mt3_keras.data.records import Record
+from mt3_keras.data.rolls import Packed
+from mt3_keras.data.shards import cut_pieces, synthetic_source, write_records
+from mt3_keras.models.config import HEADS, SMALL
 from mt3_keras.notes import Note
+from mt3_keras.synth.synthetic import SyntheticConfig
 from tests.test_small_network import MINI
 from train.history import describe_run
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from mt3_keras.codec import EOS
-from mt3_keras.config import SMALL, ModelConfig
-from mt3_keras.generation import Search
+from mt3_keras.engines.keras import Search
 from mt3_keras.grammar import Rules
-from mt3_keras.model import MT3Backbone
+from mt3_keras.models.config import SMALL, ModelConfig
+from mt3_keras.models.mt3 import MT3Backbone
 from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES, NoteRolls
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt3_keras.audio import read_blocks
-from mt3_keras.config import MT3, ModelConfig, NetworkConfig, SpectrogramConfig
+from mt3_keras.models.config import MT3, ModelConfig, NetworkConfig, SpectrogramConfig
 from mt3_keras.segments import AudioError, SegmentCutter, check_samples, cut_segments
 
 # ---------------------------------------------------------------- arrays

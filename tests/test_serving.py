@@ -35,9 +35,9 @@ from export.serving_client import (
     transcribe,
 )
 from mt3_keras.codec import EOS
-from mt3_keras.config import LOWEST_PITCH, SMALL, TINY
 from mt3_keras.grammar import Rules
 from mt3_keras.midi import read_midi
+from mt3_keras.models.config import LOWEST_PITCH, SMALL, TINY
 from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber

@@ -14,7 +14,9 @@ from keras import ops
 from numpy.typing import NDArray
 
 from mt3_keras.codec import EOS, Codec, Event
-from mt3_keras.config import (
+from mt3_keras.engines.keras import Search
+from mt3_keras.grammar import BODY, STATE, TIE_SECTION, Grammar, Rules
+from mt3_keras.models.config import (
     HEADS,
     LOWEST_PITCH,
     NUM_PITCHES,
@@ -24,14 +26,12 @@ from mt3_keras.config import (
     SpectrogramConfig,
     VocabularyConfig,
 )
-from mt3_keras.generation import Search
-from mt3_keras.grammar import BODY, STATE, TIE_SECTION, Grammar, Rules
-from mt3_keras.heads import STEM_HEADS, ClassHead, PitchMixer
-from mt3_keras.layers import MASKED, ConvStem
-from mt3_keras.model import MT3Backbone
-from mt3_keras.pointer import BACKWARDS, Pointer
+from mt3_keras.models.heads import STEM_HEADS, ClassHead, PitchMixer
+from mt3_keras.models.layers import MASKED, ConvStem
+from mt3_keras.models.mt3 import MT3Backbone
+from mt3_keras.models.pointer import BACKWARDS, Pointer
+from mt3_keras.models.spectrogram import FLOOR, Harmonics
 from mt3_keras.segments import AudioSegment
-from mt3_keras.spectrogram import FLOOR, Harmonics
 
 MINI = dataclasses.replace(
     SMALL,

@@ -17,16 +17,16 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3_keras.datasets import drum_kits, faust, voice
-from mt3_keras.datasets.drum_kits import DrumKitSource, find_kits, name_to_pitches, read_kit
-from mt3_keras.datasets.example import DatasetError
-from mt3_keras.datasets.faust import FaustSource
-from mt3_keras.datasets.phrases import split_lines
-from mt3_keras.datasets.recordings import RecordingsSource, find_instruments
-from mt3_keras.datasets.sounds import MAX_DETUNING, Samples, Source, measure_detuning
-from mt3_keras.datasets.synthetic import SyntheticConfig, open_sources, render
-from mt3_keras.datasets.voice import VoiceSource
+from mt3_keras.data.example import DatasetError
 from mt3_keras.notes import Note
+from mt3_keras.synth import drum_kits, faust, voice
+from mt3_keras.synth.drum_kits import DrumKitSource, find_kits, name_to_pitches, read_kit
+from mt3_keras.synth.faust import FaustSource
+from mt3_keras.synth.phrases import split_lines
+from mt3_keras.synth.recordings import RecordingsSource, find_instruments
+from mt3_keras.synth.sounds import MAX_DETUNING, Samples, Source, measure_detuning
+from mt3_keras.synth.synthetic import SyntheticConfig, open_sources, render
+from mt3_keras.synth.voice import VoiceSource
 
 RATE_HZ = 16_000
 # One of each kind: bowed, plucked, blown by reed, brass, organ, voice.

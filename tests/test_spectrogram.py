@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from mt3_keras.config import SpectrogramConfig
-from mt3_keras.spectrogram import LogMel, mel_matrix
+from mt3_keras.models.config import SpectrogramConfig
+from mt3_keras.models.spectrogram import LogMel, mel_matrix
 
 CONFIG = SpectrogramConfig()
 TIME = np.arange(32_768) / 16_000

@@ -28,7 +28,7 @@ from tests.conftest import ROOT
 
 ai_edge_litert = pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
 
-from mt3_keras.litert import EdgeModel, EdgeSequence  # noqa: E402
+from mt3_keras.engines.litert import EdgeModel, EdgeSequence  # noqa: E402
 
 MAX_TOKENS = 64  # of the tiny model
 # A network that learnt nothing writes nonsense, and never ends it.

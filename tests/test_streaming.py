@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mt3_keras import Transcriber
 from mt3_keras.codec import EOS, Codec
-from mt3_keras.config import LOWEST_PITCH, MT3, NUM_PITCHES, SMALL, SpectrogramConfig
 from mt3_keras.grammar import Rules
+from mt3_keras.models.config import LOWEST_PITCH, MT3, NUM_PITCHES, SMALL, SpectrogramConfig
 from mt3_keras.note_decoder import MIN_DURATION, NoteDecoder
 from mt3_keras.note_encoder import encode_segments, notes_to_events
 from mt3_keras.note_rolls import CONTEXT_FRAMES, NUM_COLUMNS, NoteRolls, SegmentTokens
@@ -22,7 +22,7 @@ from mt3_keras.notes import Note, sort_notes
 from mt3_keras.segments import AudioError
 from tests.conftest import make_rolls, tones
 
-litert = pytest.importorskip("mt3_keras.litert", reason="needs requirements-edge.txt")
+litert = pytest.importorskip("mt3_keras.engines.litert", reason="needs requirements-edge.txt")
 from export.streaming import Heard, NoteOn, StreamingTranscriber  # noqa: E402
 
 RULES = Rules(constrained=True)  # of a network that learnt nothing they make notes

@@ -17,11 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3_keras.datasets import augment, composer, synthetic
-from mt3_keras.datasets.additive import NUM_PROGRAMS, AdditiveSource
-from mt3_keras.datasets.augment import NO_AUGMENTATION, Augmentation
-from mt3_keras.datasets.example import DatasetError
-from mt3_keras.datasets.sounds import (
+from mt3_keras.data.example import DatasetError
+from mt3_keras.midi import write_midi
+from mt3_keras.notes import Note, check_notes, trim_overlaps
+from mt3_keras.synth import augment, composer, synthetic
+from mt3_keras.synth.additive import NUM_PROGRAMS, AdditiveSource
+from mt3_keras.synth.augment import NO_AUGMENTATION, Augmentation
+from mt3_keras.synth.sounds import (
     MAX_DETUNING,
     Samples,
     SoundFontSource,
@@ -30,9 +32,7 @@ from mt3_keras.datasets.sounds import (
     find_pitches,
     measure_detuning,
 )
-from mt3_keras.datasets.synthetic import SyntheticConfig, find, render, split_of
-from mt3_keras.midi import write_midi
-from mt3_keras.notes import Note, check_notes, trim_overlaps
+from mt3_keras.synth.synthetic import SyntheticConfig, find, render, split_of
 
 RATE_HZ = 16_000
 EVERYTHING = Augmentation(1, 1, 8, 1, 1, 20, 1)

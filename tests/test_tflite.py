@@ -12,11 +12,11 @@ import pytest
 
 from mt3_keras.audio import read_blocks
 from mt3_keras.codec import EOS
-from mt3_keras.config import TINY
-from mt3_keras.generation import Search
+from mt3_keras.engines.keras import Search
 from mt3_keras.grammar import Rules
-from mt3_keras.loading import load_model
-from mt3_keras.model import MT3Backbone
+from mt3_keras.models.config import TINY
+from mt3_keras.models.loading import load_model
+from mt3_keras.models.mt3 import MT3Backbone
 from mt3_keras.note_rolls import NUM_COLUMNS
 from mt3_keras.segments import cut_segments
 from tests.test_small_network import MINI, build, logits_of, random_inputs
@@ -27,7 +27,7 @@ if keras.backend.backend() != "tensorflow":
 
 from export.tflite import ExportError, Quantization, export_bundle, operators, report
 from mt3_keras import litert
-from mt3_keras.litert import CACHE_STEP, EdgeSearch
+from mt3_keras.engines.litert import CACHE_STEP, EdgeSearch
 
 WIDE = dataclasses.replace(
     TINY, network=dataclasses.replace(TINY.network, width=128, mlp_width=256, head_width=64)

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from absl import flags
 
-from mt3_keras.config import CONFIGS, NUM_PITCHES, ModelConfig
-from mt3_keras.generation import Search
+from mt3_keras.engines.keras import Search
 from mt3_keras.grammar import Rules
-from mt3_keras.heads import MIXER_CHANNELS
-from mt3_keras.loading import load_model
-from mt3_keras.model import MT3Backbone
+from mt3_keras.models.config import CONFIGS, NUM_PITCHES, ModelConfig
+from mt3_keras.models.heads import MIXER_CHANNELS
+from mt3_keras.models.loading import load_model
+from mt3_keras.models.mt3 import MT3Backbone
 from mt3_keras.segments import AudioSegment
 from tests.training_run import (
     NANO,

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from mt3_keras import Transcriber, read_midi
-from mt3_keras.catalog import ModelError
 from mt3_keras.codec import EOS
+from mt3_keras.models.catalog import ModelError
 from mt3_keras.notes import Note, sort_notes
 from mt3_keras.segments import AudioError
 from tests.conftest import ROOT

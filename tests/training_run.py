@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from mt3_keras.config import ModelConfig, NetworkConfig, SpectrogramConfig
+from mt3_keras.models.config import ModelConfig, NetworkConfig, SpectrogramConfig
 from train.config import RunConfig, config_from_flags, define_flags
 from train.main import Data, train
 

@@ -16,10 +16,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from mt3_keras.config import ENCODER_HEADS, NUM_CLASSES, NUM_PITCHES, ModelConfig
-from mt3_keras.generation import Search
+from mt3_keras.engines.keras import Search
 from mt3_keras.grammar import Rules
-from mt3_keras.heads import (
+from mt3_keras.metrics import further_scores, onset_scores
+from mt3_keras.midi import replacing
+from mt3_keras.models.config import ENCODER_HEADS, NUM_CLASSES, NUM_PITCHES, ModelConfig
+from mt3_keras.models.heads import (
     CLASS_WIDTH,
     COURSE_POSITIONS,
     NUM_FED_BACK,
@@ -27,13 +29,11 @@ from mt3_keras.heads import (
     STEM_HEADS,
     mixer_products,
 )
-from mt3_keras.metrics import further_scores, onset_scores
-from mt3_keras.midi import replacing
+from mt3_keras.models.spectrogram import num_channels
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_rolls import SegmentTokens
 from mt3_keras.notes import Note
 from mt3_keras.segments import AudioSegment
-from mt3_keras.spectrogram import num_channels
 from train.feed import Batch, Feed
 from train.objective import TrainingModel
 from train.state import save_state, value_of

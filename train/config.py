@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from absl import flags
 
-from mt3_keras.config import CONFIGS, ModelConfig
+from mt3_keras.models.config import CONFIGS, ModelConfig
 
 
 class RunError(ValueError):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.command_line import (
+from mt3_keras.cli.command_line import (
     Command,
     UsageError,
     define_model_flags,

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.command_line import Command, keep_freed_memory, load_keras, run
+from mt3_keras.cli.command_line import Command, keep_freed_memory, load_keras, run
 from train.config import RunConfig, RunError, config_from_flags, define_flags
 
 if TYPE_CHECKING:
-    from mt3_keras.config import ModelConfig
-    from mt3_keras.model import MT3Backbone
+    from mt3_keras.models.config import ModelConfig
+    from mt3_keras.models.mt3 import MT3Backbone
     from train.feed import Batch, Batches, Feed
     from train.objective import TrainingModel
 
@@ -101,8 +101,8 @@ def _set_up_backend(config: RunConfig) -> None:
 
 def _write_description(config: RunConfig, backbone: MT3Backbone, out_dir: pathlib.Path) -> None:
     """`config.json` and `run.flags`; RunError if the folder is of a run of another network."""
-    from mt3_keras.config import ModelConfig
     from mt3_keras.midi import replacing
+    from mt3_keras.models.config import ModelConfig
 
     own = backbone.model_config
     stored = ModelConfig.from_preset(out_dir) if (out_dir / "config.json").exists() else None
@@ -304,7 +304,7 @@ def open_prepared_data(
     """
     import itertools
 
-    from mt3_keras.datasets.pipeline import PipelineConfig, training_batches
+    from mt3_keras.data.pipeline import PipelineConfig, training_batches
 
     if not config.data:
         raise RunError("--data is needed: one or more folders made by train.prepare")
@@ -348,7 +348,7 @@ def _open_resident_data(config: RunConfig, model_config: ModelConfig, batch_size
         )
     from tqdm import tqdm
 
-    from mt3_keras.datasets.records import find_records
+    from mt3_keras.data.records import find_records
     from train.resident import ResidentBatches, pack_records
 
     sets = find_records(config.data, "train")

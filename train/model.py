@@ -8,9 +8,9 @@ import sys
 
 import keras
 
-from mt3_keras.config import HEADS
-from mt3_keras.loading import load_model
-from mt3_keras.model import MT3Backbone
+from mt3_keras.models.config import HEADS
+from mt3_keras.models.loading import load_model
+from mt3_keras.models.mt3 import MT3Backbone
 from train.config import RunConfig, RunError
 from train.objective import PARTS, HeadLoss, Objective, TrainingModel
 from train.optimizers import Schedule, make_optimizer

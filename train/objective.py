@@ -16,8 +16,8 @@ from keras import ops
 from numpy.typing import NDArray
 
 from mt3_keras.codec import EOS, PAD, Codec
-from mt3_keras.config import ModelConfig
-from mt3_keras.model import MT3Backbone
+from mt3_keras.models.config import ModelConfig
+from mt3_keras.models.mt3 import MT3Backbone
 from train.strategy import ReplicaModel, sum_over_replicas
 
 # Each part of a transcription and the event types that say it; the end of a segment goes with the

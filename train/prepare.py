@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.command_line import Command, UsageError, run
+from mt3_keras.cli.command_line import Command, UsageError, run
 
 if TYPE_CHECKING:
-    from mt3_keras.datasets.example import Example
-    from mt3_keras.datasets.shards import Source
-    from mt3_keras.datasets.synthetic import SyntheticConfig
+    from mt3_keras.data.example import Example
+    from mt3_keras.data.shards import Source
+    from mt3_keras.synth.synthetic import SyntheticConfig
 
 SYNTHETIC = "synthetic"
 DATASETS = ("maestro", "slakh", "cerberus4", "musicnet", "guitarset", "urmp", SYNTHETIC)
@@ -151,7 +151,7 @@ def find_sources(values: flags.FlagValues, split: str) -> tuple[list[Source], di
       UsageError: flags are missing or wrong.
       ValueError: the data set is not there or damaged.
     """
-    from mt3_keras.datasets.shards import example_source, synthetic_source
+    from mt3_keras.data.shards import example_source, synthetic_source
 
     if values.dataset == SYNTHETIC:
         config = _synthetic_config(values, split)
@@ -164,7 +164,7 @@ def find_sources(values: flags.FlagValues, split: str) -> tuple[list[Source], di
 def _find(values: flags.FlagValues, split: str) -> tuple[list[Example], dict[str, Any]]:
     if not values.root:
         raise UsageError("--root is needed: the folder of the data set")
-    from mt3_keras.datasets import cerberus4, guitarset, maestro, musicnet, slakh, urmp
+    from mt3_keras.data import cerberus4, guitarset, maestro, musicnet, slakh, urmp
 
     modules: tuple[Any, ...] = (cerberus4, guitarset, maestro, musicnet, slakh, urmp)
     module = next(module for module in modules if values.dataset == module.NAME)
@@ -174,7 +174,7 @@ def _find(values: flags.FlagValues, split: str) -> tuple[list[Example], dict[str
 
 
 def _synthetic_config(values: flags.FlagValues, split: str) -> SyntheticConfig:
-    from mt3_keras.datasets.synthetic import SyntheticConfig, open_sources
+    from mt3_keras.synth.synthetic import SyntheticConfig, open_sources
 
     own = {"midi", "soundfonts", "split", "augmentation", "other_sources"}
     allowed = [name for name in SyntheticConfig.__dataclass_fields__ if name not in own]
@@ -195,19 +195,19 @@ def _synthetic_config(values: flags.FlagValues, split: str) -> SyntheticConfig:
 
 def _describe_split(values: flags.FlagValues, split: str) -> str:
     if values.dataset != SYNTHETIC:
-        from mt3_keras.datasets.example import summarize
+        from mt3_keras.data.example import summarize
 
         return summarize(_find(values, split)[0])
     config = _synthetic_config(values, split)
     if not config.midi:
         return f"{SYNTHETIC} {split}: random music"
-    from mt3_keras.datasets import synthetic
+    from mt3_keras.synth import synthetic
 
     return f"{SYNTHETIC} {split}: {len(synthetic.find(config.midi, split))} MIDI files"
 
 
 def _prepare_split(values: flags.FlagValues, split: str, beam_args: Sequence[str]) -> None:
-    from mt3_keras.datasets.shards import write_records
+    from mt3_keras.data.shards import write_records
 
     sources, options = find_sources(values, split)
     num_shards = values.num_shards

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mt3_keras.config import HEADS, NUM_CLASSES, ModelConfig
-from mt3_keras.datasets.records import PIECE_SAMPLES, Record, Records
-from mt3_keras.datasets.rolls import BIT_HEADS, PITCH_HEADS, Packed, pack
+from mt3_keras.data.records import PIECE_SAMPLES, Record, Records
+from mt3_keras.data.rolls import BIT_HEADS, PITCH_HEADS, Packed, pack
+from mt3_keras.models.config import HEADS, NUM_CLASSES, ModelConfig
 
 BLOCK_PIECES = 512  # cut from at a time, so that their samples can be counted in 32 bits
 

@@ -1,0 +1,391 @@
+"""Segments -> tokens: greedy and beam-1 search over many segments in one compiled loop.
+
+A batch of rows decodes side by side. A row whose segment is finished takes the next waiting
+segment at once (continuous batching), so no row ever waits for the longest one. That is cheap
+because positions are added to the embeddings and attention does not care where in the cache a
+row stands: all rows write the same slot of a ring, and a mask by age hides what belongs to a
+row's earlier segments.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from mt3_keras.codec import EOS
+from mt3_keras.grammar import Grammar, Rules
+from mt3_keras.models.layers import MASKED
+from mt3_keras.models.mt3 import MT3Backbone
+from mt3_keras.note_rolls import NoteRolls, SegmentTokens
+from mt3_keras.segments import AudioSegment
+
+State = dict[str, Any]
+
+SMALLEST_CACHE = 128  # positions; most segments need fewer
+BREVITY_ALPHA = 0.6
+IMPOSSIBLE = -1e7  # T5X's score of a hypothesis that does not exist
+
+
+class Search:
+    """Decodes segments with a model.
+
+    Args:
+      model: the network, weights loaded.
+      rules: which tokens may be written.
+      method: "greedy" takes the best token at every step. "beam1" is the rule of the original's
+        evaluation, T5X beam search of one beam with brevity alpha 0.6: an EOS in second place is
+        remembered as a finished hypothesis and wins if its normalised score does. "heads" writes
+        no tokens but EOS: notes are what the heads say, where a network's heads decide. None is the
+        network's own.
+      batch_size: rows decoded side by side.
+      max_tokens: longest sequence; None takes the model's own limit.
+    """
+
+    def __init__(
+        self,
+        model: MT3Backbone,
+        *,
+        rules: Rules | None = None,
+        method: str | None = "greedy",
+        batch_size: int = 16,
+        max_tokens: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive: got {batch_size}")
+        self.model = model
+        self.method = model.model_config.network.choose_method(method)
+        self.batch_size = batch_size
+        self.max_tokens = model.model_config.network.token_limit(max_tokens)
+        self._grammar = Grammar(model.model_config, rules or Rules(), ops)
+        self.rules = self._grammar.rules
+        self._run = compile_function(self._run_loop, model.variables)
+        self._hear = compile_function(
+            lambda _, *segments: model.encode(*segments)["note_rolls"], model.variables
+        )
+
+    def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, SegmentTokens]]:
+        """Yields (index, tokens up to and including EOS) as segments finish, in any order.
+
+        Segments are drawn as they are needed, `batch_size` at a time.
+        """
+        if self.method == "heads":
+            yield from self._decode_by_heads(segments)
+            return
+        cache_length = min(SMALLEST_CACHE, self.max_tokens)
+        state = self._start(cache_length)
+        numbered = enumerate(segments)
+        is_last = False
+        while not is_last:
+            pool = list(itertools.islice(numbered, self.batch_size))
+            is_last = len(pool) < self.batch_size
+            arrays = self._to_arrays(pool, is_last)
+            first, fits = np.int32(0), False
+            while not fits:
+                state, results, first = self._run(state, *arrays, first)
+                yield from self._results_to_tokens(results)
+                longest = int(np.max(_to_numpy(state["position"])))
+                fits = longest < cache_length
+                if not fits:
+                    cache_length = min(2 * cache_length, self.max_tokens)
+                    state = _resize_cache(state, cache_length)
+            if cache_length > SMALLEST_CACHE and 4 * longest < cache_length:
+                cache_length //= 2
+                state = _resize_cache(state, cache_length)
+
+    def _decode_by_heads(
+        self, segments: Iterable[AudioSegment]
+    ) -> Iterator[tuple[int, SegmentTokens]]:
+        frames_per_second = self.model.model_config.spectrogram.frames_per_second
+        numbered = enumerate(segments)
+        while pool := list(itertools.islice(numbered, self.batch_size)):
+            samples, num_frames, *_ = self._to_arrays(pool, is_last=True)
+            rolls = _to_numpy(self._hear((), samples, num_frames))
+            for i, (index, _) in enumerate(pool):
+                tokens = SegmentTokens([EOS])
+                tokens.rolls = NoteRolls(rolls[i], frames_per_second)
+                yield index, tokens
+
+    def _results_to_tokens(self, results: State) -> Iterator[tuple[int, SegmentTokens]]:
+        results = {name: _to_numpy(array) for name, array in results.items()}
+        frames_per_second = self.model.model_config.spectrogram.frames_per_second
+        for i in range(int(results["count"])):
+            row = results["tokens"][i].tolist()
+            tokens = SegmentTokens(row[: row.index(EOS) + 1] if EOS in row else row)
+            if "note_rolls" in results:
+                tokens.rolls = NoteRolls(results["note_rolls"][i], frames_per_second)
+            yield int(results["segment"][i]), tokens
+
+    def _to_arrays(self, pool: list[tuple[int, AudioSegment]], is_last: bool) -> tuple[Any, ...]:
+        """Waiting segments as arrays of fixed shape, their number, and if they are the last."""
+        config = self.model.model_config
+        samples = np.zeros((self.batch_size, config.input_samples), np.float32)
+        num_frames = np.zeros(self.batch_size, np.int32)
+        indices = np.full(self.batch_size, -1, np.int32)
+        for i, (index, segment) in enumerate(pool):
+            samples[i], num_frames[i], indices[i] = segment.samples, segment.num_frames, index
+        arrays = (samples, num_frames, indices, np.int32(len(pool)), np.bool_(is_last))
+        return tuple(ops.convert_to_tensor(array) for array in arrays)
+
+    def _start(self, cache_length: int) -> State:
+        """All rows free."""
+        rows = self.batch_size
+        return {
+            "step": ops.zeros((), "int32"),
+            "segment": ops.full((rows,), -1, "int32"),  # the row's segment, -1 for a free row
+            "finished": ops.zeros((rows,), "bool"),
+            "cache": self.model.empty_cache(rows, cache_length),
+            "memory": self.model.empty_memory(rows),
+            **self._start_rows(),
+        }
+
+    def _start_rows(self) -> State:
+        """What a row forgets when it takes a new segment."""
+        rows = self.batch_size
+        state = {
+            "token": ops.zeros((rows,), "int32"),
+            "position": ops.zeros((rows,), "int32"),
+            "written": ops.zeros((rows, self.max_tokens), "int32"),
+            "grammar": self._grammar.start(rows),
+        }
+        if self.method == "beam1":
+            state["score"] = ops.zeros((rows,), "float32")
+            state["best_score"] = ops.full((rows,), IMPOSSIBLE, "float32")
+            state["best_length"] = ops.zeros((rows,), "int32")
+        return state
+
+    def _run_loop(
+        self,
+        state: State,
+        samples: Any,
+        num_frames: Any,
+        indices: Any,
+        count: Any,
+        is_last: Any,
+        first: Any,
+    ) -> tuple[State, State, Any]:
+        """Decodes until a row is free and no segment waits; all of them if these are the last.
+
+        Also returns early, to be called again, when a row has filled the cache.
+        """
+        cache_length = next(iter(state["cache"].values())).shape[2]
+        num_results = 2 * self.batch_size  # those in the rows and those that wait
+        results = {
+            "segment": ops.full((num_results,), -1, "int32"),
+            "tokens": ops.zeros((num_results, self.max_tokens), "int32"),
+            "count": ops.zeros((), "int32"),
+        }
+        if "note_rolls" in state["memory"]:
+            shape = state["memory"]["note_rolls"].shape[1:]
+            results["note_rolls"] = ops.zeros((num_results, *shape))
+
+        def fits(state: State) -> Any:
+            return ops.max(state["position"]) < cache_length
+
+        def has_work(state: State, results: State, first: Any) -> Any:
+            is_free = state["segment"] < 0
+            is_busy = ops.where(is_last, ops.any(~is_free), ops.all(~is_free))
+            return fits(state) & ((first < count) | is_busy)
+
+        def can_fill(state: State, first: Any) -> Any:
+            return (first < count) & ops.any(state["segment"] < 0)
+
+        def fill(state: State, first: Any) -> tuple[State, Any]:
+            segment = tuple(_slice_row(array, first) for array in (samples, num_frames, indices))
+            return self._fill_row(state, *segment), first + 1
+
+        def can_step(state: State) -> Any:
+            return fits(state) & ~ops.any(state["finished"]) & ops.any(state["segment"] >= 0)
+
+        def work(state: State, results: State, first: Any) -> tuple[State, State, Any]:
+            state, first = ops.while_loop(can_fill, fill, (state, first))
+            (state,) = ops.while_loop(can_step, lambda state: (self._step(state),), (state,))
+            state, results = ops.while_loop(
+                lambda state, results: ops.any(state["finished"]), _collect_row, (state, results)
+            )
+            return state, results, first
+
+        return ops.while_loop(has_work, work, (state, results, first))
+
+    def _fill_row(self, state: State, samples: Any, num_frames: Any, index: Any) -> State:
+        """Encodes one segment into the first free row."""
+        row = ops.argmax(ops.cast(state["segment"] < 0, "int32"))
+        is_row = ops.arange(self.batch_size) == row
+        memory = self.model.encode(samples, num_frames)
+        fresh = self._start_rows()
+        return {
+            **state,
+            **_where_rows(is_row, fresh, {name: state[name] for name in fresh}),
+            "segment": ops.where(is_row, index, state["segment"]),
+            "memory": {
+                name: _set_row(state["memory"][name], row, memory[name][0]) for name in memory
+            },
+        }
+
+    def _step(self, state: State) -> State:
+        """One token more for every row."""
+        position, cache = state["position"], state["cache"]
+        cache_length = next(iter(cache.values())).shape[2]
+        slot = state["step"] % cache_length
+        # Slots by age: 0 is this step's own, those of the row's segment are 1 to position.
+        age = (slot - ops.arange(cache_length)) % cache_length
+        is_seen = (age >= 1)[None] & (age[None] <= position[:, None])
+        bias = ops.where(is_seen, 0.0, MASKED)
+        logits, rows = self.model.decode_step(
+            state["token"], position, cache, bias, state["memory"], state["grammar"]
+        )
+        cache = {
+            name: ops.slice_update(cache[name], (0, 0, slot, 0), rows[name][:, :, None])
+            for name in cache
+        }
+        if self.rules.restricts_tokens:
+            logits = ops.where(self._grammar.legal_tokens(state["grammar"]), logits, MASKED)
+        choose = self._choose_greedily if self.method == "greedy" else self._choose_beam1
+        token, chosen = choose(state, logits)
+
+        grammar = self._grammar.advance(state["grammar"], token)
+        if self.rules.stop_runaways:
+            runs_away = self._grammar.runs_away(grammar)
+            token = ops.where(runs_away, EOS, token)
+            chosen["finished"] = chosen["finished"] | runs_away
+        is_active = state["segment"] >= 0
+        is_place = ops.arange(self.max_tokens)[None] == position[:, None]
+        finished = chosen["finished"] | (position + 1 >= self.max_tokens)
+        return {
+            **state,
+            **chosen,
+            "step": state["step"] + 1,
+            "cache": cache,
+            "token": token,
+            "position": ops.where(is_active, position + 1, 0),
+            "written": ops.where(is_place, token[:, None], state["written"]),
+            "grammar": grammar,
+            "finished": finished & is_active,
+        }
+
+    def _choose_greedily(self, state: State, logits: Any) -> tuple[Any, State]:
+        token = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        return token, {"finished": token == EOS}
+
+    def _choose_beam1(self, state: State, logits: Any) -> tuple[Any, State]:
+        """The best two tokens: EOS among them ends a hypothesis, the other one lives on."""
+        position = ops.cast(state["position"], "float32")
+        scores = ops.log_softmax(logits) + state["score"][:, None]
+        top_scores, top_tokens = ops.top_k(scores, 2)
+        is_eos = top_tokens == EOS
+        live = ops.cast(is_eos[:, 0], "int32")[:, None]  # the second if the first is EOS
+        score = ops.take_along_axis(top_scores, live, axis=1)[:, 0]
+        token = ops.take_along_axis(top_tokens, live, axis=1)[:, 0]
+        ended = ops.max(ops.where(is_eos, top_scores, IMPOSSIBLE), axis=1)
+        ended = ended / brevity_penalty(position + 1)
+        is_better = ops.any(is_eos, axis=1) & (ended > state["best_score"])
+        best_score = ops.where(is_better, ended, state["best_score"])
+        bound = score / brevity_penalty(float(self.max_tokens + 1))
+        return ops.cast(token, "int32"), {
+            "score": score,
+            "best_score": best_score,
+            "best_length": ops.where(is_better, state["position"], state["best_length"]),
+            "finished": best_score > bound,
+        }
+
+
+def brevity_penalty(length: Any) -> Any:
+    """T5X's divisor of a hypothesis's log-probability, by its length."""
+    return ((5.0 + length) / 6.0) ** BREVITY_ALPHA
+
+
+def compile_function(function: Callable[..., Any], variables: list[Any]) -> Callable[..., Any]:
+    """Compiles function(state, ...), which reads the variables; its state is given up.
+
+    On JAX they are arguments of the compiled function, where they would else become constants of
+    it. TensorFlow reads them in place: as arguments it would copy them at every call.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True)
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    def with_weights(weights: list[Any], *args: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True))):
+            return function(*args)
+
+    compiled = jax.jit(with_weights, donate_argnums=1)
+    weights = [ops.convert_to_tensor(variable) for variable in variables]
+    return lambda *args: compiled(weights, *args)
+
+
+def _collect_row(state: State, results: State) -> tuple[State, State]:
+    """Moves the tokens of the first finished row to the results and frees the row."""
+    row = ops.argmax(ops.cast(state["finished"], "int32"))
+    is_row = ops.arange(state["finished"].shape[0]) == row
+    tokens = _slice_row(state["written"], row)[0]
+    if "best_length" in state:
+        best = _slice_row(state["best_length"], row)
+        is_end = (ops.arange(tokens.shape[0]) == best) & (
+            _slice_row(state["best_score"], row) > IMPOSSIBLE
+        )
+        tokens = ops.where(is_end, EOS, tokens)
+    count = results["count"]
+    index = _slice_row(state["segment"], row)
+    collected = {
+        "segment": ops.slice_update(results["segment"], (count,), index),
+        "tokens": _set_row(results["tokens"], count, tokens),
+        "count": count + 1,
+    }
+    if "note_rolls" in results:
+        rolls = _slice_row(state["memory"]["note_rolls"], row)[0]
+        collected["note_rolls"] = _set_row(results["note_rolls"], count, rolls)
+    state = {
+        **state,
+        "segment": ops.where(is_row, -1, state["segment"]),
+        "finished": state["finished"] & ~is_row,
+        "position": ops.where(is_row, 0, state["position"]),
+    }
+    return state, collected
+
+
+def _resize_cache(state: State, length: int) -> State:
+    """Moves the ring into one of another length, the newest positions kept."""
+    old_length = next(iter(state["cache"].values())).shape[2]
+    shift = -(int(_to_numpy(state["step"])) % old_length)
+    kept = min(length, old_length)
+
+    def resize(rows: Any) -> Any:
+        newest = ops.roll(rows, shift, axis=2)[:, :, old_length - kept :]
+        return ops.pad(newest, [(0, 0), (0, 0), (0, length - kept), (0, 0)])
+
+    return {
+        **state,
+        "cache": {name: resize(rows) for name, rows in state["cache"].items()},
+        "step": ops.convert_to_tensor(np.int32(kept)),
+    }
+
+
+def _slice_row(array: Any, row: Any) -> Any:
+    return ops.slice(array, (row, *[0] * (len(array.shape) - 1)), (1, *array.shape[1:]))
+
+
+def _set_row(array: Any, row: Any, values: Any) -> Any:
+    return ops.slice_update(array, (row, *[0] * (len(array.shape) - 1)), values[None])
+
+
+def _where_rows(is_row: Any, new: State, old: State) -> State:
+    """Takes marked rows from `new` and all others from `old`, in every tensor of nested dicts."""
+
+    def pick(new: Any, old: Any) -> Any:
+        if isinstance(new, dict):
+            return _where_rows(is_row, new, old)
+        return ops.where(ops.reshape(is_row, (-1, *[1] * (len(new.shape) - 1))), new, old)
+
+    return {name: pick(new[name], old[name]) for name in new}
+
+
+def _to_numpy(array: Any) -> np.ndarray[Any, Any]:
+    return ops.convert_to_numpy(array)

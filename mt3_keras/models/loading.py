@@ -1,0 +1,123 @@
+"""Models on Keras: from a KerasHub preset or a T5X checkpoint, and into a preset."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mt3_keras.models.catalog import ModelError, find_preset, is_preset
+from mt3_keras.models.config import ModelConfig
+from mt3_keras.models.t5x import assign_leaves, load_t5x
+
+if TYPE_CHECKING:
+    from mt3_keras.models.mt3 import MT3Backbone
+
+
+def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> MT3Backbone:
+    """Builds the network of a model and loads its weights.
+
+    Args:
+      name: see `find_preset`.
+      log_floor: replaces the model's own (see `SpectrogramConfig`).
+
+    Raises:
+      ModelError, CheckpointError: the model cannot be found or read; one line, naming the file.
+    """
+    folder = find_preset(name)
+    if not is_preset(folder):
+        config, leaves = load_t5x(folder)
+        model = _build(config, log_floor)
+        assign_leaves(leaves, model)
+        return model
+    try:
+        model = _build(ModelConfig.from_preset(folder), log_floor)
+        model.load_weights(str(_weights_path(folder)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{folder}: cannot read the model ({reason}); copy it again") from error
+    return model
+
+
+def _weights_path(folder: pathlib.Path) -> pathlib.Path:
+    path = folder / "model.weights.h5"
+    if not path.is_file():
+        raise OSError(f"{path.name} is missing")
+    return path
+
+
+def _build(config: ModelConfig, log_floor: str | None) -> MT3Backbone:
+    from mt3_keras.models.mt3 import MT3Backbone
+
+    parts = config.to_dict()
+    if log_floor:
+        parts["spectrogram"]["log_floor"] = log_floor
+    return MT3Backbone(**parts)
+
+
+def convert_t5x(checkpoint: str | pathlib.Path, output: str | pathlib.Path) -> None:
+    """Writes a T5X checkpoint as a preset folder, which appears whole or not at all.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged or foreign.
+      ModelError: the output exists already or cannot be written.
+    """
+    output = pathlib.Path(output)
+    if output.exists():
+        raise ModelError(f"{output}: already exists; remove it or give another folder")
+    model = load_model(checkpoint)
+    save_preset(model, output)
+
+
+def save_preset(model: MT3Backbone, output: pathlib.Path) -> None:
+    """`model.save_to_preset`, complete or not at all."""
+    partial = output.with_name(f".{output.name}.part")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        model.save_to_preset(str(partial))
+        partial.rename(output)
+    except OSError as error:
+        raise ModelError(f"{output}: cannot be written ({error.strerror or error})") from error
+
+
+def save_half_preset(model: MT3Backbone, folder: pathlib.Path) -> None:
+    """A preset for shipping: its weights are stored in float16, half as large.
+
+    Other files of the folder, such as those of an edge bundle, stay.
+
+    Raises:
+      ModelError: a weight is beyond float16, or the folder cannot be written.
+    """
+    import h5py
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            model.save_to_preset(scratch)
+            paths = {path.name: path for path in pathlib.Path(scratch).iterdir()}
+            halved = pathlib.Path(scratch, "half")
+            with h5py.File(paths["model.weights.h5"]) as whole, h5py.File(halved, "w") as half:
+                _copy_in_half(whole, half)
+            paths["model.weights.h5"] = halved
+            for name, path in paths.items():
+                path.rename(folder / name)
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def _copy_in_half(source: Any, target: Any) -> None:
+    """Copies an HDF5 group, its numbers as float16."""
+    import h5py
+
+    target.attrs.update(source.attrs)
+    for name, item in source.items():
+        if isinstance(item, h5py.Group):
+            _copy_in_half(item, target.create_group(name))
+            continue
+        values = item[()]
+        half = values.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ModelError(f"{item.name}: holds numbers that float16 cannot")
+        target.create_dataset(name, data=half).attrs.update(item.attrs)

@@ -1,0 +1,181 @@
+"""Samples -> spectrogram frames as Keras layers: LogMel, MT3's, and Harmonics, of our `small`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from mt3_keras.models.config import NUM_PITCHES, SAMPLE_RATE_HZ, SpectrogramConfig
+
+EPSILON = 1e-5
+A0_HZ = 27.5  # the lowest of the pitches with harmonics of their own
+HARMONICS = (0.5, 1, 2, 3, 4, 5, 6, 7)
+# Amplitude, full scale 1, below which a partial counts for little. At 1e-4 what rooms, hum and
+# codecs leave between the partials counted too: recordings scored better when played 12 dB fainter.
+FLOOR = 4e-4
+
+
+def hann(window_samples: int) -> NDArray[np.float32]:
+    """Periodic Hann window, computed in float32 as the original does.
+
+    Its rounding is what a pure tone leaves in the bands far from it.
+    """
+    angles = np.float32(2 * np.pi) * np.arange(window_samples, dtype=np.float32) / window_samples
+    return np.float32(0.5) - np.float32(0.5) * np.cos(angles.astype(np.float32))
+
+
+def magnitudes(samples: Any, window: NDArray[np.float32], hop_samples: int) -> Any:
+    """Samples [B, n] -> Fourier magnitudes [B, T, bins] of the windows that fit."""
+    frames_BTN = ops.extract_sequences(samples, len(window), hop_samples)
+    real, imaginary = ops.rfft(frames_BTN * window)
+    return ops.sqrt(real * real + imaginary * imaginary)
+
+
+def mel_matrix(config: SpectrogramConfig) -> NDArray[np.float32]:
+    """Fourier bins -> mel bands, float32 [window_samples // 2 + 1, num_mels].
+
+    HTK scale, triangles linear in mel, no area normalisation, bin 0 left out: as
+    `tf.signal.linear_to_mel_weight_matrix`, which the original calls. With the defaults bands 1
+    and 10 fall between Fourier bins and are always empty.
+    """
+
+    def to_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
+        return 1127.0 * np.log1p(hz / 700.0)
+
+    num_bins = config.window_samples // 2 + 1
+    bins = to_mel(np.linspace(0.0, SAMPLE_RATE_HZ / 2, num_bins))[1:, None]
+    low, high = to_mel(np.array([config.fmin_hz, config.fmax_hz]))
+    edges = np.linspace(low, high, config.num_mels + 2)
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    weights = np.maximum(0.0, np.minimum(rising, falling))
+    return np.pad(weights, ((1, 0), (0, 0))).astype(np.float32)
+
+
+class LogMel(keras.layers.Layer):
+    """Natural logarithm of the mel spectrum of magnitudes, always in float32.
+
+    Frame i covers samples [i * hop, i * hop + window); nothing is centred, normalised or padded:
+    the caller brings `overhang_samples` more samples than frames * hop, zeros (as the original
+    does at the end of every segment) or the audio that really follows.
+
+    Call arguments:
+      samples: float32 [B, T * hop + overhang], 16 kHz mono.
+      num_frames: int32 [B] or None. Frames from this one on become 0.0 *after* the logarithm, as
+        the original pads a short last segment.
+
+    Returns:
+      float32 [B, T, M].
+    """
+
+    def __init__(self, config: SpectrogramConfig, **kwargs: Any) -> None:
+        kwargs["dtype"] = "float32"
+        super().__init__(**kwargs)
+        self.config = config
+        self._window = hann(config.window_samples)
+        self._mel_matrix = mel_matrix(config)
+
+    def call(self, samples: Any, num_frames: Any = None) -> Any:
+        config = self.config
+        magnitudes_BTN = magnitudes(samples, self._window, config.hop_samples)
+        mel_BTM = ops.matmul(magnitudes_BTN, self._mel_matrix)
+        if config.log_floor == "clamp":
+            log_mel = ops.log(ops.maximum(mel_BTM, EPSILON))
+        else:
+            log_mel = ops.log(ops.where(mel_BTM <= 0, EPSILON, mel_BTM))
+        if num_frames is None:
+            return log_mel
+        is_real_BT = ops.arange(log_mel.shape[1])[None, :] < num_frames[:, None]
+        return ops.where(is_real_BT[:, :, None], log_mel, 0.0)
+
+    def compute_output_shape(self, samples_shape: Any, num_frames_shape: Any = None) -> Any:
+        batch, num_samples = samples_shape
+        num_frames = (num_samples - self.config.window_samples) // self.config.hop_samples + 1
+        return batch, num_frames, self.config.num_mels
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "config": self.config.__dict__}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LogMel:
+        return cls(**{**config, "config": SpectrogramConfig(**config["config"])})
+
+
+def log_frequency_matrix(config: SpectrogramConfig, window_samples: int) -> NDArray[np.float32]:
+    """Fourier bins -> log-frequency bins from A0 up, float32 [window_samples // 2 + 1, bins].
+
+    Triangles of peak 1 that reach to the neighbouring bins; where Fourier bins lie further apart,
+    linear interpolation between them.
+    """
+    num_bins = int(config.bins_per_octave * np.log2(config.fmax_hz / A0_HZ)) + 1
+    ratio = 2 ** (1 / config.bins_per_octave)
+    centres = A0_HZ * ratio ** np.arange(num_bins)
+    fourier_hz = np.linspace(0.0, SAMPLE_RATE_HZ / 2, window_samples // 2 + 1)
+    reach = np.maximum(centres * (ratio - 1), fourier_hz[1])
+    return np.maximum(0.0, 1 - np.abs(fourier_hz[:, None] - centres) / reach).astype(np.float32)
+
+
+def num_channels(config: SpectrogramConfig) -> int:
+    """Of `Harmonics`, for each pitch: windows, harmonics and the bins of a semitone."""
+    return 2 * len(HARMONICS) * (config.bins_per_octave // 12)
+
+
+class Harmonics(keras.layers.Layer):
+    """For each pitch of the piano the strength of its harmonics, seen through two windows.
+
+    Harmonic stacking as in Basic Pitch (Bittner et al., ICASSP 2022), here of two logarithmic
+    spectra, one of a long window for the pitch and one of a short window for the time. The bins
+    of each harmonic (a semitone: itself and its neighbours) are channels, so that the pitch axis
+    is short. Values are log(1 + amplitude / `FLOOR`): silence is 0, as is all beyond the range.
+
+    Call arguments:
+      samples: float32 [B, lead + T * hop + overhang], 16 kHz mono; windows are centred on hops.
+
+    Returns:
+      float32 [B, T, NUM_PITCHES, channels].
+    """
+
+    def __init__(self, config: SpectrogramConfig, **kwargs: Any) -> None:
+        kwargs["dtype"] = "float32"
+        super().__init__(**kwargs)
+        self.config = config
+        self._lengths = (config.window_samples, config.short_window_samples)
+        self._windows = [hann(n) / (n / 4) for n in self._lengths]  # a full-scale sine becomes 1
+        self._matrices = [log_frequency_matrix(config, n) / FLOOR for n in self._lengths]
+        per_octave = config.bins_per_octave
+        width = per_octave // 12
+        first = np.array([round(per_octave * np.log2(h)) - width // 2 for h in HARMONICS])
+        bins = first[:, None] + np.arange(width)  # of the lowest pitch
+        pitches = np.arange(NUM_PITCHES)[:, None, None] * width
+        num_bins = self._matrices[0].shape[1]
+        outside = len(self._lengths) * num_bins  # a column of zeros
+        indices = bins + pitches  # [88, harmonics, width]
+        self._indices = np.concatenate(
+            [
+                np.where((indices >= 0) & (indices < num_bins), indices + i * num_bins, outside)
+                for i in range(len(self._lengths))
+            ],
+            axis=1,
+        ).reshape(NUM_PITCHES, -1)
+
+    def call(self, samples: Any) -> Any:
+        config = self.config
+        spectra = []
+        for length, window, matrix in zip(
+            self._lengths, self._windows, self._matrices, strict=True
+        ):
+            inset = (config.window_samples - length) // 2
+            inner = samples[:, inset : samples.shape[1] - inset]
+            spectra.append(ops.matmul(magnitudes(inner, window, config.hop_samples), matrix))
+        log_BTM = ops.log1p(ops.concatenate(spectra, axis=-1))
+        log_BTM = ops.pad(log_BTM, [(0, 0), (0, 0), (0, 1)])
+        return ops.take(log_BTM, self._indices, axis=-1)
+
+    def compute_output_shape(self, samples_shape: Any) -> Any:
+        batch, num_samples = samples_shape
+        num_frames = (num_samples - self.config.window_samples) // self.config.hop_samples + 1
+        return batch, num_frames, *self._indices.shape
