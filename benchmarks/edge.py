@@ -1,4 +1,4 @@
-"""An edge bundle on this machine's processor: tokens, whole files, streams, start, memory.
+"""The edge bundle of a token network here: tokens, whole files, streams, start, memory.
 
     python -m benchmarks.edge --bundle FOLDER --audio song.flac [--threads 2] [--runs 3] [--hours 1]
         [--peer_python PYTHON --peer_script mt3_torch.py --peer_weights mt3.safetensors]
@@ -30,14 +30,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.transcribe import describe_machine, resident_mb, run_json
-from export.streaming import NoteOn, StreamingTranscriber
+from benchmarks.machine import describe_machine, matmul_speed, resident_mb, run_json
 from mt3_keras.audio import read_blocks
 from mt3_keras.cli.command_line import limit_threads
-from mt3_keras.engines.litert import ROWS, EdgeModel, EdgeSearch
+from mt3_keras.engines.litert import ROWS, EdgeModel, TokenEngine, read_bundle_config
 from mt3_keras.grammar import Rules
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.segments import AudioSegment, cut_segments
+from mt3_keras.streaming import NoteOn, StreamingTranscriber
 from mt3_keras.transcriber import Transcriber
 
 BLOCK = SAMPLE_RATE_HZ // 10  # samples pushed at a time
@@ -148,7 +148,7 @@ class _TimedModel(EdgeModel):
 
 def _time_tokens(bundle: pathlib.Path, samples: Any, threads: int) -> Figures:
     """Milliseconds for a token and for encoding a segment: alone, helped, and side by side."""
-    segments = list(cut_segments([samples], EdgeModel(bundle).model_config, "full"))
+    segments = list(cut_segments([samples], read_bundle_config(bundle), "full"))
     found: Figures = {}
     for name, num_sequences, num_threads in (
         ("one", 1, 1),
@@ -166,14 +166,14 @@ def time_search(
     """Milliseconds for a "token" and to "encode" a segment, so many sequences at a time."""
     models: list[_TimedModel] = []
 
-    class Search(EdgeSearch):
+    class Timed(TokenEngine):
         def _open_model(self, folder: str | os.PathLike[str]) -> EdgeModel:
             models.append(_TimedModel(folder, num_threads))
             return models[-1]
 
-    search = Search(bundle, rules=Rules(stop_runaways=True), num_sequences=num_sequences)
+    engine = Timed(bundle, rules=Rules(stop_runaways=True), num_sequences=num_sequences)
     start = time.perf_counter()
-    num_tokens = sum(len(tokens) for _, tokens in search.decode(segments))
+    num_tokens = sum(len(output[0]) for _, output in engine.run(segments))
     seconds = time.perf_counter() - start
     encoding = sum(model.encoding for model in models) / len(models)
     return {
@@ -267,19 +267,19 @@ def _time_start(bundle: pathlib.Path, samples: Any) -> Figures:
 
 def _find_limits(bundle: pathlib.Path) -> Figures:
     """What the machine can do, and what the network's weights ask of it."""
-    square, vector = np.ones((2048, 2048), np.float32), np.ones(2048, np.float32)
+    vector = np.ones(2048, np.float32)
     long = np.ones((64 * 1024, 2048), np.float32)  # 512 MB: no cache holds it
     found = {
-        "GFLOP/s": 2 * 2048**3 / _fastest(lambda: square @ square) / 1e9,
+        "GFLOP/s": matmul_speed() / 1e9,
         "GB/s": long.nbytes / _fastest(lambda: long @ vector) / 1e9,
     }
-    config = EdgeModel(bundle).model_config
+    config = read_bundle_config(bundle)
     network = config.network
     for name, (size, count) in _weights(bundle / "model.tflite").items():
-        positions = network.num_positions if name == "encode" else 1
+        positions = network.segment_frames if name == "encode" else 1
         found |= {f"{name}: bytes": size, f"{name}: operations": 2 * count * positions}
     kept = network.num_decoder_layers * 2 * network.num_heads * network.head_width
-    found["decode_step: bytes"] += 4 * kept * network.num_positions  # float32 cross-attention
+    found["decode_step: bytes"] += 4 * kept * network.segment_frames  # float32 cross-attention
     return found
 
 

@@ -19,8 +19,8 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
+from benchmarks.machine import describe_machine
 from benchmarks.train_step import time_training
-from benchmarks.transcribe import describe_machine
 from mt3_keras.data.pipeline import PipelineConfig, TrainingBatches, training_batches
 from mt3_keras.models.config import CONFIGS
 

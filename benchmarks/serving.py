@@ -24,9 +24,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.transcribe import describe_machine, resident_mb
-from export.serving_client import GrpcServer, ServedConfig, ServingError, call_patiently
+from benchmarks.machine import describe_machine, resident_mb
 from mt3_keras.audio import read_blocks
+from mt3_keras.engines.serving import GrpcServer, ServedConfig, ServingError, call_patiently
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 
 DEADLINE = 600.0  # seconds
@@ -86,7 +86,7 @@ def _ask(client: GrpcServer, window: np.ndarray) -> list[list[int]]:
     found = call_patiently(
         lambda seconds: client.predict(window, seconds), "server", deadline=DEADLINE, retries=20
     )
-    return found.tokens
+    return [list(output[0]) for output in found]
 
 
 def _measure(

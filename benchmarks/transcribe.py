@@ -17,16 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pathlib
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from typing import Any
 
-GIGA = 1e9
+from benchmarks.machine import GIGA, describe_machine, matmul_speed, run_json
 
 
 def main() -> None:
@@ -92,14 +89,6 @@ def _run_peer(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def run_json(command: list[str]) -> dict[str, float]:
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(run.stdout.strip().splitlines()[-1])
-    return found
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """One warm transcription of zero-padded segments, its parts timed on the same segments.
 
@@ -134,8 +123,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
         timed = time_search(transcriber.model, segments, arguments.batch)
         front_end, encode = 0.0, timed["encode"] * len(segments) / 1000
-    from train.callbacks import matmul_speed  # loads Keras
-
     return {
         "compile": cold - total,
         "front end": front_end,
@@ -146,7 +133,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         "segments": len(result.segments),
         "audio": result.duration,
         "peak memory (MB)": peak,
-        "peak GFLOP/s": matmul_speed("float32", size=2048) / GIGA,
+        "peak GFLOP/s": matmul_speed() / GIGA,
         "encoder GFLOP": _count_encoder(transcriber.model_config) / GIGA,
         "token GFLOP": _count_token(transcriber.model_config) / GIGA,
     }
@@ -227,27 +214,6 @@ def _row(name: str, mine: float, other: float | None) -> str:
     if not mine:  # not measured apart
         return f"{name:28}{'-':>10}{other:10.3f}"
     return f"{name:28}{mine:10.3f}{other:10.3f}{other / mine:10.2f}x"
-
-
-def resident_mb(pid: int | None = None) -> float:
-    """Memory of a process, by default this one; NaN where the system does not tell."""
-    status = pathlib.Path(f"/proc/{pid or 'self'}/status")
-    if not status.exists():
-        return float("nan")
-    lines = status.read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
-
-
-def describe_machine() -> str:
-    name = platform.processor() or platform.machine()
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [
-            line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0].split(":")[1].strip() if models else name
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{name}, {os.cpu_count()} cores{load}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 //   ffmpeg -v error -i song.mp3 -ac 1 -ar 16000 -f f32le song.f32
 //   edge edge/model.tflite song.f32 [MAX_TOKENS]
 //
-// prints the token ids of each segment of an mt3 model, a line each: those of
-// `python -m mt3_keras transcribe --model edge --nostop_runaways`. MAX_TOKENS, 512 unless given, is
-// the length of the cache. A step's time grows with it: mt3_keras/engines/litert.py lets it grow as needed.
+// prints the token ids of each segment, a line each: those of
+// `python -m mt3_keras transcribe --model edge --nostop_runaways`. The bundle is that of a network
+// with tokens, such as mt3; a detector's, such as small's, has one signature, `detect`, and no
+// search. MAX_TOKENS, 512 unless given, is the length of the cache. A step's time grows with it:
+// mt3_keras/engines/litert.py lets it grow as needed.
 
 #include <algorithm>
 #include <cstdio>
@@ -221,16 +223,12 @@ int main(int argc, char** argv) {
   std::map<std::string, Tensor> memory;
   for (const std::string& name : encode.output_names) memory[name] = encode.tensors.at(name);
   Signature step(environment, model, compiled, "decode_step", memory, max_tokens);
-  if (step.tensors.count("section")) {
-    std::fprintf(stderr, "edge: this network asks what its tokens imply: no mt3 model\n");
-    return 1;
-  }
 
   const size_t segment_samples = kHopSamples * kSegmentFrames;
   for (size_t start = 0; start <= samples.size(); start += segment_samples) {
     const size_t left = samples.size() - start;
     {
-      auto window = encode.of<float>("samples");  // longer than a segment: it sees what follows
+      auto window = encode.of<float>("samples");  // longer than a segment: what follows it too
       const size_t room = window.end() - window.begin();
       float* rest = std::copy_n(samples.begin() + start, std::min(left, room), window.begin());
       std::fill(rest, window.end(), 0.0f);

@@ -13,7 +13,7 @@ from __future__ import annotations
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -22,7 +22,6 @@ from mt3_keras.cli.command_line import (
     UsageError,
     define_model_flags,
     load_transcriber,
-    parse_rules,
     run,
 )
 
@@ -66,6 +65,8 @@ def _export(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("--out_dir is needed: a folder to write to")
     if unknown := sorted(set(values.formats) - set(FORMATS)):
         raise UsageError(f"--formats must be of {', '.join(FORMATS)}: got {', '.join(unknown)}")
+    if values.least_confidence is not None:
+        raise UsageError("--least_confidence is for transcribing: an exported model keeps its own")
     if values.search == "beam1" or values.engine == "litert":
         raise UsageError("an exported model searches greedily: drop --search and --engine")
     values["engine"].value = "keras"
@@ -76,7 +77,7 @@ def _export(values: flags.FlagValues, arguments: list[str]) -> None:
     if "tflite" in values.formats:
         from export.tflite import export_bundle, report
 
-        export_bundle(transcriber.model, folder, values.quantize)
+        export_bundle(transcriber.model, folder, values.quantize, transcriber.decoding)
         print(f"wrote {folder}")
         if values.report:
             print(report(folder, transcriber.model))
@@ -91,19 +92,27 @@ def _export_saved_model(
     transcriber: Transcriber, folder: pathlib.Path, values: flags.FlagValues
 ) -> None:
     from export.saved_model import export_saved_model
-    from export.served_model import ServedModel
-    from mt3_keras.grammar import Rules
+    from export.served_model import ServedDetector, ServedModel
+    from mt3_keras.models.config import DetectorConfig
 
-    served = ServedModel(
-        transcriber.model,
-        context=transcriber.context,
-        method="greedy" if values.exact else values.search,
-        rules=Rules(constrained=False) if values.exact else parse_rules(values),
-        batch_size=values.batch_size or 16,
-        max_tokens=values.max_tokens,
-    )
+    options: dict[str, Any] = {
+        "context": transcriber.context,
+        "rules": transcriber.rules,
+        "batch_size": values.batch_size or 16,
+    }
+    served: Any
+    if isinstance(transcriber.model_config, DetectorConfig):
+        served = ServedDetector(transcriber.model, **options)
+    else:
+        served = ServedModel(transcriber.model, **options, max_tokens=values.max_tokens)
     name = values.name or pathlib.Path(values.model or "small").resolve().name
-    written = export_saved_model(served, folder / "saved_model", name=name, exact=values.exact)
+    written = export_saved_model(
+        served,
+        folder / "saved_model",
+        name=name,
+        exact=values.exact,
+        decoding=transcriber.decoding,
+    )
     print(f"wrote {written}")
 
 

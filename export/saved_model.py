@@ -10,15 +10,22 @@ import shutil
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from export.served_model import ServedModel
+from export.served_model import ServedDetector, ServedModel
 from mt3_keras.midi import replacing
+from mt3_keras.note_rolls import RollDecoding
+
+Served = ServedModel | ServedDetector
 
 
 def export_saved_model(
-    served: ServedModel, folder: pathlib.Path, *, name: str, exact: bool = False
+    served: Served,
+    folder: pathlib.Path,
+    *,
+    name: str,
+    exact: bool = False,
+    decoding: RollDecoding | None = None,
 ) -> pathlib.Path:
     """Writes a model as TF Serving's next version of it, which appears whole or not at all.
 
@@ -26,14 +33,15 @@ def export_saved_model(
                                 config.json: the `ModelConfig` and how segments are cut and searched
         FOLDER/                 models.config, of all models there; files of server settings
 
-    Signatures are "serving_default" (`ServedModel.transcribe`: "audio" -> "tokens",
-    "num_segments"), "encode" and "decode_step"; all tensors are named and all batches open.
+    Signatures are those of `served.endpoints()`, "serving_default" the whole way from "audio" to
+    tokens or rolls; all tensors are named and all batches open.
 
     Args:
       served: the model and its search.
       folder: may hold other models and versions already.
       name: of the model, for the server: letters, digits, "_", "." and "-".
       exact: whether the notes are to be read as the original reads them (`Transcriber.exact`).
+      decoding: how clients are to read a detector's rolls.
 
     Returns:
       The version's folder.
@@ -56,6 +64,8 @@ def export_saved_model(
         write_warmup(served, name, partial / "assets.extra" / "tf_serving_warmup_requests")
         description = _describe(served, name, exact)
         (partial / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+        if decoding is not None:
+            (partial / "decoding.json").write_text(decoding.to_json())
         partial.rename(versions / str(version))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -67,34 +77,28 @@ def _versions(folder: pathlib.Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if re.fullmatch(r"[0-9]+", path.name)]
 
 
-def _write_graphs(served: ServedModel, folder: pathlib.Path) -> None:
+def _write_graphs(served: Served, folder: pathlib.Path) -> None:
     archive = keras.export.ExportArchive()
-    window = tf.TensorSpec([None, served.config.input_samples], tf.float32, "samples")
-    endpoints = {
-        "serving_default": (served.transcribe, [tf.TensorSpec([None, None], tf.float32, "audio")]),
-        "encode": (served.encode, [window, tf.TensorSpec([None], tf.int32, "num_frames")]),
-        "decode_step": (served.decode_step, [served.step_inputs()]),
-    }
-    for name, (function, inputs) in endpoints.items():
+    for name, (function, inputs) in served.endpoints().items():
         archive.add_endpoint(name, function, inputs)
     archive.write_out(str(folder), verbose=False)
 
 
-def _describe(served: ServedModel, name: str, exact: bool) -> dict[str, Any]:
+def _describe(served: Served, name: str, exact: bool) -> dict[str, Any]:
     """`config.json`: as in a preset folder, and what a client has to know besides."""
     rules = dataclasses.asdict(served.rules)
     if rules["programs"] is not None:
         rules["programs"] = sorted(rules["programs"])
     serving = {"name": name, "context": served.context, "exact": exact, "rules": rules}
-    serving |= {
-        "method": served.method,
-        "max_tokens": served.max_tokens,
-        "batch_size": served.batch_size,
+    serving |= {"max_tokens": served.max_tokens, "batch_size": served.batch_size}
+    return {
+        "class_name": served.config.class_name,
+        "config": served.config.to_dict(),
+        "serving": serving,
     }
-    return {"config": served.config.to_dict(), "serving": serving}
 
 
-def write_warmup(served: ServedModel, name: str, path: pathlib.Path) -> None:
+def write_warmup(served: Served, name: str, path: pathlib.Path) -> None:
     """Writes a request for each signature, which the server runs before it says it is ready.
 
     Raises:
@@ -109,7 +113,7 @@ def write_warmup(served: ServedModel, name: str, path: pathlib.Path) -> None:
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature, inputs in _warmup_inputs(served).items():
+        for signature, inputs in served.example_inputs().items():
             log = prediction_log_pb2.PredictionLog()
             request = log.predict_log.request
             request.model_spec.name = name
@@ -117,24 +121,6 @@ def write_warmup(served: ServedModel, name: str, path: pathlib.Path) -> None:
             for key, value in inputs.items():
                 request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
             writer.write(log.SerializeToString())
-
-
-def _warmup_inputs(served: ServedModel) -> dict[str, dict[str, Any]]:
-    """Two segments of quiet noise; one window; one step of one sequence."""
-    config = served.config
-    noise = np.random.default_rng(0).normal(scale=0.01, size=config.segment_samples + 1)
-    step = {
-        name: np.zeros([size or 1 for size in spec.shape], spec.dtype.as_numpy_dtype)
-        for name, spec in served.step_inputs().items()
-    }
-    return {
-        "serving_default": {"audio": noise[None].astype(np.float32)},
-        "encode": {
-            "samples": np.zeros((1, config.input_samples), np.float32),
-            "num_frames": np.array([config.network.segment_frames], np.int32),
-        },
-        "decode_step": step,
-    }
 
 
 def write_server_settings(folder: pathlib.Path) -> None:

@@ -1,38 +1,120 @@
-"""What a served model computes: samples in, tokens and what the heads say out, all in the graph.
+"""What a served model computes: samples in, tokens or rolls out, all in the graph.
 
 Nothing of this project is needed to serve it. Its graphs hold no XLA operation: the published
 binaries of TF Serving cannot run them on a GPU, on a CPU not by default (tensorflow/serving, issues
-2214 and 2217). That rules out `generation.Search`, whose loop is compiled. The loop here is
-another, with the same tokens: a batch of segments begins together, and when half of them have
-ended the rest is packed into a smaller batch.
+2214 and 2217). That rules out `engines.keras.TokenEngine`, whose loop is compiled. The loop here is
+another, with the same rule and so the same tokens: a batch of segments begins together, and when
+half of them have ended the rest is packed into a smaller batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from mt3_keras.codec import EOS
-from mt3_keras.grammar import STATE, Grammar, Rules
-from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES
-from mt3_keras.models.layers import MASKED
-from mt3_keras.models.mt3 import MT3Backbone, without_rolls
+from mt3_keras.grammar import MASKED, Grammar, Rules
+from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES, ModelConfig
+from mt3_keras.models.detector import NoteDetector
+from mt3_keras.models.mt3 import MT3Backbone
 from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES
 from mt3_keras.segments import MAX_ABS_SAMPLE, check_context
 
 Tensors = dict[str, Any]
+Endpoint = tuple[Callable[..., Tensors], list[Any]]  # a function and the specs of its arguments
 
 SMALLEST_CACHE = 64  # positions; doubled as often as needed
 
 
-class ServedModel:
-    """The functions of a model that are served; they are traced, not run.
+class ServedDetector:
+    """The functions of a detector that are served; they are traced, not run.
 
     Args:
       model: the network, weights loaded.
-      context, method, rules, max_tokens: as in `Transcriber`; "beam1" is not for serving.
+      context, rules: as in `Transcriber`.
+      batch_size: segments at a time, whatever the number of a request's.
+    """
+
+    max_tokens = None
+
+    def __init__(
+        self,
+        model: NoteDetector,
+        *,
+        context: Literal["segment", "full"] = "full",
+        rules: Rules | None = None,
+        batch_size: int = 16,
+    ) -> None:
+        check_context(context)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive: got {batch_size}")
+        self.model, self.config = model, model.model_config
+        self.context, self.batch_size = context, batch_size
+        self.rules = rules or Rules()
+
+    def transcribe(self, audio: Any) -> Tensors:
+        """Recordings of one length -> the rolls of their segments.
+
+        Args:
+          audio: float32 [B, n], 16 kHz mono.
+
+        Returns:
+          "note_rolls" uint8 [B, S, F, NUM_PACKED]: in each frame the probabilities times 255, but
+          of the classes the likeliest of each pitch that the rules allow (see
+          `mt3_keras.note_rolls.unpack_rolls`); "num_segments" int32 [B], S each.
+
+        Raises:
+          InvalidArgumentError: a sample is no number or out of all bounds.
+        """
+        windows_BSN, _ = cut_windows(audio, self.config, self.context)
+        batch, segments = tf.shape(windows_BSN)[0], tf.shape(windows_BSN)[1]
+        windows = tf.reshape(windows_BSN, [batch * segments, self.config.input_samples])
+        shape = (self.config.network.segment_frames, NUM_PACKED)
+
+        def predict(rows: Any) -> Tensors:
+            return {"note_rolls": self._pack(self.model.detect(windows[rows]))}
+
+        found = _in_batches(
+            predict, tf.shape(windows)[0], self.batch_size, {"note_rolls": (tf.uint8, shape)}
+        )
+        rolls = tf.reshape(found["note_rolls"], [batch, segments, *shape])
+        return {"note_rolls": rolls, "num_segments": tf.fill([batch], segments)}
+
+    def detect(self, samples: Any) -> Tensors:
+        """`NoteDetector.detect`: float32 [B, input_samples] -> "rolls"."""
+        return {"rolls": self.model.detect(samples)}
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        """Signatures by name."""
+        window = tf.TensorSpec([None, self.config.input_samples], tf.float32, "samples")
+        return {"serving_default": (self.transcribe, [_AUDIO]), "detect": (self.detect, [window])}
+
+    def example_inputs(self) -> dict[str, dict[str, Any]]:
+        """Small inputs of every signature."""
+        window = np.zeros((1, self.config.input_samples), np.float32)
+        return {"serving_default": _quiet_noise(self.config), "detect": {"samples": window}}
+
+    def _pack(self, values: Any) -> Any:
+        """Rolls [R, F, NUM_COLUMNS] as they are served, uint8 [R, F, NUM_PACKED]."""
+        scores, classes = values[..., :NUM_SCORES], values[..., NUM_SCORES:]
+        classes = tf.reshape(classes, [-1, values.shape[1], NUM_PITCHES, NUM_CLASSES])
+        if self.rules.programs is not None:
+            allowed = {program // 8 for program in self.rules.programs}
+            classes *= tf.constant([float(i in allowed) for i in range(NUM_CLASSES)])
+        likeliest = tf.argmax(classes, axis=-1, output_type=tf.int32)
+        packed = [tf.round(255 * scores), tf.cast(likeliest, tf.float32)]
+        return tf.cast(tf.concat(packed, axis=-1), tf.uint8)
+
+
+class ServedModel:
+    """The functions of a token network that are served; they are traced, not run.
+
+    Args:
+      model: the network, weights loaded.
+      context, rules, max_tokens: as in `Transcriber`; the search is greedy.
       batch_size: segments decoded side by side, whatever the number of a request's. Memory grows
         with it, and with nothing else but the request itself.
     """
@@ -42,7 +124,6 @@ class ServedModel:
         model: MT3Backbone,
         *,
         context: Literal["segment", "full"] = "full",
-        method: Literal["greedy", "heads"] | None = None,
         rules: Rules | None = None,
         batch_size: int = 16,
         max_tokens: int | None = None,
@@ -52,12 +133,9 @@ class ServedModel:
             raise ValueError(f"batch_size must be positive: got {batch_size}")
         self.model, self.config = model, model.model_config
         self.context, self.batch_size = context, batch_size
-        self.method = self.config.network.choose_method(method)
-        if self.method == "beam1":
-            raise ValueError("method must be greedy or heads for serving: got 'beam1'")
         self.max_tokens = self.config.network.token_limit(max_tokens)
-        self._grammar = Grammar(self.config, rules or Rules(stop_runaways=True), ops)
-        self.rules = self._grammar.rules
+        self.rules = rules or Rules(stop_runaways=True)
+        self._grammar = Grammar(self.config, self.rules, ops)
 
     def transcribe(self, audio: Any) -> Tensors:
         """Recordings of one length -> the tokens of their segments.
@@ -66,32 +144,33 @@ class ServedModel:
           audio: float32 [B, n], 16 kHz mono.
 
         Returns:
-          "tokens" int32 [B, S, L], each row up to and including EOS, then zeros, and EOS alone
-          where the heads decide; "num_segments" int32 [B], S each; of networks with heads also
-          "note_rolls" uint8 [B, S, F, NUM_PACKED]: in each frame the heads' probabilities times
-          255, but the likeliest class of each pitch that the rules allow (see
-          `mt3_keras.note_rolls`).
+          "tokens" int32 [B, S, L], each row up to and including EOS, then zeros; "num_segments"
+          int32 [B], S each.
 
         Raises:
           InvalidArgumentError: a sample is no number or out of all bounds.
         """
-        sound = tf.reduce_all(tf.abs(audio) <= MAX_ABS_SAMPLE)  # NaN fails every comparison
-        with tf.control_dependencies(
-            [tf.debugging.Assert(sound, ["audio must be finite and nominally in [-1, 1]"])]
-        ):
-            windows_BSN, num_frames_S = self._cut(tf.identity(audio))
+        windows_BSN, num_frames_S = cut_windows(audio, self.config, self.context)
         batch, segments = tf.shape(windows_BSN)[0], tf.shape(windows_BSN)[1]
         windows = tf.reshape(windows_BSN, [batch * segments, self.config.input_samples])
         num_frames = tf.tile(num_frames_S, [batch])
-        found = self._decode_all(windows, num_frames)
+
+        def predict(rows: Any) -> Tensors:
+            return {"tokens": self._decode(self.model.encode(windows[rows], num_frames[rows]))}
+
+        found = _in_batches(
+            predict,
+            tf.shape(windows)[0],
+            self.batch_size,
+            {"tokens": (tf.int32, (self.max_tokens,))},
+        )
         tokens = found["tokens"]
         is_used = tf.reduce_any(tokens != 0, axis=0)
         length = tf.reduce_max(tf.where(is_used, tf.range(self.max_tokens) + 1, 0))
-        found["tokens"] = tf.reshape(tokens[:, :length], [batch, segments, length])
-        if "note_rolls" in found:
-            shape = [batch, segments, self.config.network.segment_frames, NUM_PACKED]
-            found["note_rolls"] = tf.reshape(found["note_rolls"], shape)
-        return found | {"num_segments": tf.fill([batch], segments)}
+        return {
+            "tokens": tf.reshape(tokens[:, :length], [batch, segments, length]),
+            "num_segments": tf.fill([batch], segments),
+        }
 
     def encode(self, samples: Any, num_frames: Any) -> Tensors:
         """`MT3Backbone.encode`: float32 [B, input_samples] and int32 [B] -> tensors by name."""
@@ -99,14 +178,12 @@ class ServedModel:
 
     def decode_step(self, inputs: Tensors) -> Tensors:
         """`MT3Backbone.decode_step`, its arguments and results by name (see `step_inputs`)."""
-        cache = {name: inputs[name] for name in self.model.empty_cache(1, 1)}
         logits, rows = self.model.decode_step(
             inputs["tokens"],
             inputs["positions"],
-            cache,
+            {name: inputs[name] for name in self.model.empty_cache(1, 1)},
             inputs["bias"],
-            {name: inputs[name] for name in inputs.keys() & self.model.empty_memory(1).keys()},
-            {name: inputs[name] for name in inputs.keys() & set(STATE)},
+            {name: inputs[name] for name in self.model.empty_memory(1)},
         )
         return {"logits": logits, **rows}
 
@@ -114,82 +191,40 @@ class ServedModel:
         """Names, types and shapes of what `decode_step` takes; C, the cache's length, is open.
 
         "tokens", "positions" int32 [B], "bias" float32 [B, C], the cache "keys_i", "values_i" for
-        each layer, what `encode` gave (but for the heads' rolls), and, if the network asks for
-        them, "time", "program", "velocity", "section" int32 [B].
+        each layer, and what `encode` gave.
         """
-        rows = {"tokens": tf.int32, "positions": tf.int32}
-        if self.model.decoder.uses_state:
-            rows |= dict.fromkeys(STATE, tf.int32)
-        specs = {name: tf.TensorSpec([None], dtype, name) for name, dtype in rows.items()}
+        specs = {name: tf.TensorSpec([None], tf.int32, name) for name in ("tokens", "positions")}
         specs["bias"] = tf.TensorSpec([None, None], tf.float32, "bias")
         for name, value in self.model.empty_cache(1, 1).items():
             specs[name] = tf.TensorSpec(_open_cache(value.shape), value.dtype, name)
-        for name, value in without_rolls(self.model.empty_memory(1)).items():
+        for name, value in self.model.empty_memory(1).items():
             specs[name] = tf.TensorSpec([None, *value.shape[1:]], value.dtype, name)
         return specs
 
-    def _cut(self, audio_BN: Any) -> tuple[Any, Any]:
-        """As `segments.cut_segments`: windows [B, S, input_samples], frames of each segment [S]."""
-        config, length = self.config, self.config.segment_samples
-        hop_samples = config.spectrogram.hop_samples
-        step = config.network.hop_frames(self.method) * hop_samples
-        lead, overhang = config.spectrogram.lead_samples, config.spectrogram.overhang_samples
-        num_samples = tf.shape(audio_BN)[1]
-        num_segments = tf.maximum(num_samples - length + step, 0) // step + 1
-        after = (num_segments - 1) * step + length + overhang - num_samples
-        padded = tf.pad(audio_BN, [(0, 0), (lead, after)])
-        windows = tf.signal.frame(padded, config.input_samples, step)
-        if self.context == "segment":
-            inner = windows[:, :, lead : lead + length]
-            windows = tf.pad(inner, [(0, 0), (0, 0), (lead, overhang)])
-        num_left = num_samples - tf.range(num_segments) * step
-        return windows, tf.minimum(config.network.segment_frames, num_left // hop_samples + 1)
-
-    def _decode_all(self, windows: Any, num_frames: Any) -> Tensors:
-        """Segments [N, ...], `batch_size` at a time -> "tokens" [N, max_tokens].
-
-        With heads also "note_rolls" [N, F, NUM_PACKED].
-        """
-        total, network = tf.shape(windows)[0], self.config.network
-        num_batches = (total + self.batch_size - 1) // self.batch_size
-        specs: Tensors = {"tokens": (tf.int32, (None, self.max_tokens))}
-        if network.heads:
-            specs["note_rolls"] = (tf.uint8, (None, network.segment_frames, NUM_PACKED))
-        empty = {
-            name: tf.TensorArray(dtype, num_batches, element_shape=shape, infer_shape=False)
-            for name, (dtype, shape) in specs.items()
+    def endpoints(self) -> dict[str, Endpoint]:
+        """Signatures by name."""
+        window = tf.TensorSpec([None, self.config.input_samples], tf.float32, "samples")
+        num_frames = tf.TensorSpec([None], tf.int32, "num_frames")
+        return {
+            "serving_default": (self.transcribe, [_AUDIO]),
+            "encode": (self.encode, [window, num_frames]),
+            "decode_step": (self.decode_step, [self.step_inputs()]),
         }
 
-        def decode(first: Any, found: Tensors) -> tuple[Any, Tensors]:
-            last = first + self.batch_size
-            memory = self.model.encode(windows[first:last], num_frames[first:last])
-            if self.method == "heads":
-                rows = tf.shape(memory["note_rolls"])[0]
-                batch = {
-                    "tokens": tf.pad(tf.fill([rows, 1], EOS), [(0, 0), (0, self.max_tokens - 1)])
-                }
-            else:
-                batch = {"tokens": self._decode(without_rolls(memory))}
-            if network.heads:
-                batch["note_rolls"] = self._pack(memory["note_rolls"])
-            place = first // self.batch_size
-            return last, {name: found[name].write(place, rows) for name, rows in batch.items()}
-
-        _, found = tf.while_loop(
-            lambda first, _: first < total, decode, (0, empty), parallel_iterations=1
-        )
-        return {name: batches.concat() for name, batches in found.items()}
-
-    def _pack(self, values: Any) -> Any:
-        """The heads' rolls [R, F, NUM_COLUMNS] as they are served, uint8 [R, F, NUM_PACKED]."""
-        scores, classes = values[..., :NUM_SCORES], values[..., NUM_SCORES:]
-        classes = tf.reshape(classes, [-1, values.shape[1], NUM_PITCHES, NUM_CLASSES])
-        if self.rules.programs is not None:
-            allowed = {program // 8 for program in self.rules.programs}
-            classes *= tf.constant([float(i in allowed) for i in range(NUM_CLASSES)])
-        likeliest = tf.argmax(classes, axis=-1, output_type=tf.int32)
-        packed = [tf.round(255 * scores), tf.cast(likeliest, tf.float32)]
-        return tf.cast(tf.concat(packed, axis=-1), tf.uint8)
+    def example_inputs(self) -> dict[str, dict[str, Any]]:
+        """Small inputs of every signature: two segments, one window, one step of one sequence."""
+        config = self.config
+        return {
+            "serving_default": _quiet_noise(config),
+            "encode": {
+                "samples": np.zeros((1, config.input_samples), np.float32),
+                "num_frames": np.array([config.network.segment_frames], np.int32),
+            },
+            "decode_step": {
+                name: np.zeros([size or 1 for size in spec.shape], spec.dtype.as_numpy_dtype)
+                for name, spec in self.step_inputs().items()
+            },
+        }
 
     def _decode(self, memory: Tensors) -> Any:
         """Segments begun together -> tokens [R, max_tokens]."""
@@ -248,7 +283,7 @@ class ServedModel:
         return {**loop, **rest}
 
     def _step(self, state: Tensors, memory: Tensors, row: Any) -> Tensors:
-        """One token more for every row; as `generation.Search`, but all at the same position."""
+        """One token more for every row, all at the same position."""
         step, cache = state["step"], state["cache"]
         bias = tf.where(tf.range(_length(cache)) < step, 0.0, MASKED)[None]
         logits, new = self.model.decode_step(
@@ -257,26 +292,79 @@ class ServedModel:
             cache,
             bias,
             memory,
-            state["grammar"],
         )
-        with tf.control_dependencies([logits]):  # nobody reads the cache any more: write in place
+        with tf.control_dependencies([logits]):  # the cache is read no more: write in place
             cache = {name: _write(cache[name], step, new[name]) for name in cache}
-        if self.rules.restricts_tokens:
-            logits = tf.where(self._grammar.legal_tokens(state["grammar"]), logits, MASKED)
-        token = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        grammar = self._grammar.advance(state["grammar"], token)
-        if self.rules.stop_runaways:
-            token = tf.where(self._grammar.runs_away(grammar), EOS, token)
+        token, grammar, ended = self._grammar.choose(state["grammar"], logits)
         place = tf.stack([row, tf.fill(tf.shape(row), step)], axis=1)
-        said = tf.where(state["finished"], 0, token)
+        emitted = tf.where(state["finished"], 0, token)
         return {
             "step": step + 1,
-            "written": tf.tensor_scatter_nd_update(state["written"], place, said),
+            "written": tf.tensor_scatter_nd_update(state["written"], place, emitted),
             "token": token,
-            "finished": state["finished"] | (token == EOS),
+            "finished": state["finished"] | ended,
             "grammar": grammar,
             "cache": cache,
         }
+
+
+_AUDIO = tf.TensorSpec([None, None], tf.float32, "audio")
+
+
+def _quiet_noise(config: ModelConfig) -> dict[str, Any]:
+    noise = np.random.default_rng(0).normal(scale=0.01, size=config.segment_samples + 1)
+    return {"audio": noise[None].astype(np.float32)}
+
+
+def cut_windows(audio_BN: Any, config: ModelConfig, context: str) -> tuple[Any, Any]:
+    """As `segments.cut_segments`: windows [B, S, input_samples], frames of each segment [S].
+
+    Raises:
+      InvalidArgumentError: a sample is no number or out of all bounds.
+    """
+    sound = tf.reduce_all(tf.abs(audio_BN) <= MAX_ABS_SAMPLE)  # NaN fails every comparison
+    with tf.control_dependencies(
+        [tf.debugging.Assert(sound, ["audio must be finite and nominally in [-1, 1]"])]
+    ):
+        audio_BN = tf.identity(audio_BN)
+    length, hop_samples = config.segment_samples, config.spectrogram.hop_samples
+    step = config.hop_frames * hop_samples
+    lead, overhang = config.spectrogram.lead_samples, config.spectrogram.overhang_samples
+    num_samples = tf.shape(audio_BN)[1]
+    num_segments = tf.maximum(num_samples - length + step, 0) // step + 1
+    after = (num_segments - 1) * step + length + overhang - num_samples
+    padded = tf.pad(audio_BN, [(0, 0), (lead, after)])
+    windows = tf.signal.frame(padded, config.input_samples, step)
+    if context == "segment":
+        inner = windows[:, :, lead : lead + length]
+        windows = tf.pad(inner, [(0, 0), (0, 0), (lead, overhang)])
+    num_left = num_samples - tf.range(num_segments) * step
+    return windows, tf.minimum(config.network.segment_frames, num_left // hop_samples + 1)
+
+
+def _in_batches(
+    predict: Callable[[Any], Tensors], total: Any, batch_size: int, specs: Tensors
+) -> Tensors:
+    """predict(slice of rows) for `batch_size` rows at a time, its results put together.
+
+    Args:
+      specs: name of a result -> its type and the shape of a row.
+    """
+    num_batches = (total + batch_size - 1) // batch_size
+    empty = {
+        name: tf.TensorArray(dtype, num_batches, element_shape=(None, *shape), infer_shape=False)
+        for name, (dtype, shape) in specs.items()
+    }
+
+    def add(first: Any, found: Tensors) -> tuple[Any, Tensors]:
+        results = predict(slice(first, first + batch_size))
+        place = first // batch_size
+        return first + batch_size, {
+            name: found[name].write(place, rows) for name, rows in results.items()
+        }
+
+    _, found = tf.while_loop(lambda first, _: first < total, add, (0, empty), parallel_iterations=1)
+    return {name: batches.concat() for name, batches in found.items()}
 
 
 def _length(cache: Tensors) -> Any:

@@ -30,7 +30,7 @@ from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, describe_notes
 
 if TYPE_CHECKING:
-    from export.streaming import Heard, StreamingTranscriber
+    from mt3_keras.streaming import NewNotes, StreamingTranscriber
 
 BLOCK_SECONDS = 0.1  # heard at a time
 
@@ -63,14 +63,6 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     switch("tie_forcing", False, "Tell each segment which notes sound on, instead of asking it.")
-    flags.DEFINE_enum(
-        "search",
-        None,
-        ["greedy", "heads"],
-        "Read notes from tokens, or from the network's heads alone, several times as fast. By "
-        "default heads where the network has such.",
-        flag_values=values,
-    )
     flags.DEFINE_integer(
         "threads",
         None,
@@ -82,8 +74,8 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def _stream(values: flags.FlagValues, arguments: list[str]) -> None:
-    from export.streaming import StreamingTranscriber
     from mt3_keras.midi import write_midi
+    from mt3_keras.streaming import StreamingTranscriber
 
     if not values.bundle:
         raise UsageError("--bundle is needed: a folder that export.main --formats tflite wrote")
@@ -99,7 +91,6 @@ def _stream(values: flags.FlagValues, arguments: list[str]) -> None:
         hop=values.hop,
         tie_forcing=values.tie_forcing,
         rules=parse_rules(values),
-        method=values.search,
     )
     blocks = _read(recording, values.realtime) if recording else _listen()
     notes = _transcribe(transcriber, blocks)
@@ -199,7 +190,7 @@ def _listen() -> Iterator[_Samples]:
 class _List:
     """A line for each note, in the order in which they become certain."""
 
-    def show(self, heard: Heard, seconds: float) -> None:
+    def show(self, heard: NewNotes, seconds: float) -> None:
         for note in heard:
             times = f"{note.onset:9.2f} {note.offset:9.2f}"
             print(f"{times}  {_pitch(note):18}  {_instrument(note)}", flush=True)
@@ -214,7 +205,7 @@ class _Table:
         self._begun: set[tuple[float, int, int]] = set()
         self._num_shown = 0
 
-    def show(self, heard: Heard, seconds: float) -> None:
+    def show(self, heard: NewNotes, seconds: float) -> None:
         for on in heard.started:
             self._begun.add((on.onset, on.pitch, on.program))
             self._add(Note(on.onset, on.onset, on.pitch, on.velocity, on.program, False))

@@ -1,15 +1,18 @@
 """Writes an edge bundle: `model.tflite`, a network for LiteRT, and `config.json` beside it.
 
-The graph has two signatures:
+A detector has one signature, `detect`: "samples" float32 [1, input_samples] -> "rolls" float32
+[1, F, NUM_COLUMNS] (see `mt3_keras.models.detector.NoteDetector.detect`). How rolls are read is in
+`decoding.json`.
+
+A token network has two:
 
 - `encode`: "samples" float32 [1, input_samples] and "num_frames" int32 [1] -> the memory, all that
-  decoding needs of a segment, by name, and of networks with heads "note_rolls" (see
-  `mt3_keras.models.mt3.MT3Backbone.encode`).
-- `decode_step`: "tokens" and "positions" int32 [B], "bias" float32 [B, C], the memory, the cache
-  "keys_i" and "values_i" float32 [B, H, K, C] and, where the network asks for it, the state of the
-  tokens so far -> "logits" float32 [B, V] and "columns" float32 [B, 2 * layers, H, K]: keys and
-  values of this position, layer by layer, which the caller writes into the cache. B and C are open:
-  the inputs are resized, to several sequences or one, and so that short segments stay cheap.
+  decoding needs of a segment, by name.
+- `decode_step`: "tokens" and "positions" int32 [B], "bias" float32 [B, C], the memory, and the
+  cache "keys_i" and "values_i" float32 [B, H, K, C] -> "logits" float32 [B, V] and "columns"
+  float32 [B, 2 * layers, H, K]: keys and values of this position, layer by layer, which the
+  caller writes into the cache. B and C are open: the inputs are resized, to several sequences or
+  one, and so that short segments stay cheap.
 
 Caches are inputs only, since handing them through would copy them at every token; the kept keys
 and values lie [H, K, T] (see `mt3_keras.models.layers.Attention`). Operators are LiteRT's own,
@@ -29,11 +32,15 @@ import numpy as np
 import tensorflow as tf
 
 from mt3_keras.codec import EOS
-from mt3_keras.engines.litert import EdgeModel
-from mt3_keras.grammar import STATE, Grammar, Rules
+from mt3_keras.engines.litert import EdgeDetector, EdgeModel
+from mt3_keras.grammar import Grammar, Rules
 from mt3_keras.midi import replacing
-from mt3_keras.models.config import SAMPLE_RATE_HZ
-from mt3_keras.models.mt3 import MT3Backbone, without_rolls
+from mt3_keras.models.config import SAMPLE_RATE_HZ, DetectorConfig
+from mt3_keras.models.detector import NoteDetector
+from mt3_keras.models.mt3 import MT3Backbone
+from mt3_keras.note_rolls import RollDecoding
+
+Backbone = MT3Backbone | NoteDetector
 
 Quantization = Literal["none", "float16", "int8", "int8_weights"]
 
@@ -47,7 +54,10 @@ class ExportError(ValueError):
 
 
 def export_bundle(
-    model: MT3Backbone, folder: pathlib.Path, quantize: Quantization = "none"
+    model: Backbone,
+    folder: pathlib.Path,
+    quantize: Quantization = "none",
+    decoding: RollDecoding | None = None,
 ) -> pathlib.Path:
     """Writes the bundle of a model and returns its folder.
 
@@ -57,6 +67,7 @@ def export_bundle(
       quantize: "float16" stores weights in half precision; "int8_weights" stores them in int8, one
         scale a channel, and computes in float32; "int8" also computes in int8, one scale a row of
         activations, found as it runs. The spectrum's matrices are "float16" then.
+      decoding: how a detector's rolls are read; None leaves the folder's `decoding.json` alone.
 
     Raises:
       ExportError: another backend, another precision.
@@ -74,20 +85,32 @@ def export_bundle(
             graph = _quantize(graph, quantize)
         with replacing(folder / "model.tflite") as path:
             path.write_bytes(graph.read_bytes())
-    with replacing(folder / "config.json") as path:
-        path.write_text(json.dumps({"config": model.model_config.to_dict()}, indent=2) + "\n")
+    config = model.model_config
+    described = {"class_name": config.class_name, "config": config.to_dict()}
+    if not (folder / "metadata.json").exists():  # a preset's own description says the same
+        with replacing(folder / "config.json") as path:
+            path.write_text(json.dumps(described, indent=2) + "\n")
+    if isinstance(config, DetectorConfig) and decoding is not None:
+        with replacing(folder / "decoding.json") as path:
+            path.write_text(decoding.to_json())
     return folder
 
 
-def _convert(model: MT3Backbone, folder: pathlib.Path) -> bytes:
-    module = tf.Module()
+def _convert(model: Backbone, folder: pathlib.Path) -> bytes:
+    if isinstance(model, NoteDetector):
+        samples = tf.TensorSpec((1, model.model_config.input_samples), tf.float32, "samples")
+        frozen = _freeze(model, lambda model, inputs: {"rolls": model.detect(inputs["samples"])})
+        return _to_tflite({"detect": frozen.get_concrete_function(samples=samples)}, folder)
     with model.decoder.for_edge():
-        step_spec = _step_spec(model)
         signatures = {
-            "decode_step": _freeze(model, _decode_step).get_concrete_function(**step_spec),
+            "decode_step": _freeze(model, _decode_step).get_concrete_function(**_step_spec(model)),
             "encode": _freeze(model, _encode).get_concrete_function(**_encode_spec(model)),
         }
-    tf.saved_model.save(module, str(folder), signatures=signatures)
+    return _to_tflite(signatures, folder)
+
+
+def _to_tflite(signatures: dict[str, Any], folder: pathlib.Path) -> bytes:
+    tf.saved_model.save(tf.Module(), str(folder), signatures=signatures)
     # Signatures become subgraphs in the order of their names: LiteRT's plain calls mean the first.
     converter = tf.lite.TFLiteConverter.from_saved_model(
         str(folder), signature_keys=sorted(signatures)
@@ -97,7 +120,7 @@ def _convert(model: MT3Backbone, folder: pathlib.Path) -> bytes:
     return converted
 
 
-def _freeze(model: MT3Backbone, function: Any) -> Any:
+def _freeze(model: Backbone, function: Any) -> Any:
     """A graph function of a model's weights as they are now.
 
     The converter would leave variables of several signatures in the graph, without their values.
@@ -119,14 +142,13 @@ def _encode(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _decode_step(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
-    names = [f"{kind}_{i}" for i in range(len(model.decoder.layers)) for kind in ("keys", "values")]
+    names = list(model.empty_cache(1, 1))
     logits, columns = model.decode_step(
         inputs["tokens"],
         inputs["positions"],
         {name: inputs[name] for name in names},
         inputs["bias"],
         inputs,
-        {name: inputs[name] for name in STATE} if model.decoder.uses_state else None,
     )
     return {"logits": logits, "columns": tf.stack([columns[name] for name in names], 1)}
 
@@ -143,9 +165,9 @@ def _step_spec(model: MT3Backbone) -> dict[str, Any]:
     network = model.model_config.network
     columns = (network.num_heads, network.head_width, None)
     cache = dict.fromkeys(model.empty_cache(1, 1), columns)
-    memory = {name: v.shape[1:] for name, v in without_rolls(model.empty_memory(1)).items()}
+    memory = {name: v.shape[1:] for name, v in model.empty_memory(1).items()}
     floats = {"bias": (None,), **cache, **memory}
-    integers = ["tokens", "positions", *(STATE if model.decoder.uses_state else ())]
+    integers = ["tokens", "positions"]
     return {
         **{name: tf.TensorSpec((None,), tf.int32, name) for name in integers},
         **{name: tf.TensorSpec((None, *s), tf.float32, name) for name, s in floats.items()},
@@ -208,47 +230,60 @@ def operators(path: pathlib.Path) -> dict[str, collections.Counter[str]]:
     }
 
 
-def report(folder: pathlib.Path, model: MT3Backbone) -> str:
+def report(folder: pathlib.Path, model: Backbone) -> str:
     """A bundle's size, operators and agreement with the model it was made from."""
     path = folder / "model.tflite"
     lines = [f"{path}: {path.stat().st_size / 1e6:.1f} MB"]
     for name, counts in operators(path).items():
         lines.append(f"{name}: " + ", ".join(f"{n} {op}" for op, n in sorted(counts.items())))
-    difference, agreeing, num_tokens = _compare(folder, model)
-    lines.append(
-        f"against Keras over {num_tokens} tokens of a made-up chord: logits differ by at most "
-        f"{difference:.2g}, the best token is the same in {agreeing}"
-    )
+    compare = _compare_rolls if isinstance(model, NoteDetector) else _compare_tokens
+    lines.append(f"against Keras: {compare(folder, model)}")
     return "\n".join(lines)
 
 
-def _compare(
-    folder: pathlib.Path, model: MT3Backbone, num_tokens: int = 32
-) -> tuple[float, int, int]:
+def _chord(num_samples: int) -> Any:
+    """Three decaying tones, float32 [n], and noise: without, silent bands are rounding errors."""
+    time = np.arange(num_samples) / SAMPLE_RATE_HZ
+    chord = sum(np.sin(2 * np.pi * hz * time) for hz in (220.0, 277.2, 329.6)) * np.exp(-time) / 6
+    chord += np.random.default_rng(0).normal(0, 1e-3, time.size)
+    return chord.astype(np.float32)
+
+
+def _compare_rolls(folder: pathlib.Path, model: NoteDetector) -> str:
+    samples = _chord(model.model_config.input_samples)
+    expected = np.asarray(model.detect(samples[None]))[0]
+    difference = np.abs(EdgeDetector(folder).detect(samples) - expected)
+    return (
+        f"probabilities of a chord differ by at most {difference.max():.2g}, "
+        f"{difference.mean():.2g} on average"
+    )
+
+
+def _compare_tokens(folder: pathlib.Path, model: MT3Backbone, num_tokens: int = 32) -> str:
     """Largest difference of logits, and how often the best token is the same, teacher-forced."""
     config = model.model_config
-    time = np.arange(config.input_samples) / SAMPLE_RATE_HZ
-    chord = sum(np.sin(2 * np.pi * hz * time) for hz in (220.0, 277.2, 329.6)) * np.exp(-time) / 6
-    # Noise, since the logarithm of a band without sound would be that of rounding errors.
-    chord += np.random.default_rng(0).normal(0, 1e-3, time.size)
-    samples, num_frames = chord.astype(np.float32), config.network.segment_frames
+    samples, num_frames = _chord(config.input_samples), config.network.segment_frames
     grammar = Grammar(config, Rules(constrained=True), np)
     edge = EdgeModel(folder)
     edge.encode(samples, num_frames)
     state, tokens, logits = grammar.start(1), [0], []
+
+    def pick(masked: Any) -> Any:
+        masked[:, EOS] = -np.inf  # a sequence of so many tokens, whatever the network thinks
+        return masked.argmax(axis=-1).astype(np.int32)
+
     for _ in range(num_tokens):
-        logits.append(edge.step(tokens[-1], state))
-        legal = np.where(grammar.legal_tokens(state)[0], logits[-1], -np.inf)
-        legal[EOS] = -np.inf
-        tokens.append(int(np.argmax(legal)))
-        state = grammar.advance(state, np.array(tokens[-1:], np.int32))
+        logits.append(edge.step(tokens[-1:])[0])
+        following, state, _ = grammar.choose(state, logits[-1][None].copy(), pick)
+        tokens.append(int(following[0]))
     inputs = {
         "samples": samples[None],
         "num_frames": np.array([num_frames], np.int32),
         "decoder_tokens": np.array([tokens[:-1]], np.int32),
     }
-    outputs = model(inputs)
-    whole = np.asarray(outputs["logits"] if isinstance(outputs, dict) else outputs)[0]
-    stepped = np.stack(logits)
+    whole, stepped = np.asarray(model(inputs))[0], np.stack(logits)
     agreeing = int(np.sum(stepped.argmax(-1) == whole.argmax(-1)))
-    return float(np.abs(stepped - whole).max()), agreeing, num_tokens
+    return (
+        f"logits of {num_tokens} tokens of a chord differ by at most "
+        f"{np.abs(stepped - whole).max():.2g}, the best token is the same in {agreeing}"
+    )

@@ -10,14 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mt3_keras.midi import read_midi, write_midi
+    from mt3_keras.models.detector import NoteDetector
+    from mt3_keras.models.mt3 import MT3Backbone
     from mt3_keras.notes import Note
+    from mt3_keras.streaming import StreamingTranscriber
     from mt3_keras.transcriber import Transcriber
 
 __version__ = "0.1.0"
-__all__ = ["Note", "Transcriber", "read_midi", "write_midi"]
+__all__ = [
+    "MT3Backbone",
+    "Note",
+    "NoteDetector",
+    "StreamingTranscriber",
+    "Transcriber",
+    "read_midi",
+    "write_midi",
+]
 
 _HOMES = {
+    "MT3Backbone": "mt3_keras.models.mt3",
     "Note": "mt3_keras.notes",
+    "NoteDetector": "mt3_keras.models.detector",
+    "StreamingTranscriber": "mt3_keras.streaming",
     "Transcriber": "mt3_keras.transcriber",
     "read_midi": "mt3_keras.midi",
     "write_midi": "mt3_keras.midi",

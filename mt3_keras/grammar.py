@@ -1,4 +1,4 @@
-"""What the tokens so far imply, and which tokens may follow.
+"""What the tokens so far imply, which tokens may follow, and the one rule that picks the next.
 
 Runs on a batch of sequences at once, all state fixed in shape: inside a compiled search with
 `keras.ops`, beside LiteRT with numpy alone.
@@ -7,12 +7,13 @@ Runs on a batch of sequences at once, all state fixed in shape: inside a compile
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from mt3_keras.codec import EOS, NUM_SPECIAL, Codec
-from mt3_keras.models.config import ModelConfig
+from mt3_keras.models.config import MT3Config
 from mt3_keras.notes import map_program
 
 State = dict[str, Any]
@@ -21,48 +22,35 @@ OTHER, SHIFT, PITCH, VELOCITY, TIE, PROGRAM, DRUM = range(7)
 KINDS = {"shift": SHIFT, "pitch": PITCH, "velocity": VELOCITY, "tie": TIE, "program": PROGRAM}
 KINDS["drum"] = DRUM
 TIE_SECTION, BODY = 0, 1
-# What a network may be told of the tokens so far.
-STATE = ("time", "program", "velocity", "section")
-NUM_VALUES = 128  # of a program or a velocity, at most
+MASKED = -1e10  # score of what must not be chosen or attended to, as in the original
 
-# Between two strikes of a key or drum, in targets whose times are joined. Players are slower; a
-# young model tells one strike twice.
-REST_STEPS = 5
 # More tokens than any chord needs between two shifts: beyond, a sequence is only repeating itself.
 MAX_TOKENS_WITHOUT_PROGRESS = 160
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What a search may write. The default is all the original's search may.
+    """What a network may emit. The default is all the original's search may.
 
     Attributes:
       programs: only these programs may appear; None allows all.
       drums: whether drums may appear.
       constrained: only tokens that are legal in the current state: the tie section first and in
-        order, time never backwards, no note-off for a silent note, nothing struck twice at once
-        (`ordered` networks: within 50 ms), no state that changes nothing, nothing left
-        unfinished. A young or confused model is kept from most of its nonsense; an attentive one
-        is not disturbed. None is True for networks that are told what their tokens imply, which
-        they learn from legal sequences.
-      stop_runaways: end a segment that passes its own end or that writes on and on without
+        order, time never backwards, no note-off for a silent note, nothing struck twice at once,
+        no state that changes nothing, nothing left unfinished. It keeps a barely trained model
+        from most of its nonsense and does not change what a good one emits.
+      stop_runaways: end a segment that passes its own end or that emits token after token without
         getting ahead in time. Such a segment otherwise runs into `max_tokens`.
     """
 
     programs: frozenset[int] | None = None
     drums: bool = True
-    constrained: bool | None = None
+    constrained: bool = False
     stop_runaways: bool = False
-
-    def for_model(self, config: ModelConfig) -> Rules:
-        """The same with nothing left open."""
-        if self.constrained is not None:
-            return self
-        return dataclasses.replace(self, constrained=config.network.state_inputs)
 
     @property
     def restricts_tokens(self) -> bool:
-        return bool(self.constrained) or self.programs is not None or not self.drums
+        return self.constrained or self.programs is not None or not self.drums
 
 
 class Grammar:
@@ -77,17 +65,14 @@ class Grammar:
       xp: the module that computes, `keras.ops` or `numpy`.
     """
 
-    def __init__(self, config: ModelConfig, rules: Rules, xp: Any) -> None:
+    def __init__(self, config: MT3Config, rules: Rules, xp: Any) -> None:
         self._xp = xp
         self.codec = Codec(config.vocabulary.num_velocity_bins)
-        self.rules = rules.for_model(config)
+        self.rules = rules
         self._has_ties = config.vocabulary.ties
         self._has_programs = config.vocabulary.granularity != "flat"
         self._num_rows = config.network.vocabulary_rows
-        self._max_tokens = config.network.max_tokens
-        self._rest_steps = REST_STEPS if config.network.ordered else 1
-        # The last frame begins within the segment, its event may round up.
-        self._max_step = int(np.ceil(config.segment_seconds * self.codec.steps_per_second))
+        self._max_step = config.max_step
         self._kinds = np.zeros(self._num_rows, np.int32)
         self._values = np.zeros(self._num_rows, np.int32)
         for name, kind in KINDS.items():
@@ -118,10 +103,42 @@ class Grammar:
                 "tied_pitch": full(-1),
                 "sounding": self._xp.zeros((batch_size, 128, 128), "bool"),  # program, pitch
                 # Step of the last strike.
-                "struck": self._xp.full((batch_size, 128, 128), -self._rest_steps, "int32"),
-                "struck_drums": self._xp.full((batch_size, 128), -self._rest_steps, "int32"),
+                "struck": self._xp.full((batch_size, 128, 128), -1, "int32"),
+                "struck_drums": self._xp.full((batch_size, 128), -1, "int32"),
             }
         return state
+
+    def choose(
+        self, state: State, logits: Any, pick: Callable[[Any], Any] | None = None
+    ) -> tuple[Any, State, Any]:
+        """The rule of every search: mask, pick, advance, stop.
+
+        Args:
+          state: of the tokens so far.
+          logits: float [B, V], of the next token.
+          pick: masked logits -> tokens int32 [B]; None takes the most probable.
+
+        Returns:
+          The next tokens int32 [B], EOS where a runaway sequence is stopped; the state after them;
+          bool [B], where a sequence ends.
+        """
+        if self.rules.restricts_tokens:
+            logits = self._xp.where(self.legal_tokens(state), logits, MASKED)
+        tokens = pick(logits) if pick else self._argmax(logits)
+        if self.follows:
+            state = self.advance(state, tokens)
+            if self.rules.stop_runaways:
+                tokens = self._xp.where(self.runs_away(state), EOS, tokens)
+        return tokens, state, tokens == EOS
+
+    @property
+    def follows(self) -> bool:
+        """Whether any rule depends on the tokens so far; else their state is not kept."""
+        return self.rules.restricts_tokens or self.rules.stop_runaways
+
+    def _argmax(self, logits: Any) -> Any:
+        best = self._xp.argmax(logits, axis=-1)
+        return best.astype(np.int32) if self._xp is np else self._xp.cast(best, "int32")
 
     def advance(self, state: State, tokens: Any) -> State:
         """The state after one more token for each sequence, int32 [B]."""
@@ -144,43 +161,6 @@ class Grammar:
         if self.rules.constrained:
             new |= self._advance_sounding(state, kind, value)
         return new
-
-    def follow(self, tokens_BL: Any) -> State:
-        """Whole sequences: the state after each token, int32 [B, L], as `advance` steps to it.
-
-        "time", "program", "velocity" and "section" only.
-        """
-        kind = self._xp.take(self._kinds, tokens_BL)
-        value = self._xp.take(self._values, tokens_BL)
-        is_shift = kind == SHIFT
-        shifted = self._xp.cumsum(self._xp.where(is_shift, value, 0), axis=1)
-        begins = is_shift & ~self._xp.pad(is_shift, [(0, 0), (1, 0)])[:, :-1]
-        # Of each kind the last one so far: sums only grow; a value goes with its place, and a
-        # maximum over places finds the latest.
-        place = (self._xp.arange(self._xp.shape(tokens_BL)[1]) + 1) * NUM_VALUES
-        last = self._xp.stack(
-            [
-                self._xp.where(begins, shifted - value, 0),
-                self._xp.where(kind == PROGRAM, place + value, 0),
-                self._xp.where(kind == VELOCITY, place + value, 0),
-            ]
-        )
-        reach = 1
-        while reach < self._max_tokens:
-            earlier = self._xp.pad(last, [(0, 0), (0, 0), (reach, 0)])[
-                :, :, : self._xp.shape(last)[2]
-            ]
-            last, reach = self._xp.maximum(last, earlier), 2 * reach
-        before, program, velocity = self._xp.unstack(last, 3)
-        start = self.start(1)
-        return {
-            "time": shifted - before,
-            "program": self._xp.where(program > 0, program % NUM_VALUES, start["program"]),
-            "velocity": self._xp.where(velocity > 0, velocity % NUM_VALUES, start["velocity"]),
-            "section": self._xp.where(
-                self._xp.cumsum(kind == TIE, axis=1) > 0, BODY, start["section"]
-            ),
-        }
 
     def _advance_sounding(self, state: State, kind: Any, value: Any) -> State:
         value_B128 = value[:, None] == np.arange(128)
@@ -243,11 +223,11 @@ class Grammar:
         index = self._xp.maximum(program, 0)[:, None, None]
         sounding_B128 = self._xp.take_along_axis(state["sounding"], index, axis=1)[:, 0]
         struck_B128 = self._xp.take_along_axis(state["struck"], index, axis=1)[:, 0]
-        earliest = state["time"][:, None] - self._rest_steps  # strikes since then bar another
+        time = state["time"][:, None]
         can_release = self._xp.any(sounding_B128, axis=1) & has_program
         values = np.arange(128)
         is_on, is_off = velocity > 0, velocity == 0
-        pitch = (is_on[:, None] & (struck_B128 <= earliest)) | (is_off[:, None] & sounding_B128)
+        pitch = (is_on[:, None] & (struck_B128 < time)) | (is_off[:, None] & sounding_B128)
         pitch &= (in_body & has_program)[:, None]
         tied = (in_ties & has_program)[:, None] & (values > state["tied_pitch"][:, None])
         body_program = (in_body & starts_note)[:, None] & (values != program[:, None])
@@ -256,14 +236,13 @@ class Grammar:
         new_velocity = (bins != velocity[:, None]) & ((bins > 0) | can_release[:, None])
         new_velocity &= (in_body & (starts_note | is_last[PROGRAM]))[:, None]
         steps = np.arange(self.codec.max_shift_steps + 1)
-        shift = (steps > state["time"][:, None]) & (steps <= self._max_step)
+        shift = (steps > time) & (steps <= self._max_step)
         legal = {
             "shift": shift & (in_body & complete)[:, None],
             "pitch": pitch | tied,
             "velocity": new_velocity,
             "tie": (in_ties & complete)[:, None],
             "program": (body_program | tie_program) & self._has_programs,
-            "drum": (in_body & is_on & ~is_last[PROGRAM])[:, None]
-            & (state["struck_drums"] <= earliest),
+            "drum": (in_body & is_on & ~is_last[PROGRAM])[:, None] & (state["struck_drums"] < time),
         }
         return in_body & complete, legal

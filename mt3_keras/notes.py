@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 GRANULARITIES = ("flat", "midi_class", "full")
+MIN_DURATION = 0.01  # seconds; also the length of drum hits and of notes without offsets
 
 
 class Note(NamedTuple):
@@ -23,6 +24,19 @@ class Note(NamedTuple):
     velocity: int
     program: int = 0
     is_drum: bool = False
+
+
+class OpenNote(NamedTuple):
+    """A note that has begun and not ended; `confidence` of its onset, where there is one."""
+
+    onset: float
+    velocity: int
+    confidence: float | None = None
+
+    def end(self, time: float, program: int, pitch: int) -> Note:
+        """The note, ended at `time` or after `MIN_DURATION`."""
+        offset = max(time, self.onset + MIN_DURATION)
+        return Note(self.onset, offset, pitch, self.velocity, program, False)
 
 
 class PedalChange(NamedTuple):

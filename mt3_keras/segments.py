@@ -1,4 +1,4 @@
-"""16 kHz mono samples -> the segments that the network hears."""
+"""16 kHz mono samples -> the segments that a network is given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AudioError(ValueError):
 
 
 class AudioSegment(NamedTuple):
-    """What the network hears at once.
+    """What the network is given at once.
 
     Attributes:
       start: seconds from the start of the audio.

@@ -2,74 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from numpy.typing import ArrayLike
 
 from mt3_keras.audio import read_blocks
-from mt3_keras.midi import write_midi
+from mt3_keras.grammar import Rules
 from mt3_keras.models.catalog import find_preset, pick_engine
-from mt3_keras.models.loading import load_model
-from mt3_keras.note_decoder import NoteDecoder
-from mt3_keras.note_rolls import SegmentTokens
-from mt3_keras.notes import Note
+from mt3_keras.models.config import DetectorConfig, ModelConfig, MT3Config
+from mt3_keras.note_rolls import RollDecoding
+from mt3_keras.outputs import Output
+from mt3_keras.recording import Progress, Recording, Transcription, make_decoder
 from mt3_keras.segments import AudioSegment, check_context, check_samples, cut_segments
 
 if TYPE_CHECKING:
-    from mt3_keras.engines.keras import Search
-    from mt3_keras.engines.litert import EdgeSearch
-    from mt3_keras.grammar import Rules
+    from mt3_keras.models.detector import NoteDetector
     from mt3_keras.models.mt3 import MT3Backbone
 
 
-class Segment(NamedTuple):
-    """What the model wrote for one window: `start` in seconds, token ids up to and with EOS."""
+class Engine(Protocol):
+    """What runs a network (`mt3_keras.engines`)."""
 
-    start: float
-    tokens: list[int]
+    @property
+    def model_config(self) -> ModelConfig:
+        """Of the network."""
 
-
-class Progress(NamedTuple):
-    """A segment just read, where it ends, and the notes that ended in it.
-
-    The notes still sounding at the end of the recording come with the last segment.
-    `confidences` are those of a `Transcription`, of all notes so far.
-    """
-
-    segment: Segment
-    end: float
-    notes: list[Note]
-    confidences: Mapping[Note, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Transcription:
-    """Notes of a recording and how they came about.
-
-    Attributes:
-      notes: ordered by onset.
-      segments: the model's own words.
-      invalid_events: tokens that meant nothing where they stood.
-      dropped_events: tokens past the end of their segment.
-      duration: seconds of audio.
-      confidences: from 0 to 1, how sure the network's heads are that the note begins there; empty
-        for a network without heads.
-    """
-
-    notes: list[Note]
-    segments: list[Segment]
-    invalid_events: int
-    dropped_events: int
-    duration: float
-    confidences: dict[Note, float] = dataclasses.field(default_factory=dict)
-
-    def write_midi(self, path: str | os.PathLike[str]) -> None:
-        """Writes the notes as a MIDI file, one named track for each instrument."""
-        write_midi(self.notes, path)
+    def run(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, Output]]:
+        """Yields (index, output) as segments finish, in any order; draws them as needed."""
 
 
 class Transcriber:
@@ -79,31 +41,41 @@ class Transcriber:
       model: the network with its weights, or the folder of an edge bundle, to be run by LiteRT.
       exact: the original's path to the token: segments padded with zeros, its logarithm's floor,
         its segment starts, plain greedy search. No other option may then be given.
-      context: "full" lets the last spectrogram frames of a segment see the audio that follows;
+      context: "full" gives the last spectrogram frames of a segment the audio that follows;
         "segment" pads every segment with zeros, as the original does.
-      method: "greedy", "beam1" or "heads" (see `generation.Search`); None is the network's own:
-        "heads" where its heads decide, for they need no tokens, else "greedy".
-      rules: what the search may write; None stops runaway segments.
-      batch_size: segments decoded side by side; None is 16, and on LiteRT two for each core.
+      method: how tokens are searched, "greedy" or "beam1" (see `engines.keras.TokenEngine`); None
+        is greedy.
+      rules: what may appear, and what tokens may be emitted; None stops runaway segments.
+      batch_size: segments at a time; None is 16, and on LiteRT what suits the cores.
       max_tokens: longest token sequence of a segment; None takes the model's own limit.
-      least_confidence: how sure a network with heads must be of a note, 0 to 1; None lets it decide
-        as the music goes.
+      least_confidence: that a detector's notes need, 0 to 1; None lets it follow the music.
+      decoding: how a detector's rolls are read; None is that of a new network, and of a bundle its
+        own.
+
+    Example:
+      >>> import numpy as np
+      >>> from mt3_keras import Transcriber
+      >>> transcriber = Transcriber.from_preset("small")
+      >>> seconds = np.arange(32_000) / 16_000
+      >>> tone = 0.3 * np.sin(2 * np.pi * 440 * seconds) * np.exp(-2 * seconds)
+      >>> result = transcriber.transcribe(tone.astype(np.float32))
+      >>> sorted({note.pitch for note in result.notes})
+      [69]
     """
 
     def __init__(
         self,
-        model: MT3Backbone | pathlib.Path,
+        model: MT3Backbone | NoteDetector | pathlib.Path,
         *,
         exact: bool = False,
         context: Literal["segment", "full"] | None = None,
-        method: Literal["greedy", "beam1", "heads"] | None = None,
+        method: Literal["greedy", "beam1"] | None = None,
         rules: Rules | None = None,
         batch_size: int | None = None,
         max_tokens: int | None = None,
         least_confidence: float | None = None,
+        decoding: RollDecoding | None = None,
     ) -> None:
-        from mt3_keras.grammar import Rules
-
         chosen = context == "full" or method not in (None, "greedy") or rules or max_tokens
         if exact and (chosen or least_confidence is not None):
             raise ValueError("exact=True is the original's path: give no other option beside it")
@@ -112,38 +84,21 @@ class Transcriber:
         check_context(context)
         if least_confidence is not None and not 0 <= least_confidence <= 1:
             raise ValueError(f"least_confidence must be 0 to 1: got {least_confidence}")
-        self.least_confidence = least_confidence
         self.model: Any = model
         self.exact = exact
         self.context = context
-        if rules is None:
-            rules = Rules(constrained=False) if exact else Rules(stop_runaways=True)
-        self.rules = rules
-        self._search: EdgeSearch | Search
-        if isinstance(model, pathlib.Path):
-            from mt3_keras.engines.litert import EdgeSearch
-
-            if exact:
-                raise ValueError("an edge bundle is searched greedily, by no exact path: use Keras")
-            self._search = EdgeSearch(
-                model,
-                rules=rules,
-                method=method,
-                num_sequences=batch_size,
-                max_tokens=max_tokens,
-            )
-            self.model_config = self._search.model_config
-            return
-        from mt3_keras.engines.keras import Search
-
-        self.model_config = model.model_config
-        self._search = Search(
-            model,
-            rules=rules,
-            method="greedy" if exact else method,
-            batch_size=batch_size or 16,
-            max_tokens=max_tokens,
+        self.least_confidence = least_confidence
+        if exact and isinstance(model, pathlib.Path):
+            raise ValueError("an edge bundle is searched greedily, by no exact path: use Keras")
+        self.rules = rules or (Rules() if exact else Rules(stop_runaways=True))
+        self._engine = make_engine(
+            model, self.rules, method=method, batch_size=batch_size, max_tokens=max_tokens
         )
+        self.model_config = self._engine.model_config
+        if isinstance(model, pathlib.Path) and decoding is None:
+            decoding = RollDecoding.read(model)
+        self.decoding = decoding
+        self._make_decoder()  # refuses options that the network has no use for
 
     @classmethod
     def from_preset(
@@ -159,7 +114,7 @@ class Transcriber:
 
         Args:
           engine: what runs the network (see `catalog.pick_engine`).
-          log_floor: replaces the model's own (see `SpectrogramConfig`).
+          log_floor: replaces the model's own (see `LogMelConfig`).
           **options: of `Transcriber`.
 
         Raises:
@@ -171,9 +126,11 @@ class Transcriber:
         folder = find_preset(os.fspath(name))
         if pick_engine(folder, engine, needs_keras=needs_keras) == "litert":
             return cls(folder, **options)
-        if exact:
-            log_floor = "zero"
-        return cls(load_model(folder, log_floor=log_floor), exact=exact, **options)
+        from mt3_keras.models.loading import load_model
+
+        model = load_model(folder, log_floor="zero" if exact else log_floor)
+        options.setdefault("decoding", RollDecoding.read(folder))
+        return cls(model, exact=exact, **options)
 
     def transcribe(
         self,
@@ -190,82 +147,84 @@ class Transcriber:
         Raises:
           AudioError: the audio cannot be used; one line, naming the file.
         """
-        reading = _Reading(self)
-        for progress in reading.run(_to_blocks(audio)):
-            if on_segment:
-                on_segment(progress)
-        return reading.finish()
+        config, duration = self.model_config, 0.0
+        rate = config.spectrogram.frames_per_second
+
+        def watch(segments: Iterable[AudioSegment]) -> Iterator[AudioSegment]:
+            nonlocal duration
+            for segment in segments:
+                duration = segment.start + segment.num_frames / rate
+                yield segment
+
+        recording = Recording(self._make_decoder(), config.hop_frames, rate)
+        segments = cut_segments(_to_blocks(audio), config, self.context, config.hop_frames)
+        report = on_segment or (lambda _: None)
+        for index, output in self._engine.run(watch(segments)):
+            for progress in recording.add(index, output):
+                report(progress)
+        for progress in recording.end(duration):
+            report(progress)
+        return recording.finish(duration)
+
+    def _make_decoder(self) -> Any:
+        return make_decoder(
+            self.model_config,
+            self.decoding,
+            exact=self.exact,
+            least_confidence=self.least_confidence,
+            rules=self.rules,
+        )
+
+
+def make_engine(
+    model: MT3Backbone | NoteDetector | pathlib.Path,
+    rules: Rules,
+    *,
+    method: str | None = None,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+) -> Engine:
+    """What runs a network: on LiteRT that of a folder, else on Keras.
+
+    Raises:
+      ValueError: an option that this network or this engine has no use for.
+    """
+    config: ModelConfig
+    on_litert = isinstance(model, pathlib.Path)
+    if isinstance(model, pathlib.Path):
+        from mt3_keras.engines import litert
+
+        config = litert.read_bundle_config(model)
+    else:
+        config = model.model_config
+    if isinstance(config, DetectorConfig):
+        given = {"method": method, "max_tokens": max_tokens, "constrained": rules.constrained}
+        if unused := [name for name, value in given.items() if value]:
+            raise ValueError(f"{unused[0]} is for networks that emit tokens, such as mt3")
+        if on_litert:
+            return litert.RollEngine(model, num_workers=batch_size)
+        from mt3_keras.engines.keras import RollEngine
+
+        return RollEngine(cast(Any, model), batch_size=batch_size or 16)
+    assert isinstance(config, MT3Config)
+    if on_litert:
+        if method not in (None, "greedy"):
+            raise ValueError("an edge bundle is searched greedily: use Keras for beam search")
+        return litert.TokenEngine(
+            model, rules=rules, num_sequences=batch_size, max_tokens=max_tokens
+        )
+    from mt3_keras.engines.keras import TokenEngine
+
+    return TokenEngine(
+        cast(Any, model),
+        rules=rules,
+        method=method or "greedy",
+        batch_size=batch_size or 16,
+        max_tokens=max_tokens,
+    )
 
 
 def _to_blocks(audio: str | os.PathLike[str] | ArrayLike) -> Iterable[Any]:
     if isinstance(audio, (str, os.PathLike)):
         return read_blocks(audio)
     return [check_samples(audio)]
-
-
-class _Reading:
-    """One recording on its way: segments finish in any order and are read in order of time."""
-
-    def __init__(self, transcriber: Transcriber) -> None:
-        config = transcriber.model_config
-        self._transcriber = transcriber
-        self._decoder = NoteDecoder.for_model(
-            config,
-            exact=transcriber.exact,
-            least_confidence=transcriber.least_confidence,
-            programs=transcriber.rules.programs,
-            drums=transcriber.rules.drums,
-        )
-        self._starts: list[float] = []
-        self._segments: list[Segment] = []
-        self._waiting: dict[int, SegmentTokens] = {}
-        self._notes: list[Note] = []
-        self._is_complete = False
-        self.duration = 0.0
-
-    def run(self, blocks: Iterable[Any]) -> Iterator[Progress]:
-        transcriber = self._transcriber
-        config, search = transcriber.model_config, transcriber._search
-        hop_frames = config.network.hop_frames(search.method)
-        segments = cut_segments(blocks, config, transcriber.context, hop_frames)
-        for index, tokens in search.decode(self._watch(segments)):
-            self._waiting[index] = tokens
-            yield from self._read_waiting()
-        yield from self._read_waiting()
-
-    def _watch(self, segments: Iterable[AudioSegment]) -> Iterator[AudioSegment]:
-        rate = self._transcriber.model_config.spectrogram.frames_per_second
-        for segment in segments:
-            self._starts.append(segment.start)
-            self.duration = segment.start + segment.num_frames / rate
-            yield segment
-        self._is_complete = True
-
-    def _read_waiting(self) -> Iterator[Progress]:
-        """Reads what is next in time, if it is known where it ends."""
-        while (index := len(self._segments)) in self._waiting:
-            is_last = index + 1 == len(self._starts)
-            if is_last and not self._is_complete:
-                return
-            start = self._starts[index]
-            end = None if is_last else self._starts[index + 1]
-            tokens = self._waiting.pop(index)
-            segment = Segment(start, list(tokens))
-            notes = self._decoder.feed(start, tokens, end)
-            self._segments.append(segment)
-            if is_last:
-                num_ended = len(self._decoder.notes)
-                self._notes = self._decoder.finish()
-                notes = notes + self._decoder.notes[num_ended:]
-            end = self.duration if end is None else end
-            yield Progress(segment, end, notes, self._decoder.confidences)
-
-    def finish(self) -> Transcription:
-        return Transcription(
-            notes=self._notes,
-            segments=self._segments,
-            invalid_events=self._decoder.invalid_events,
-            dropped_events=self._decoder.dropped_events,
-            duration=self.duration,
-            confidences=self._decoder.confidences,
-        )

@@ -10,13 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from mt3_keras.models.config import LOWEST_PITCH
-from mt3_keras.note_rolls import NUM_COLUMNS, NoteRolls
+from mt3_keras.note_rolls import NUM_COLUMNS, NoteRolls, RollDecoding
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def tones(seconds: float, seed: int = 0) -> NDArray[np.float32]:
-    """A tone a second, swelling, of any pitch: networks that learnt nothing hear a difference."""
+    """A tone a second, swelling, of any pitch: even random networks give different outputs."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(16_000 * seconds)) / 16_000
     hz = rng.choice([60, 110, 250, 440, 900, 2000, 4000], int(seconds) + 1)[time.astype(int)]
@@ -26,7 +26,8 @@ def tones(seconds: float, seed: int = 0) -> NDArray[np.float32]:
 
 def make_rolls(*cells, num_frames=20, frames_per_second=50.0):
     """Rolls with cells (head, frame or frames, pitch or drum, value)."""
-    rolls = NoteRolls(np.zeros((num_frames, NUM_COLUMNS), np.float32), frames_per_second)
+    values = np.zeros((num_frames, NUM_COLUMNS), np.float32)
+    rolls = NoteRolls(values, frames_per_second, RollDecoding())
     for head, frames, pitch, value in cells:
         first = 0 if head == "drum" else LOWEST_PITCH
         rolls.roll(head)[frames, pitch - first] = value
@@ -47,13 +48,13 @@ def tiny_model():
     """A minute network with random weights, the same in every run."""
     import keras
 
-    from mt3_keras.models.config import ModelConfig, NetworkConfig, SpectrogramConfig
+    from mt3_keras.models.config import LogMelConfig, MT3Config, T5Config
     from mt3_keras.models.mt3 import MT3Backbone
 
     sizes = {"width": 16, "num_heads": 2, "head_width": 8, "mlp_width": 32, "max_tokens": 64}
-    config = ModelConfig(
-        SpectrogramConfig(num_mels=16),
-        network=NetworkConfig(num_encoder_layers=1, num_decoder_layers=1, **sizes),
+    config = MT3Config(
+        LogMelConfig(num_mels=16),
+        network=T5Config(num_encoder_layers=1, num_decoder_layers=1, **sizes),
     )
     keras.utils.set_random_seed(3)
     model = MT3Backbone(**config.to_dict())
@@ -61,7 +62,7 @@ def tiny_model():
     kernel[:, 1] *= 6  # EOS comes now and then, as it does in a trained model,
     model.decoder.logits.kernel.assign(kernel)
     values = model.decoder.layers[0].cross_attention.value.kernel
-    values.assign(values * 4)  # and what is heard makes a difference
+    values.assign(values * 4)  # and the sound makes a difference
     return model
 
 
@@ -87,6 +88,21 @@ def official(shared) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_model, tmp_path_factory) -> pathlib.Path:
     """The tiny model as an edge bundle in float32."""
+    export_bundle = _bundle_exporter()
+    return export_bundle(tiny_model, tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def detector_bundle(tmp_path_factory) -> pathlib.Path:
+    """A minute detector as an edge bundle in float32, decoded so that it has notes."""
+    export_bundle = _bundle_exporter()
+    from tests.detectors import EAGER, build
+
+    folder = tmp_path_factory.mktemp("bundles") / "detector"
+    return export_bundle(build(), folder, decoding=EAGER)
+
+
+def _bundle_exporter():
     import keras
 
     pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
@@ -94,4 +110,4 @@ def tiny_bundle(tiny_model, tmp_path_factory) -> pathlib.Path:
         pytest.skip("a bundle is written by TensorFlow")
     from export.tflite import export_bundle
 
-    return export_bundle(tiny_model, tmp_path_factory.mktemp("bundles") / "tiny")
+    return export_bundle

@@ -1,4 +1,4 @@
-"""Writes T5X checkpoints for tests, in the layout of the released one (facts: `checkpoints.py`)."""
+"""Writes T5X checkpoints for tests, in the layout of the released one (facts: `models.t5x`)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from mt3_keras.models.config import ModelConfig
+from mt3_keras.models.config import MT3Config
 from mt3_keras.models.t5x import expected_leaves
 
 
-def random_leaves(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+def random_leaves(config: MT3Config, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """A value for every parameter of a model; matrices of a size that keeps activations near 1."""
     rng = np.random.default_rng(seed)
     return {

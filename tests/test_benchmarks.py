@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 import numpy as np
 import pytest
 
-from benchmarks.ablation import networks, read_tokens
 from benchmarks.accuracy import LOSSES, MISSED, find_losses, report, score_clip
 from benchmarks.train_step import Repeated, check_agreement, make_batch
 from benchmarks.train_step import report as report_steps
 from mt3_keras.metrics import onset_scores
-from mt3_keras.models.config import HEADS, SMALL, TINY, ModelConfig
+from mt3_keras.models.config import HEADS, MT3, SMALL
 from mt3_keras.notes import Note
 from train.scores import Item, summarize
 
@@ -60,34 +58,26 @@ def test_another_network_or_another_step_is_refused():
 
 def test_every_process_makes_the_same_batch():
     one, other = make_batch(SMALL, 2, 7), make_batch(SMALL, 2, 7)
-    assert set(HEADS) < set(one)
+    assert set(one) == {"samples", *HEADS}
     for name, array in one.items():
         np.testing.assert_array_equal(array, other[name])
-    assert not set(HEADS) & set(make_batch(TINY, 2, 7))
+    tokens = make_batch(MT3, 2, 7)
+    assert set(tokens) == {"samples", "num_frames", "decoder_tokens", "targets"}
+    assert tokens["targets"].shape == (2, 7)
 
 
-def test_the_table_sets_each_beside_pytorch():
-    run = {"difference": 0.0, "first step": 3.0, "peak": 1e11}
+def test_the_table_compares_each_with_the_first():
+    run = {"difference": 0.0, "first step": 3.0}
     runs = {
         "tensorflow": [run | {"step": s} for s in (0.5, 9.0, 0.1)],
-        "pytorch": [run | {"step": 1.0, "peak": 2e11}],
+        "jax": [run | {"step": 0.25, "difference": 1e-5}],
     }
-    arguments = argparse.Namespace(model="small", batch=10, tokens=5, runs=3, dtype="float32")
-    lines = report_steps(runs, 2e10, arguments).splitlines()
-    assert "20.0 GFLOP a step, peak of a matrix product 200 GFLOP/s" in lines[0]
-    assert lines[2].split() == ["tensorflow", "0.500", "100", "41.0", "20.0%", "3.0s", "0", "2.00x"]
-    assert lines[3].split() == ["pytorch", "1.000", "50", "20.5", "10.0%", "3.0s", "0"]
-
-
-@pytest.mark.parametrize("name", sorted(networks()))
-def test_each_network_of_the_ablation_can_be_read_by_its_tokens(tmp_path, name):
-    config = networks()[name]
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle/config.json").write_text(json.dumps({"config": config.to_dict()}))
-    tokens = ModelConfig.from_preset(read_tokens(tmp_path / "bundle", tmp_path / "tokens"))
-    assert config.network.choose_method(None) == ("heads" if config.network.heads else "greedy")
-    assert tokens.network.choose_method(None) == "greedy"
-    assert tokens.network.heads == config.network.heads
+    arguments = argparse.Namespace(model="small", batch=10, runs=3, dtype="float32")
+    lines = report_steps(runs, arguments).splitlines()
+    assert lines[0] == "small, batch 10, float32"
+    assert "speed to tensorflow" in lines[1]
+    assert lines[2].split() == ["tensorflow", "0.500", "41.0", "3.0s", "0", "1.00x"]
+    assert lines[3].split() == ["jax", "0.250", "81.9", "3.0s", "1e-05", "2.00x"]
 
 
 def test_repeated_batches_go_on_where_they_are_set():

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mt3_keras.models.config import ISMIR2021, MT3, ModelConfig
+from mt3_keras.models.config import ISMIR2021, MT3, MT3Config
 from mt3_keras.models.t5x import (
     CheckpointError,
     check_leaves,
@@ -99,7 +99,7 @@ def test_the_released_mt3_has_the_papers_sizes_and_its_norm_scales(shared: pathl
     [(MT3, 45_896_704), (ISMIR2021, 46_027_776)],
     ids=["mt3", "ismir2021"],
 )
-def test_expected_leaves_count_as_published(config: ModelConfig, num_numbers: int) -> None:
+def test_expected_leaves_count_as_published(config: MT3Config, num_numbers: int) -> None:
     shapes = expected_leaves(config)
     assert len(shapes) == 189
     assert sum(len(shape) == 1 for shape in shapes.values()) == 42

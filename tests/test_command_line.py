@@ -192,6 +192,10 @@ def test_an_output_folder_that_cannot_be_made_is_named(transcribe, recording, tm
         (["--batch_size", "0", "{recording}"], "batch_size"),
         ([], "at least one recording"),
         (["--engine", "litert", "{recording}"], "engine"),
+        (
+            ["--least_confidence=0.5", "{recording}"],
+            "least_confidence is for networks that predict",
+        ),
     ],
 )
 def test_wrong_usage_is_told_in_one_message(transcribe, recording, capsys, arguments, said):
@@ -199,6 +203,24 @@ def test_wrong_usage_is_told_in_one_message(transcribe, recording, capsys, argum
     message = capsys.readouterr().err
     assert said in message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--max_tokens=8"], "max_tokens is for networks that emit tokens"),
+        (["--constrained"], "constrained is for networks that emit tokens"),
+        (["--least_confidence=2"], "least_confidence must be 0 to 1"),
+    ],
+)
+def test_flags_that_a_detector_has_no_use_for_are_refused_in_one_line(
+    detector_bundle, recording, tmp_path, capfd, arguments, complaint
+):
+    flags = [f"--model={detector_bundle}", f"--output_dir={tmp_path / 'out'}", "--engine=litert"]
+    assert main(["transcribe", *flags, *arguments, str(recording)]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert complaint in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_model_is_told_with_the_cure(recording, capsys):
@@ -271,12 +293,12 @@ def test_evaluating_a_file_against_itself_is_perfect(tmp_path, capsys):
 
 
 def test_a_converted_checkpoint_transcribes_as_the_original(tmp_path, capsys):
-    from mt3_keras.models.config import ModelConfig, NetworkConfig
+    from mt3_keras.models.config import MT3Config, T5Config
     from mt3_keras.models.loading import load_model
     from tests.t5x_writer import random_leaves, write_t5x
 
     sizes = {"width": 16, "num_heads": 1, "mlp_width": 32, "num_encoder_layers": 1}
-    config = ModelConfig(network=NetworkConfig(num_decoder_layers=1, **sizes))
+    config = MT3Config(network=T5Config(num_decoder_layers=1, **sizes))
     write_t5x(tmp_path / "t5x", random_leaves(config))
     arguments = ["--t5x_checkpoint", str(tmp_path / "t5x"), "--output", str(tmp_path / "preset")]
     assert main(["convert", *arguments]) == 0

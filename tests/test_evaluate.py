@@ -194,7 +194,7 @@ def test_help_loads_no_framework():
 
 def test_each_scoring_of_a_run_adds_a_line_to_its_history(tmp_path):
     lines = [{"step": 50 * i, "seconds": 3600, "audio_per_second": 36.0} for i in (1, 2)]
-    lines.insert(1, {"step": 75})  # gone on with at 74: one update, not timed
+    lines.insert(1, {"step": 75})  # resumed at 74: one update, not timed
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = describe_runs([tmp_path, tmp_path])
     assert run == {"updates": 200, "hours_trained": 4, "hours_heard": 144}

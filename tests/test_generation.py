@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from mt3_keras import generation
 from mt3_keras.codec import EOS, Codec
-from mt3_keras.engines.keras import Search, brevity_penalty
+from mt3_keras.engines import keras as engine
+from mt3_keras.engines.keras import TokenEngine, brevity_penalty
 from mt3_keras.grammar import Grammar, Rules
 from mt3_keras.models.config import MT3
 from mt3_keras.note_encoder import encode_notes
@@ -87,9 +87,9 @@ def expected(tiny_model, segments):
 
 
 def decode(model, segments, **options):
-    search = Search(model, max_tokens=MAX_TOKENS, **options)
-    found = dict(search.decode(iter(segments)))
-    return [found[i] for i in range(len(segments))]
+    search = TokenEngine(model, max_tokens=MAX_TOKENS, **options)
+    found = dict(search.run(iter(segments)))
+    return [found[i].tokens for i in range(len(segments))]
 
 
 def test_the_sequences_of_these_tests_are_of_many_lengths(expected):
@@ -107,15 +107,16 @@ def test_batched_search_equals_one_token_at_a_time(
 
 
 def test_a_ring_that_grows_and_shrinks_changes_nothing(tiny_model, segments, expected, monkeypatch):
-    monkeypatch.setattr(generation, "SMALLEST_CACHE", 6)
+    monkeypatch.setattr(engine, "SMALLEST_CACHE", 6)
     assert decode(tiny_model, segments, batch_size=2) == expected["greedy"]
 
 
 def test_a_search_can_be_used_again_and_given_nothing(tiny_model, segments, expected):
-    search = Search(tiny_model, max_tokens=MAX_TOKENS, batch_size=2)
-    assert list(search.decode([])) == []
+    search = TokenEngine(tiny_model, max_tokens=MAX_TOKENS, batch_size=2)
+    assert list(search.run([])) == []
     for _ in range(2):
-        assert dict(search.decode(segments[:3])) == dict(enumerate(expected["greedy"][:3]))
+        found = {i: output.tokens for i, output in search.run(segments[:3])}
+        assert found == dict(enumerate(expected["greedy"][:3]))
 
 
 def test_segments_are_drawn_only_as_needed(tiny_model, segments):
@@ -126,8 +127,8 @@ def test_segments_are_drawn_only_as_needed(tiny_model, segments):
             drawn.append(segment)
             yield segment
 
-    search = Search(tiny_model, max_tokens=MAX_TOKENS, batch_size=2)
-    next(search.decode(watch()))
+    search = TokenEngine(tiny_model, max_tokens=MAX_TOKENS, batch_size=2)
+    next(search.run(watch()))
     assert len(drawn) < len(segments)
 
 
@@ -239,7 +240,7 @@ def test_a_segment_that_gets_nowhere_is_stopped(tiny_model, segments, monkeypatc
 )
 def test_impossible_options_are_refused(tiny_model, options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        Search(tiny_model, **options)
+        TokenEngine(tiny_model, **options)
 
 
 def test_rules_without_programs_still_allow_drums():

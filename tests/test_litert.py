@@ -1,4 +1,4 @@
-"""LiteRT in place of Keras: the same notes, plain errors, nothing else loaded."""
+"""LiteRT in place of Keras: the same notes, plain errors, no other framework loaded."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from mt3_keras import Transcriber, catalog
+from mt3_keras import Transcriber
 from mt3_keras.codec import EOS
 from mt3_keras.grammar import KINDS, Grammar, Rules
+from mt3_keras.models import catalog
 from mt3_keras.models.catalog import ModelError, pick_engine
-from mt3_keras.models.config import ISMIR2021, MT3, SMALL, VocabularyConfig
+from mt3_keras.models.config import ISMIR2021, MT3, VocabularyConfig
 from mt3_keras.note_encoder import tie_tokens
 from mt3_keras.segments import AudioSegment, cut_segments
 from tests.conftest import ROOT, tones
 
 litert = pytest.importorskip("mt3_keras.engines.litert", reason="needs requirements-edge.txt")
 
-# Of a network that learnt nothing these rules make notes.
-RULES = Rules(constrained=True)
+RULES = Rules(constrained=True)  # even an untrained network emits notes under them
 
 
 def segments_of(config, seconds):
@@ -37,7 +37,9 @@ def segments_of(config, seconds):
 
 GRAMMARS = {
     "ties": MT3,
-    "velocities": dataclasses.replace(SMALL, vocabulary=VocabularyConfig(num_velocity_bins=3)),
+    "velocities": dataclasses.replace(
+        MT3, vocabulary=VocabularyConfig(num_velocity_bins=3, granularity="midi_class")
+    ),
     "flat": ISMIR2021,
 }
 LIMITS = [{}, {"programs": frozenset({0, 24, 40})}, {"drums": False}]
@@ -57,6 +59,11 @@ def test_numpy_follows_the_rules_as_keras_does(seed, config, limits, constrained
     rng = np.random.default_rng(seed)
     state, expected = here.start(2), there.start(2)
     for _ in range(16):
+        logits = rng.normal(size=(2, GRAMMARS[config].network.vocabulary_rows)).astype(np.float32)
+        for ours, theirs in zip(
+            here.choose(state, logits)[::2], there.choose(expected, logits)[::2], strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)  # tokens, and which sequences end
         legal = here.legal_tokens(state)
         np.testing.assert_array_equal(legal, there.legal_tokens(expected))
         tokens = np.array([pick_token(here.codec, row, rng) for row in legal], np.int32)
@@ -79,68 +86,92 @@ def pick_token(codec, legal, rng):
 # ---------------------------------------------------------------- decoding
 
 
-def test_a_segment_is_not_influenced_by_those_before_it(tiny_bundle):
-    model = litert.EdgeModel(tiny_bundle)
-    sequence = litert.EdgeSequence(model.model_config, RULES)
+@pytest.fixture(scope="module")
+def model(tiny_bundle):
+    return litert.EdgeModel(tiny_bundle)
+
+
+def search(model, segment, prefix=()):
+    config = model.model_config
+    grammar = Grammar(config, RULES, np)
+    return litert.search_one(model, grammar, config.network.max_tokens, segment, prefix).tokens
+
+
+def test_a_segment_is_not_influenced_by_those_before_it(model):
     segments = segments_of(model.model_config, 8)
-    forward = [sequence.decode(model, segment) for segment in segments]
-    backward = [sequence.decode(model, segment) for segment in reversed(segments)]
+    forward = [search(model, segment) for segment in segments]
+    backward = [search(model, segment) for segment in reversed(segments)]
     assert backward[::-1] == forward
     assert len(set(map(tuple, forward))) > 2
     loud = AudioSegment(0.0, np.full_like(segments[0].samples, 2.0**32), 256)
-    sequence.decode(model, loud)
-    assert sequence.decode(model, segments[1]) == forward[1]
+    search(model, loud)
+    assert search(model, segments[1]) == forward[1]
 
 
 @pytest.mark.parametrize("num_sequences", [3, 7])
 def test_segments_side_by_side_are_those_one_by_one(tiny_bundle, num_sequences):
-    config = litert.EdgeModel(tiny_bundle).model_config
-    segments = segments_of(config, 15)
-    alone = dict(litert.EdgeSearch(tiny_bundle, num_sequences=1).decode(segments))
-    drawn = []
+    segments = segments_of(litert.read_bundle_config(tiny_bundle), 15)
+    alone = dict(litert.TokenEngine(tiny_bundle, num_sequences=1).run(segments))
+    engine = litert.TokenEngine(tiny_bundle, num_sequences=num_sequences)
+    assert run_and_count(engine, segments, 2 * num_sequences) == alone
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_segments_on_several_cores_are_those_on_one(detector_bundle, num_workers):
+    segments = segments_of(litert.read_bundle_config(detector_bundle), 3)
+    alone = dict(litert.RollEngine(detector_bundle, num_workers=1).run(segments))
+    engine = litert.RollEngine(detector_bundle, num_workers=num_workers)
+    found = run_and_count(engine, segments, 2 * num_workers)
+    assert sorted(found) == sorted(alone) == list(range(len(segments)))
+    for index, output in found.items():
+        np.testing.assert_array_equal(output.rolls, alone[index].rolls)
+
+
+def run_and_count(engine, segments, num_ahead):
+    """The outputs by index; no more than `num_ahead` segments are drawn ahead of them."""
+    drawn, found = [], {}
 
     def draw():
         for segment in segments:
             drawn.append(segment)
             yield segment
 
-    found = {}
-    search = litert.EdgeSearch(tiny_bundle, num_sequences=num_sequences)
-    for index, tokens in search.decode(draw()):
-        found[index] = tokens
-        assert len(drawn) <= len(found) + 2 * num_sequences
-    assert found == alone
+    for index, output in engine.run(draw()):
+        found[index] = output
+        assert len(drawn) <= len(found) + num_ahead
+    return found
 
 
-def test_a_search_that_is_left_early_can_begin_anew(tiny_bundle):
-    search = litert.EdgeSearch(tiny_bundle, num_sequences=2)
-    segments = segments_of(search.model_config, 15)
-    for _ in search.decode(segments):
-        break
-    assert len(dict(search.decode(segments))) == len(segments)
+def test_an_engine_that_is_left_early_can_begin_anew(tiny_bundle, detector_bundle):
+    for engine in (
+        litert.TokenEngine(tiny_bundle, num_sequences=2),
+        litert.RollEngine(detector_bundle, num_workers=2),
+    ):
+        segments = segments_of(engine.model_config, 5)
+        for _ in engine.run(segments):
+            break
+        assert len(dict(engine.run(segments))) == len(segments)
 
 
-def test_a_prefix_opens_the_sequence_and_the_rest_follows_from_it(tiny_bundle):
-    model = litert.EdgeModel(tiny_bundle)
-    sequence = litert.EdgeSequence(model.model_config, RULES)
+def test_a_prefix_opens_the_sequence_and_the_rest_follows_from_it(model):
     (segment, *_) = segments_of(model.model_config, 1)
-    free = sequence.decode(model, segment)
+    free = search(model, segment)
     codec = Grammar(model.model_config, RULES, np).codec
     prefix = tie_tokens([(0, 60), (40, 62), (40, 65)], codec)
-    forced = sequence.decode(model, segment, prefix)
+    forced = search(model, segment, prefix)
     assert forced[: len(prefix)] == prefix
     assert forced != free
-    assert sequence.decode(model, segment, forced[:20]) == forced
-    assert sequence.decode(model, segment, free[:-1]) == free
+    assert search(model, segment, forced[:20]) == forced
+    assert search(model, segment, free[:-1]) == free
 
 
 @pytest.mark.parametrize("max_tokens", [0, 65])
 def test_sequences_are_no_longer_than_the_model_allows(tiny_bundle, max_tokens):
     with pytest.raises(ValueError, match="max_tokens must be 1 to 64"):
-        litert.EdgeSearch(tiny_bundle, max_tokens=max_tokens)
-    segments = segments_of(litert.EdgeModel(tiny_bundle).model_config, 4)
-    found = dict(litert.EdgeSearch(tiny_bundle, max_tokens=5).decode(segments))
-    assert all(len(tokens) == 5 or tokens[-1] == EOS for tokens in found.values())
+        litert.TokenEngine(tiny_bundle, max_tokens=max_tokens)
+    segments = segments_of(litert.read_bundle_config(tiny_bundle), 4)
+    found = dict(litert.TokenEngine(tiny_bundle, max_tokens=5).run(segments))
+    assert all(len(tokens) == 5 or tokens[-1] == EOS for (tokens,) in found.values())
 
 
 # ---------------------------------------------------------------- engines
@@ -197,6 +228,36 @@ def test_what_only_keras_can_do_takes_keras(tiny_bundle, both, options):
         Transcriber.from_preset(tiny_bundle, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"method": "greedy"}, "method is for networks that emit tokens"),
+        ({"max_tokens": 20}, "max_tokens is for networks that emit tokens"),
+        ({"rules": RULES}, "constrained is for networks that emit tokens"),
+    ],
+)
+def test_options_of_tokens_are_refused_for_a_detector(detector_bundle, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Transcriber(detector_bundle, **options)
+
+
+def test_options_of_rolls_are_refused_for_a_network_with_tokens(tiny_bundle):
+    with pytest.raises(ValueError, match="least_confidence is for networks that predict rolls"):
+        Transcriber(tiny_bundle, least_confidence=0.5)
+
+
+def test_a_detectors_bundle_is_decoded_as_its_folder_says(detector_bundle, tmp_path):
+    folder = shutil.copytree(detector_bundle, tmp_path / "bundle")
+    result = Transcriber(folder).transcribe(tones(2))
+    assert result.notes and set(result.confidences) == set(result.notes)
+    assert [tokens for _, tokens in result.segments] == [[]] * len(result.segments)
+    (folder / "decoding.json").unlink()
+    assert Transcriber(folder).transcribe(tones(2)).notes == []  # those of an untrained network
+    (folder / "decoding.json").write_text('{"start_limit": {"value": 2}}')
+    with pytest.raises(ValueError, match=r"decoding\.json: cannot be used \(start_limit must be"):
+        Transcriber(folder)
+
+
 def test_engines_that_cannot_be_had_are_named(tiny_preset, tiny_bundle):
     with pytest.raises(ModelError, match=r"tiny: holds no edge bundle; make one with .*tflite"):
         pick_engine(tiny_preset, "litert")
@@ -208,32 +269,37 @@ def test_engines_that_cannot_be_had_are_named(tiny_preset, tiny_bundle):
         pick_engine(tiny_bundle, "tpu")
 
 
-def test_transcribing_with_a_bundle_loads_neither_keras_nor_tensorflow(tiny_bundle):
+def test_transcribing_with_a_bundle_loads_neither_keras_nor_tensorflow(
+    tiny_bundle, detector_bundle
+):
     code = (
-        "import sys, numpy, pathlib; from mt3_keras import Transcriber, Note;"
-        f"t = Transcriber.from_preset({str(tiny_bundle)!r}, engine='litert');"
-        "print(len(t.transcribe(numpy.zeros(40_000, 'float32')).segments));"
+        "import sys, numpy, pathlib; from mt3_keras import Transcriber, Note\n"
+        f"for folder in ({str(tiny_bundle)!r}, {str(detector_bundle)!r}):\n"
+        "    t = Transcriber.from_preset(folder, engine='litert')\n"
+        "    print(len(t.transcribe(numpy.zeros(40_000, 'float32')).segments))\n"
         "print([m for m in ('keras', 'tensorflow', 'jax', 'torch') if m in sys.modules])"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert run.stdout.split("\n")[:2] == ["2", "[]"], run.stderr[-2000:]
+    assert run.stdout.split("\n")[:3] == ["2", "19", "[]"], run.stderr[-2000:]
 
 
 # ---------------------------------------------------------------- damage
 
 
-@pytest.fixture
-def bundle(tiny_bundle, tmp_path):
+@pytest.fixture(params=["tokens", "rolls"])
+def bundle(request, tiny_bundle, detector_bundle, tmp_path):
     """A bundle to be damaged."""
-    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    whole = {"tokens": tiny_bundle, "rolls": detector_bundle}[request.param]
+    return shutil.copytree(whole, tmp_path / request.param)
 
 
 def refusal(folder):
-    """What is said of a bundle that cannot be used."""
+    """The complaint about a bundle that cannot be used."""
+    opens = litert.EdgeDetector if folder.name == "rolls" else litert.EdgeModel
     with pytest.raises(litert.BundleError) as error:
-        litert.EdgeModel(folder)
+        opens(folder)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
     return str(error.value)
@@ -265,9 +331,8 @@ def test_another_kind_of_file_is_refused(bundle):
         assert "model.tflite: is no network" in refusal(bundle)
 
 
-@pytest.mark.parametrize(
-    ("part", "changes"),
-    [
+CHANGES = {
+    "tokens": [
         ("network", {"segment_frames": 128}),
         ("network", {"vocabulary_rows": 1664}),
         ("network", {"num_decoder_layers": 2}),
@@ -275,10 +340,30 @@ def test_another_kind_of_file_is_refused(bundle):
         ("spectrogram", {"hop_samples": 256}),
         ("spectrogram", {"window_samples": 4096}),
     ],
+    "rolls": [
+        ("network", {"segment_frames": 32}),
+        ("spectrogram", {"hop_samples": 128}),
+        ("spectrogram", {"window_samples": 8192}),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("bundle", "part", "changes"),
+    [(kind, *change) for kind, changes in CHANGES.items() for change in changes],
+    indirect=["bundle"],
 )
 def test_the_description_of_another_network_is_refused(bundle, part, changes):
     path = bundle / "config.json"
     described = json.loads(path.read_text())
     described["config"][part] |= changes
     path.write_text(json.dumps(described))
+    assert "not that of its config.json" in refusal(bundle)
+
+
+def test_the_description_of_another_kind_of_network_is_refused(
+    bundle, tiny_bundle, detector_bundle
+):
+    other = tiny_bundle if bundle.name == "rolls" else detector_bundle
+    shutil.copy(other / "model.tflite", bundle)
     assert "not that of its config.json" in refusal(bundle)

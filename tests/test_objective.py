@@ -12,8 +12,9 @@ from keras import ops
 
 from mt3_keras.codec import EOS, PAD, Codec
 from mt3_keras.models.config import HEADS, ISMIR2021, MT3
+from mt3_keras.models.detector import NoteDetector
 from mt3_keras.models.mt3 import MT3Backbone
-from tests.test_small_network import MINI, random_inputs
+from tests.detectors import MINI, random_samples
 from tests.training_run import NANO, MadeUpBatches, write_model
 from train.config import RunConfig
 from train.feed import to_fit
@@ -21,8 +22,9 @@ from train.model import make_model
 from train.objective import (
     PARTS,
     HeadLoss,
-    Objective,
-    TrainingModel,
+    RollTraining,
+    TokenObjective,
+    TokenTraining,
     head_cross_entropy,
     token_cross_entropy,
     token_parts,
@@ -74,89 +76,97 @@ def test_every_event_belongs_to_the_part_that_says_it(config) -> None:
             assert part == -1
 
 
-def losses(objective: Objective, **outputs: np.ndarray) -> tuple[float, dict[str, float]]:
+def losses(objective: TokenObjective) -> tuple[float, dict[str, float]]:
     """The loss and the log of a made-up batch."""
-    model = TrainingModel(MT3Backbone(**NANO.to_dict()), objective)
+    model = TokenTraining(MT3Backbone(**NANO.to_dict()), objective)
     _, targets = to_fit(MadeUpBatches(NANO, 4).whole_batch(1))
     random = np.random.default_rng(2)
     logits = random.standard_normal((*targets["targets"].shape, 1536)).astype(np.float32)
-    targets |= {name.removesuffix("_logits"): np.ones((4, 3)) for name in outputs}
-    loss = model.compute_loss(y=targets, y_pred={"logits": logits, **outputs})
+    loss = model.compute_loss(y=targets, y_pred=logits)
     return float(loss), {name: float(value) for name, value in model.get_metrics_result().items()}
 
 
 def test_normalising_divides_the_sum() -> None:
-    total, log = losses(Objective(normalize="sum"))
-    assert losses(Objective(normalize="tokens"))[0] == pytest.approx(total / log["num_tokens"])
-    assert losses(Objective(normalize="examples"))[0] == pytest.approx(total / 4)
+    total, log = losses(TokenObjective(normalize="sum"))
+    assert losses(TokenObjective(normalize="tokens"))[0] == pytest.approx(total / log["num_tokens"])
+    assert losses(TokenObjective(normalize="examples"))[0] == pytest.approx(total / 4)
 
 
 def test_parts_make_up_the_whole() -> None:
-    total, log = losses(Objective(normalize="sum", z_loss=0.0))
+    total, log = losses(TokenObjective(normalize="sum", z_loss=0.0))
     assert total == pytest.approx(log["token_loss"] * log["num_tokens"], rel=1e-5)
     only = dict.fromkeys(PARTS, 0.0)
-    shares = [losses(Objective("sum", 0.0, 0.0, {**only, part: 1.0}))[0] for part in PARTS]
+    shares = [losses(TokenObjective("sum", 0.0, 0.0, {**only, part: 1.0}))[0] for part in PARTS]
     assert sum(shares) == pytest.approx(total, rel=1e-5)
-    assert losses(Objective("sum", 0.0, 0.0, {"pitch": 3.0}))[0] == pytest.approx(
+    assert losses(TokenObjective("sum", 0.0, 0.0, {"pitch": 3.0}))[0] == pytest.approx(
         total + 2 * shares[list(PARTS).index("pitch")], rel=1e-5
     )
-    mean, _ = losses(Objective("tokens", 0.0, 0.0, {**only, "timing": 5.0}))
+    mean, _ = losses(TokenObjective("tokens", 0.0, 0.0, {**only, "timing": 5.0}))
     assert mean == pytest.approx(log["timing_loss"], rel=1e-5)
 
 
-def test_heads_add_their_loss() -> None:
-    plain, _ = losses(Objective())
-    head = Objective(heads=(HeadLoss("onset", positive_weight=2.0, weight=0.5),))
-    total, log = losses(head, onset_logits=np.zeros((4, 3), np.float32))
-    assert log["onset_loss"] == pytest.approx(2 * np.log(2))
-    assert total == pytest.approx(plain + np.log(2), rel=1e-5)
+def test_parts_with_weights_must_exist() -> None:
+    with pytest.raises(ValueError, match="part_weights must name parts of"):
+        TokenObjective(part_weights={"chords": 2.0})
+
+
+def test_the_loss_of_a_detector_is_the_weighted_sum_of_its_heads() -> None:
+    heads = (HeadLoss("onset", 2.0, 0.5), HeadLoss("strength", 1.0, 3.0, largest_target=127))
+    model = RollTraining(NoteDetector(**MINI.to_dict()), heads)
+    zeros, ones = np.zeros((4, 3), np.float32), np.ones((4, 3))
+    y_pred = {"onset_logits": zeros, "strength_logits": zeros}
+    loss = model.compute_loss(y={"onset": ones, "strength": 127 * ones}, y_pred=y_pred)
+    log = model.get_metrics_result()
+    assert float(log["onset_loss"]) == pytest.approx(2 * np.log(2))
+    assert float(log["strength_loss"]) == pytest.approx(np.log(2))
+    assert float(loss) == pytest.approx(4 * np.log(2), rel=1e-5)
 
 
 def after_one_step(folder: pathlib.Path, **settings: Any) -> tuple[dict[str, float], set[str]]:
-    """The log of a step of a network with heads, and the paths of all that it moved."""
-    inputs, random = random_inputs(MINI), np.random.default_rng(4)
+    """The log of a step of a detector, and the paths of all that it moved."""
+    inputs, random = {"samples": random_samples()}, np.random.default_rng(4)
     shape = (2, MINI.network.segment_frames)
     targets = {head: random.integers(-1, 2, (*shape, size)) for head, size in HEADS.items()}
-    targets["targets"] = random.integers(3, 1391, inputs["decoder_tokens"].shape)
     keras.utils.set_random_seed(0)
     nano = write_model(folder, MINI)
     model = make_model(RunConfig(model=nano, optimizer="adam", jit_compile="off", **settings))
     paths, before = [v.path for v in model.backbone.weights], model.backbone.get_weights()
     log = model.train_on_batch(inputs, targets, return_dict=True)
-    assert log["num_tokens"] == targets["targets"].size
     pairs = zip(paths, before, model.backbone.get_weights(), strict=True)
     return log, {path for path, one, other in pairs if np.any(one != other)}
 
 
 @pytest.fixture(scope="module")
-def heads_alone(tmp_path_factory) -> tuple[dict[str, float], set[str]]:
-    return after_one_step(tmp_path_factory.mktemp("heads"), token_weight=0.0)
+def all_heads(tmp_path_factory) -> tuple[dict[str, float], set[str]]:
+    return after_one_step(tmp_path_factory.mktemp("heads"))
 
 
-def test_heads_alone_have_their_share_of_the_loss_and_leave_the_decoder_as_it_is(
-    heads_alone, tmp_path
-) -> None:
-    heads, moved_by_heads = heads_alone
-    both, moved = after_one_step(tmp_path)
-    assert "token_loss" not in heads
+def test_the_settings_weigh_every_head_and_a_1_more_than_a_0(all_heads, tmp_path) -> None:
+    log, moved = all_heads
+    weighted = sum(w * log[f"{head}_loss"] for head, w in RunConfig().head_weight_of.items())
+    assert log["loss"] == pytest.approx(weighted, rel=1e-4)
+    even, moved_evenly = after_one_step(tmp_path, head_positive_weight=1.0)
+    assert moved_evenly == moved
     for head in HEADS:
-        assert heads[f"{head}_loss"] == pytest.approx(both[f"{head}_loss"], rel=1e-4)
-    assert heads["loss"] == pytest.approx(both["loss"] - both["token_loss"], rel=1e-2)  # and z
-    only_tokens = {path for path in moved if "decoder/" in path or "feedback" in path}
-    assert only_tokens
-    assert moved - only_tokens == moved_by_heads
+        if head in ("strength", "class"):  # judged where notes are alone
+            assert even[f"{head}_loss"] == pytest.approx(log[f"{head}_loss"], rel=1e-4)
+        else:
+            assert even[f"{head}_loss"] < 0.9 * log[f"{head}_loss"]
 
 
-def test_the_averages_of_a_frozen_stem_stay_as_they_are_too(heads_alone, tmp_path) -> None:
-    _, all_moved = heads_alone
+def test_a_head_without_weight_stays_as_it_is(all_heads, tmp_path) -> None:
+    _, moved = all_heads
+    few, moved_by_few = after_one_step(tmp_path, head_weights=("onset=5", "frame=1"))
+    assert few["loss"] == pytest.approx(5 * few["onset_loss"] + few["frame_loss"], rel=1e-4)
+    assert {path for path in moved - moved_by_few if "heads/class" in path}
+    assert {path for path in moved if "heads/class" not in path} == moved_by_few
+
+
+def test_the_averages_of_a_frozen_stem_stay_as_they_are_too(all_heads, tmp_path) -> None:
+    _, all_moved = all_heads
     assert any("stem" in path and "moving" in path for path in all_moved)
-    _, moved = after_one_step(tmp_path, token_weight=0.0, freeze="^(?!heads/class)")
+    _, moved = after_one_step(tmp_path, freeze="^(?!heads/class)")
     assert moved == {path for path in all_moved if "heads/class" in path}
-
-
-def test_without_heads_there_must_be_a_loss_of_tokens() -> None:
-    with pytest.raises(ValueError, match="token_weight must be positive"):
-        Objective(token_weight=0.0)
 
 
 def test_targets_below_zero_do_not_count() -> None:

@@ -1,4 +1,4 @@
-"""The models in the box: their size, what they load on, and that they hear the examples."""
+"""The models in the box: their size, what they load on, and what they find in the examples."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from mt3_keras.grammar import Rules
 from mt3_keras.metrics import onset_scores
 from mt3_keras.midi import read_midi
 from mt3_keras.models.catalog import find_preset, shipped_names
-from mt3_keras.models.config import ModelConfig
-from mt3_keras.note_decoder import NoteDecoder
-from mt3_keras.segments import cut_segments
+from mt3_keras.models.config import SMALL, config_from_preset
+from mt3_keras.models.detector import NoteDetector
+from mt3_keras.note_rolls import RollDecoding
+from mt3_keras.streaming import StreamingTranscriber
 from mt3_keras.transcriber import Transcriber
 from tests.conftest import ROOT
 
@@ -21,29 +22,18 @@ EXAMPLES = ROOT / "examples"
 MB = 1e6
 
 
-def transcribe_piano(**options):
-    """What the shipped model hears in the piano example, on LiteRT."""
-    pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
-    transcriber = Transcriber.from_preset("small", engine="litert", **options)
+@pytest.fixture(scope="module")
+def found():
+    """What the shipped model finds in the piano example, on LiteRT."""
+    transcriber = Transcriber.from_preset("small", engine="litert")
     return transcriber.transcribe(EXAMPLES / "piano.flac")
-
-
-@pytest.fixture(scope="module")
-def heard():
-    return transcribe_piano()
-
-
-@pytest.fixture(scope="module")
-def told():
-    """The same where it writes tokens too."""
-    return transcribe_piano(method="greedy")
 
 
 def test_small_is_in_the_box_and_as_small_as_it_says():
     assert "small" in shipped_names()
     folder = find_preset("small")
-    assert (folder / "model.weights.h5").stat().st_size < 25 * MB
-    assert (folder / "model.tflite").stat().st_size < 15 * MB
+    assert (folder / "model.weights.h5").stat().st_size < 13 * MB
+    assert (folder / "model.tflite").stat().st_size < 8 * MB
     with h5py.File(folder / "model.weights.h5") as file:
         sizes, types = [], set()
         file.visititems(
@@ -53,47 +43,45 @@ def test_small_is_in_the_box_and_as_small_as_it_says():
                 else None
             )
         )
-    assert sum(sizes) <= 12e6
+    assert sum(sizes) <= 6e6
     assert types == {np.dtype(np.float16)}
 
 
-def test_small_hears_the_piano_example_with_velocities_and_confidences(heard):
+def test_small_finds_the_piano_example_with_velocities_and_confidences(found):
     reference = read_midi(EXAMPLES / "piano.mid")
-    assert onset_scores(reference, heard.notes)[2] > 0.6
-    assert len({note.velocity for note in heard.notes}) > 5
-    limit = ModelConfig.from_preset(find_preset("small")).network.least_confidence
-    assert all(limit <= heard.confidences[note] <= 1 for note in heard.notes)
+    assert onset_scores(reference, found.notes)[2] > 0.6
+    assert len({note.velocity for note in found.notes}) > 5
+    limit = RollDecoding.read(find_preset("small")).lowest_limit
+    assert all(limit <= found.confidences[note] <= 1 for note in found.notes)
 
 
-def test_small_hears_every_frame_twice_but_where_it_writes_tokens(heard, told):
-    for found, hop in ((heard, 1.024), (told, 2.048)):
-        starts = [segment.start for segment in found.segments]
-        assert starts == pytest.approx([i * hop for i in range(len(starts))])
+def test_small_predicts_every_frame_twice_and_no_tokens(found):
+    starts = [segment.start for segment in found.segments]
+    assert starts == pytest.approx([i * 1.024 for i in range(len(starts))])
+    assert not any(segment.tokens for segment in found.segments)
 
 
-def test_tokens_add_no_notes_to_those_of_the_heads_of_small(told):
-    from mt3_keras.engines.litert import EdgeModel, EdgeSequence
-
-    model = EdgeModel(find_preset("small"))
-    sequence = EdgeSequence(model.model_config, Rules(), method="heads")
-    decoder = NoteDecoder.for_model(model.model_config)
-    segments = cut_segments(read_blocks(EXAMPLES / "piano.flac"), model.model_config, "full")
-    ends = [*(segment.start for segment in told.segments[1:]), None]
-    for segment, end in zip(segments, ends, strict=True):
-        decoder.feed(segment.start, sequence.decode(model, segment), end)
-    assert decoder.finish() == told.notes
-
-
-def test_small_hears_much_the_same_on_keras(heard):
+def test_small_finds_much_the_same_on_keras(found):
     on_keras = Transcriber.from_preset("small", engine="keras", batch_size=7)
     notes = on_keras.transcribe(EXAMPLES / "piano.flac").notes
-    assert onset_scores(heard.notes, notes)[2] > 0.8
+    assert onset_scores(found.notes, notes)[2] > 0.8
 
 
-@pytest.mark.parametrize("method", [None, "greedy"])
-def test_small_streams_from_the_box(heard, told, method):
-    from export.streaming import StreamingTranscriber
-
-    stream = StreamingTranscriber.from_bundle("small", method=method)
+def test_small_streams_from_the_box(found):
+    stream = StreamingTranscriber.from_bundle("small")
     notes = [n for block in read_blocks(EXAMPLES / "piano.flac") for n in stream.push(block)]
-    assert sorted([*notes, *stream.flush()]) == sorted((told if method else heard).notes)
+    assert sorted([*notes, *stream.flush()]) == sorted(found.notes)
+
+
+def test_small_is_loaded_by_the_library_it_is_built_on(found):
+    model = NoteDetector.from_preset(str(find_preset("small")))
+    assert model.model_config == config_from_preset(find_preset("small")) == SMALL
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "greedy"}, {"max_tokens": 9}, {"rules": Rules(constrained=True)}]
+)
+@pytest.mark.parametrize("engine", ["litert", "keras"])
+def test_small_refuses_options_for_tokens(engine, options):
+    with pytest.raises(ValueError, match="is for networks that emit tokens"):
+        Transcriber.from_preset("small", engine=engine, **options)

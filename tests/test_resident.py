@@ -22,7 +22,8 @@ from mt3_keras.data.shards import cut_pieces, synthetic_source, write_records
 from mt3_keras.models.config import HEADS, SMALL
 from mt3_keras.notes import Note
 from mt3_keras.synth.synthetic import SyntheticConfig
-from tests.test_small_network import MINI
+from tests.detectors import MINI
+from tests.training_run import write_model
 from train.history import describe_run
 
 pytest.importorskip("jax", reason="needs jax: pip install -r requirements-dev.txt")
@@ -69,7 +70,7 @@ def chunks_of_rows(batch: dict[str, np.ndarray], chunks: Sequence[Chunk]) -> lis
         np.testing.assert_allclose(samples, chunks[best].samples, atol=1e-4)
         for head in HEADS:
             np.testing.assert_array_equal(batch[head][row], chunks[best].rolls[head], head)
-        assert batch["num_frames"][row] == chunks[best].num_frames == SEGMENT_FRAMES
+        assert chunks[best].num_frames == SEGMENT_FRAMES
         found.append(best)
     return found
 
@@ -94,13 +95,20 @@ def test_what_is_beyond_a_short_piece_is_not_learned_from() -> None:
     record = make_record(50, 3)
     batch = batch_of(record, batch_size=2)
     chunk = host_chunks().chunk([record], [0])
-    assert (batch["num_frames"] == 50).all()
     for head in HEADS:
         assert (batch[head][:, 50:] == -1).all()
         np.testing.assert_array_equal(batch[head][1, :50], chunk.rolls[head][:50])
 
 
-def test_the_stream_goes_on_from_its_state_and_levels_vary() -> None:
+def test_a_batch_has_what_a_detector_takes() -> None:
+    batch = batch_of(make_record(SEGMENT_FRAMES, 6), batch_size=2)
+    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+        "samples": ((2, SMALL.input_samples), "float32"),
+        **{head: ((2, SEGMENT_FRAMES, size), "int8") for head, size in HEADS.items()},
+    }
+
+
+def test_the_stream_is_resumed_from_its_state_and_levels_vary() -> None:
     pieces = pieces_of(make_record(400, 4), make_record(400, 5))
     options = {"seed": 7, "max_attenuation_db": 20.0}
 
@@ -137,18 +145,17 @@ def test_a_run_trains_from_the_devices_memory_and_says_what_it_needs(
     source = tmp_path / "data"
     config = SyntheticConfig(seconds=3.0)
     write_records([synthetic_source(config, 0)], source, name="random", split="train", num_shards=1)
-    model = tmp_path / "mini.json"
-    mini = dataclasses.replace(MINI.network, segment_frames=32, stem_blocks=1)
-    model.write_text(json.dumps(dataclasses.replace(MINI, network=mini).to_dict()))
+    mini = dataclasses.replace(MINI.network, segment_frames=32)
+    model = write_model(tmp_path, dataclasses.replace(MINI, network=mini))
     command = [sys.executable, "-m", "train.main", f"--model={model}", f"--data={source}"]
-    command += [f"--out_dir={tmp_path / 'run'}", "--join_seconds=0.03", "--batch_size=2"]
-    command += ["--steps=2", "--log_steps=2", "--checkpoint_steps=2", "--validate_steps=2"]
-    command += ["--validation_split=", "--optimizer=adam", "--notensorboard", "--resident"]
+    command += [f"--out_dir={tmp_path / 'run'}", "--batch_size=2", "--steps=2", "--log_steps=2"]
+    command += ["--checkpoint_steps=2", "--validate_steps=2", "--optimizer=adam"]
+    command += ["--notensorboard", "--resident"]
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
     without = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert without.returncode == 1
-    assert "--resident needs KERAS_BACKEND=jax, --token_weight=0" in without.stderr
-    command.append("--token_weight=0")
+    assert "--resident needs KERAS_BACKEND=jax and --validation_split=" in without.stderr
+    command.append("--validation_split=")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (line,) = (tmp_path / "run" / "log.jsonl").read_text().splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -15,13 +14,14 @@ import numpy as np
 import pytest
 
 from mt3_keras.codec import EOS
-from mt3_keras.engines.keras import Search
+from mt3_keras.engines.keras import RollEngine, TokenEngine
 from mt3_keras.grammar import Rules
-from mt3_keras.models.config import SMALL, ModelConfig
-from mt3_keras.models.mt3 import MT3Backbone
-from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES, NoteRolls
+from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES, config_from_preset
+from mt3_keras.models.loading import save_preset
+from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES, RollDecoding, unpack_rolls
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber
+from tests.detectors import EAGER, MINI, build
 
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_serving", reason="needs requirements-serving.txt")
@@ -31,14 +31,14 @@ if keras.backend.backend() != "tensorflow":
 from export import served_model  # noqa: E402
 from export.main import main  # noqa: E402
 from export.saved_model import export_saved_model, write_server_settings  # noqa: E402
-from export.served_model import ServedModel  # noqa: E402
+from export.served_model import ServedDetector, ServedModel  # noqa: E402
 
 MAX_TOKENS = 24
-FREE = Rules()  # a network that learnt nothing always runs away
+FREE = Rules()  # an untrained network always runs away
 
 
 def melody(num_samples, seed=0):
-    """Swelling tones: the sequences that the tiny network writes for them are of many lengths."""
+    """Swelling tones: the sequences that the tiny network emits for them are of many lengths."""
     rng = np.random.default_rng(seed)
     times, place = np.arange(num_samples) / 16_000, np.arange(num_samples) % 32_768
     pitches = rng.permutation([60, 110, 250, 440, 900, 2000, 4000])
@@ -48,23 +48,25 @@ def melody(num_samples, seed=0):
 
 
 @functools.cache
-def make_search(model, rules, method):
-    return Search(model, rules=rules, method=method, max_tokens=MAX_TOKENS, batch_size=3)
+def make_engine(model, rules):
+    return TokenEngine(model, rules=rules, max_tokens=MAX_TOKENS, batch_size=3)
 
 
 @functools.cache
 def make_served(model, rules=FREE, **options):
-    served = ServedModel(model, rules=rules, max_tokens=MAX_TOKENS, **options)
+    return trace(ServedModel(model, rules=rules, max_tokens=MAX_TOKENS, **options))
+
+
+def trace(served):
     audio = tf.TensorSpec([None, None], tf.float32, "audio")
     return tf.function(served.transcribe, input_signature=[audio], autograph=False)
 
 
-def search(model, samples, context="full", rules=FREE, method="greedy"):
+def search(model, samples, context="full", rules=FREE):
     """Tokens of a recording's segments as the Transcriber finds them."""
-    hop_frames = model.model_config.network.hop_frames(method)
-    segments = cut_segments([samples], model.model_config, context, hop_frames)
-    found = dict(make_search(model, rules, method).decode(segments))
-    return [found[i] for i in range(len(found))]
+    segments = cut_segments([samples], model.model_config, context)
+    found = dict(make_engine(model, rules).run(segments))
+    return [found[i].tokens for i in range(len(found))]
 
 
 def to_lists(answer):
@@ -80,25 +82,8 @@ def to_lists(answer):
 
 
 @pytest.fixture(scope="module")
-def small_model():
-    """A minute network with all that `small` has: lead samples, heads, state, pointer."""
-    config = dataclasses.replace(
-        SMALL,
-        network=dataclasses.replace(
-            SMALL.network,
-            width=16,
-            num_heads=2,
-            head_width=8,
-            mlp_width=32,
-            num_encoder_layers=1,
-            num_decoder_layers=1,
-            segment_frames=32,
-            max_tokens=MAX_TOKENS,
-            stem_channels=4,
-        ),
-    )
-    keras.utils.set_random_seed(4)
-    return MT3Backbone(**config.to_dict())
+def detector():
+    return build()
 
 
 @pytest.mark.parametrize("context", ["full", "segment"])
@@ -124,32 +109,42 @@ def test_caches_that_grow_change_nothing(tiny_model, monkeypatch):
     assert to_lists(found) == [search(tiny_model, samples)]
 
 
-@pytest.mark.parametrize("method", ["greedy", "heads"])
 @pytest.mark.parametrize("context", ["full", "segment"])
-def test_a_network_with_lead_state_and_heads_is_served(small_model, context, method):
-    samples = melody(60_000)
-    served = make_served(small_model, context=context, method=method, batch_size=4)
-    expected = search(small_model, samples, context, method=method)
-    assert to_lists(served(samples[None])) == [expected]
-
-
-def test_the_heads_are_served_in_bytes(small_model):
-    samples, config = melody(60_000), small_model.model_config
-    segments = list(cut_segments([samples], config, "full", config.network.hop_frames("heads")))
+@pytest.mark.parametrize("num_samples", [0, 1, 4096, 20_000])
+def test_the_rolls_of_a_detector_are_served_in_bytes(detector, context, num_samples):
+    """Of each pitch the likeliest class that the rules allow; the scores to half a byte's step."""
+    samples, num_frames = melody(num_samples), MINI.network.segment_frames
+    segments = list(cut_segments([samples], MINI, context, MINI.hop_frames))
     rules = Rules(programs=frozenset({0, 41}), drums=False)
-    found = make_served(small_model, rules=rules, batch_size=2)(samples[None])["note_rolls"]
-    assert found.shape == (1, len(segments), 32, NUM_PACKED) and found.dtype == np.uint8
-    for segment, packed in zip(segments, np.asarray(found)[0], strict=True):
-        inputs = np.array(segment.samples)[None], np.array([segment.num_frames])
-        (expected,) = np.asarray(small_model.encode(*inputs)["note_rolls"])
-        unpacked = NoteRolls.unpack(packed, 62.5)
+    served = ServedDetector(detector, context=context, rules=rules, batch_size=4)
+    found = trace(served)(samples[None])
+    assert set(found) == {"note_rolls", "num_segments"}  # no tokens
+    assert found["num_segments"].numpy().tolist() == [len(segments)]
+    rolls = found["note_rolls"].numpy()
+    assert rolls.shape == (1, len(segments), num_frames, NUM_PACKED) and rolls.dtype == np.uint8
+    outputs = dict(RollEngine(detector, batch_size=4).run(segments))
+    for index, packed in enumerate(rolls[0]):
+        unpacked, expected = unpack_rolls(packed), outputs[index].rolls
         np.testing.assert_allclose(
-            unpacked.values[:, :NUM_SCORES], expected[:, :NUM_SCORES], atol=0.501 / 255
+            unpacked[:, :NUM_SCORES], expected[:, :NUM_SCORES], atol=0.501 / 255
         )
-        chances = expected[:, NUM_SCORES:].reshape(32, 88, 16)[..., [0, 5]]
-        classes = unpacked.roll("class").reshape(32, 88, 16)
+        shape = (num_frames, NUM_PITCHES, NUM_CLASSES)
+        chances = expected[:, NUM_SCORES:].reshape(shape)[..., [0, 5]]
+        classes = unpacked[:, NUM_SCORES:].reshape(shape)
         np.testing.assert_array_equal(classes.argmax(-1), chances.argmax(-1) * 5)
         assert (classes.sum(axis=-1) == 1).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_batches_of_recordings_and_of_segments_change_no_roll(detector, batch_size):
+    served = trace(ServedDetector(detector, batch_size=batch_size))
+    samples = np.stack([melody(20_000, seed) for seed in range(3)])
+    rolls = served(samples)["note_rolls"].numpy().astype(int)
+    alone = [served(row[None])["note_rolls"].numpy()[0].astype(int) for row in samples]
+    columns = rolls[..., :NUM_SCORES] - np.stack(alone)[..., :NUM_SCORES]
+    assert np.abs(columns).max() <= 1  # where rounding falls
+    assert np.mean(rolls == np.stack(alone)) > 0.999
+    assert served(samples[:0])["note_rolls"].shape[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -172,11 +167,12 @@ def test_an_empty_batch_has_an_empty_answer(tiny_model):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-def test_what_is_no_sound_is_refused(tiny_model, bad):
+def test_samples_out_of_all_bounds_are_refused(tiny_model, detector, bad):
     samples = melody(5000)
     samples[3000] = bad
-    with pytest.raises(tf.errors.InvalidArgumentError, match="audio must be finite"):
-        make_served(tiny_model, batch_size=16)(samples[None])
+    for served in (make_served(tiny_model, batch_size=16), trace(ServedDetector(detector))):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="audio must be finite"):
+            served(samples[None])
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +180,12 @@ def exported(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     served = ServedModel(tiny_model, rules=FREE, max_tokens=MAX_TOKENS)
     return export_saved_model(served, folder, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def exported_detector(detector, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    return export_saved_model(ServedDetector(detector), folder, name="mini", decoding=EAGER)
 
 
 ALONE = """
@@ -223,6 +225,24 @@ def test_without_the_projects_code_the_tokens_are_those_of_keras(exported, tiny_
     transcriber = Transcriber(tiny_model, rules=FREE, max_tokens=MAX_TOKENS)
     expected = [[s.tokens for s in transcriber.transcribe(row).segments] for row in three]
     assert found == {"one": expected[:1], "three": expected}
+
+
+def test_a_detector_is_served_by_itself(exported_detector, detector):
+    """Its folder says what a client must know, and its signatures compute what Keras does."""
+    assert config_from_preset(exported_detector) == MINI
+    assert RollDecoding.read(exported_detector) == EAGER
+    signatures = tf.saved_model.load(str(exported_detector)).signatures
+    assert set(signatures) == {"serving_default", "detect"}
+    (segment, *_) = cut_segments([melody(5000)], MINI, "full")
+    (rolls,) = signatures["detect"](samples=tf.constant(segment.samples[None]))["rolls"].numpy()
+    np.testing.assert_allclose(rolls, detector.detect(segment.samples[None])[0], atol=1e-5)
+    found = signatures["serving_default"](audio=tf.constant(melody(5000)[None]))
+    assert set(found) == {"note_rolls", "num_segments"}
+    np.testing.assert_allclose(
+        unpack_rolls(found["note_rolls"].numpy()[0, 0])[:, :NUM_SCORES],
+        rolls[:, :NUM_SCORES],
+        atol=0.501 / 255,
+    )
 
 
 def test_the_official_weights_serve_the_originals_tokens(official, shared, tmp_path):
@@ -274,11 +294,13 @@ def test_signatures_are_named_and_typed_and_their_batch_is_open(exported):
     assert text.count("Method name is: tensorflow/serving/predict") == 3
 
 
-def test_graphs_hold_nothing_that_servers_lack(exported):
+@pytest.mark.parametrize("network", ["exported", "exported_detector"])
+def test_graphs_hold_nothing_that_servers_lack(network, request):
     """No XLA and no Python, which TF Serving cannot run."""
     from tensorflow.core.protobuf import saved_model_pb2
 
-    saved = saved_model_pb2.SavedModel.FromString((exported / "saved_model.pb").read_bytes())
+    folder = request.getfixturevalue(network)
+    saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     graph = saved.meta_graphs[0].graph_def
     nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
     operators = {node.op for node in nodes}
@@ -290,7 +312,7 @@ def test_graphs_hold_nothing_that_servers_lack(exported):
     assert not compiled
 
 
-def test_steps_by_their_signatures_write_what_serving_default_writes(exported, tiny_model):
+def test_steps_by_their_signatures_emit_what_serving_default_emits(exported, tiny_model):
     signatures = tf.saved_model.load(str(exported)).signatures
     segment = next(cut_segments([melody(32_768)], tiny_model.model_config, "full"))
     memory = signatures["encode"](
@@ -317,22 +339,24 @@ def test_steps_by_their_signatures_write_what_serving_default_writes(exported, t
     assert tokens == to_lists(whole)[0][0]
 
 
-def test_warm_up_requests_replay(exported):
+@pytest.mark.parametrize("network", ["exported", "exported_detector"])
+def test_warm_up_requests_replay(network, request):
     from tensorflow_serving.apis import prediction_log_pb2
 
-    path = exported / "assets.extra" / "tf_serving_warmup_requests"
-    signatures = tf.saved_model.load(str(exported)).signatures
+    folder = request.getfixturevalue(network)
+    path = folder / "assets.extra" / "tf_serving_warmup_requests"
+    signatures = tf.saved_model.load(str(folder)).signatures
     replayed = []
     for record in tf.data.TFRecordDataset(str(path)):
         log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
-        request = log.predict_log.request
-        assert request.model_spec.name == "tiny"
-        inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
-        function = signatures[request.model_spec.signature_name]
+        warmup = log.predict_log.request
+        assert warmup.model_spec.name == folder.parent.name
+        inputs = {name: tf.make_ndarray(value) for name, value in warmup.inputs.items()}
+        function = signatures[warmup.model_spec.signature_name]
         found = function(**{name: tf.constant(value) for name, value in inputs.items()})
         assert all(np.isfinite(value.numpy()).all() for value in found.values())
-        replayed.append(request.model_spec.signature_name)
-    assert sorted(replayed) == ["decode_step", "encode", "serving_default"]
+        replayed.append(warmup.model_spec.signature_name)
+    assert sorted(replayed) == sorted(signatures)
 
 
 def test_versions_count_up_and_the_config_describes_the_model(tiny_preset, tmp_path):
@@ -342,7 +366,7 @@ def test_versions_count_up_and_the_config_describes_the_model(tiny_preset, tmp_p
     folder = tmp_path / "saved_model"
     assert sorted(path.name for path in (folder / "tiny").iterdir()) == ["1", "2"]
     version = folder / "tiny" / "1"
-    assert ModelConfig.from_preset(version) == ModelConfig.from_preset(tiny_preset)
+    assert config_from_preset(version) == config_from_preset(tiny_preset)
     serving = json.loads((version / "config.json").read_text())["serving"]
     assert serving["rules"]["constrained"]
     assert (serving["context"], serving["max_tokens"]) == ("segment", 8)
@@ -372,6 +396,23 @@ def test_a_failed_export_leaves_nothing(tiny_model, tmp_path, monkeypatch):
     assert not list((tmp_path / "tiny").iterdir())
 
 
+@pytest.fixture(scope="module")
+def detector_preset(detector, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("presets") / "mini"
+    save_preset(detector, folder)
+    return folder
+
+
+def test_a_detectors_preset_is_exported_with_its_decoding(detector_preset, tmp_path):
+    (detector_preset / "decoding.json").write_text(EAGER.to_json())
+    assert main([f"--model={detector_preset}", f"--out_dir={tmp_path}", "--batch_size=3"]) == 0
+    version = tmp_path / "saved_model" / "mini" / "1"
+    assert config_from_preset(version) == MINI
+    assert RollDecoding.read(version) == EAGER
+    serving = json.loads((version / "config.json").read_text())["serving"]
+    assert (serving["max_tokens"], serving["batch_size"], serving["exact"]) == (None, 3, False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
@@ -381,13 +422,18 @@ def test_a_failed_export_leaves_nothing(tiny_model, tmp_path, monkeypatch):
         (["--model=tiny", "--out_dir=x", "--search=beam1"], 2, "greedily"),
         (["--model=nowhere", "--out_dir=x"], 1, "nowhere: no such model"),
         (["--model={preset}", "--out_dir=x", "--name=a/b"], 1, "name must be letters"),
+        (["--model={mini}", "--out_dir=x", "--least_confidence=0.5"], 2, "keeps its own"),
+        (["--model={mini}", "--out_dir=x", "--max_tokens=8"], 1, "max_tokens is for networks"),
+        (["--model={mini}", "--out_dir=x", "--constrained"], 1, "constrained is for networks"),
+        (["--model={mini}", "--out_dir=x", "--exact"], 1, "log_floor and exact are for a log-mel"),
     ],
 )
 def test_wrong_usage_is_one_line(
-    arguments, code, complaint, tiny_preset, tmp_path, monkeypatch, capsys
+    arguments, code, complaint, tiny_preset, detector_preset, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    assert main([argument.format(preset=tiny_preset) for argument in arguments]) == code
+    folders = {"preset": tiny_preset, "mini": detector_preset}
+    assert main([argument.format(**folders) for argument in arguments]) == code
     error = capsys.readouterr().err
     assert complaint in error
     assert "Traceback" not in error

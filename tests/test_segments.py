@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt3_keras.audio import read_blocks
-from mt3_keras.models.config import MT3, ModelConfig, NetworkConfig, SpectrogramConfig
+from mt3_keras.models.config import (
+    MT3,
+    DetectorBodyConfig,
+    DetectorConfig,
+    HarmonicConfig,
+    LogMelConfig,
+    ModelConfig,
+    MT3Config,
+    T5Config,
+)
 from mt3_keras.segments import AudioError, SegmentCutter, check_samples, cut_segments
 
 # ---------------------------------------------------------------- arrays
@@ -50,12 +59,12 @@ def test_unusable_arrays_are_refused_by_name(samples: np.ndarray, complaint: str
 
 def small_config(hop: int, window: int, frames: int, front_end: str) -> ModelConfig:
     """With windows that begin with their hop ("mel") or are centred on it ("harmonic")."""
-    if front_end == "harmonic":
-        window = max(window, hop)
-    spectrogram = SpectrogramConfig(
-        front_end=front_end, hop_samples=hop, window_samples=window, short_window_samples=hop
+    if front_end == "mel":
+        return MT3Config(LogMelConfig(hop, window), network=T5Config(segment_frames=frames))
+    return DetectorConfig(
+        HarmonicConfig(hop, max(window, hop), short_window_samples=hop),
+        DetectorBodyConfig(segment_frames=frames, frames_per_position=1),
     )
-    return ModelConfig(spectrogram, network=NetworkConfig(segment_frames=frames))
 
 
 def segments_of_whole(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -19,29 +20,29 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.serving_client import (
+from mt3_keras.cli.client import main
+from mt3_keras.engines.serving import (
     GrpcServer,
-    Outputs,
     Request,
     RestServer,
     ServedConfig,
     ServingError,
     Unavailable,
-    _check_outputs,
     _reading,
+    _to_outputs,
     call_patiently,
     cut_requests,
-    main,
     transcribe,
 )
-from mt3_keras.codec import EOS
 from mt3_keras.grammar import Rules
 from mt3_keras.midi import read_midi
-from mt3_keras.models.config import LOWEST_PITCH, SMALL, TINY
-from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES
+from mt3_keras.models.config import LOWEST_PITCH, MT3, SMALL
+from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES, unpack_rolls
+from mt3_keras.outputs import RollOutput
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber
 from tests.conftest import ROOT
+from tests.detectors import EAGER, MINI, build
 from tests.test_saved_model import MAX_TOKENS, melody
 
 grpc = pytest.importorskip("grpc", reason="needs requirements-serving.txt")
@@ -51,6 +52,8 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("a SavedModel is written by TensorFlow", allow_module_level=True)
 
 SAMPLES = melody(250_000)
+# Windows reach back over more than a hop.
+SHORT = dataclasses.replace(MINI, network=dataclasses.replace(MINI.network, segment_frames=8))
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,16 @@ def exported(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def exported_detector(tmp_path_factory):
+    from export.saved_model import export_saved_model
+    from export.served_model import ServedDetector
+
+    folder = tmp_path_factory.mktemp("exported")
+    export_saved_model(ServedDetector(build()), folder, name="mini", decoding=EAGER)
+    return folder / "mini"
+
+
+@pytest.fixture(scope="module")
 def expected(tiny_model):
     transcriber = Transcriber(tiny_model, rules=Rules(), max_tokens=MAX_TOKENS)
     return transcriber.transcribe(SAMPLES)
@@ -74,7 +87,7 @@ def expected(tiny_model):
 def serving(folder, *options):
     """A stand-in without the project's code; gives its process id and addresses."""
     script = [sys.executable, "-I", ROOT / "tests" / "serving_stand_in.py"]
-    command = [*script, f"--model_base_path={folder}", "--model_name=tiny", *options]
+    command = [*script, f"--model_base_path={folder}", f"--model_name={folder.name}", *options]
     process = subprocess.Popen(
         [str(part) for part in command],
         stdin=subprocess.PIPE,
@@ -94,6 +107,12 @@ def serving(folder, *options):
 def server(exported):
     with serving(exported) as (pid, addresses):
         yield pid, addresses
+
+
+@pytest.fixture(scope="module")
+def detector_server(exported_detector):
+    with serving(exported_detector) as (_, addresses):
+        yield addresses
 
 
 def connect(addresses, interface, model="tiny"):
@@ -126,28 +145,55 @@ def test_tokens_do_not_depend_on_how_requests_are_cut(
     assert found == expected
 
 
+def test_both_interfaces_give_the_rolls_of_a_detector(detector_server, exported_detector):
+    samples = SAMPLES[:30_000]
+    by_grpc, by_rest = (
+        connect(detector_server, interface, "mini").predict(samples, 60)
+        for interface in ("grpc", "rest")
+    )
+    graph = tf.saved_model.load(str(exported_detector / "1")).signatures["serving_default"]
+    (packed,) = graph(audio=tf.constant(samples[None]))["note_rolls"].numpy()
+    assert len(by_grpc) == len(by_rest) == len(packed)
+    for one, other, known in zip(by_grpc, by_rest, packed, strict=True):
+        np.testing.assert_allclose(one.rolls[:, :NUM_SCORES] * 255, known[:, :NUM_SCORES], atol=1.1)
+        np.testing.assert_array_equal(one.rolls, other.rolls)
+
+
+@pytest.mark.parametrize("interface", ["grpc", "rest"])
+def test_a_detectors_recording_gives_the_notes_of_its_rolls(
+    interface, detector_server, exported_detector, tmp_path
+):
+    config = ServedConfig.read(exported_detector)
+    assert (config.model, config.name, config.decoding) == (MINI, "mini", EAGER)
+    predict = connect(detector_server, interface, "mini").predict
+    found = transcribe([SAMPLES[:30_000]], config, lambda samples: predict(samples, 60))
+    assert found.notes and set(found.confidences) == set(found.notes)
+    assert not any(segment.tokens for segment in found.segments)
+    soundfile.write(tmp_path / "song.wav", SAMPLES[:30_000], 16_000, subtype="FLOAT")
+    command = [f"--server={detector_server[interface]}", f"--config={exported_detector}"]
+    assert main([*command, str(tmp_path / "song.wav")]) == 0
+    found.write_midi(tmp_path / "expected.mid")
+    assert read_midi(tmp_path / "song.mid") == read_midi(tmp_path / "expected.mid")
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     num_samples=st.integers(0, 12 * 32_768),
     num_segments=st.integers(1, 5),
     context=st.sampled_from(["full", "segment"]),
-    config=st.sampled_from([TINY, SMALL]),
-    part=st.sampled_from([1, 2, 8]),
+    config=st.sampled_from([MT3, SMALL, SHORT]),
     block=st.integers(1000, 200_000),
 )
-def test_requests_hold_the_windows_of_the_whole(
-    num_samples, num_segments, context, config, part, block
-):
+def test_requests_hold_the_windows_of_the_whole(num_samples, num_segments, context, config, block):
     """Each answer that is kept comes from the very samples of its segment."""
     samples = np.arange(1, num_samples + 1, dtype=np.float32)
     blocks = [samples[i : i + block] for i in range(0, num_samples, block)]
-    hop_frames = config.network.segment_frames // part
-    whole = list(cut_segments([samples], config, context, hop_frames))
+    whole = list(cut_segments([samples], config, context, config.hop_frames))
     found = []
-    for request in cut_requests(blocks, config, context, num_segments, hop_frames):
+    for request in cut_requests(blocks, config, context, num_segments):
         assert isinstance(request, Request)
         assert request.samples.size < (num_segments + 3) * config.segment_samples
-        seen = list(cut_segments([request.samples], config, context, hop_frames))
+        seen = list(cut_segments([request.samples], config, context, config.hop_frames))
         found += seen[request.skip : request.skip + request.num_segments]
     assert len(found) == len(whole)
     for one, other in zip(found, whole, strict=True):
@@ -181,7 +227,7 @@ def test_a_model_that_is_not_served_is_named(interface, server):
 
 
 @pytest.mark.parametrize("interface", ["grpc", "rest"])
-def test_what_is_no_sound_is_refused(interface, server):
+def test_samples_out_of_all_bounds_are_refused(interface, server):
     with pytest.raises(ServingError, match="audio must be finite") as error:
         connect(server[1], interface).predict(np.full(100, 1e30, np.float32), 60)
     assert "\n" not in str(error.value)
@@ -266,18 +312,15 @@ def test_wrong_usage_and_absent_servers_are_one_line(
 
 def test_another_models_config_is_noticed(server, exported):
     config = ServedConfig.read(exported)
-    other = ServedConfig(SMALL, config.name, config.context, config.exact)
+    other = dataclasses.replace(config, model=SMALL)
     predict = connect(server[1], "grpc").predict
     with pytest.raises(ServingError, match="cuts segments of another length"):
-        transcribe(
-            [SAMPLES[:30_000]] * 3,
-            other,
-            lambda samples: Outputs(predict(samples, 60).tokens[:1]),
-        )
+        transcribe([SAMPLES[:30_000]] * 3, other, lambda samples: predict(samples, 60)[:1])
+    with pytest.raises(ServingError, match="serves another model; give the --config of its own"):
+        transcribe([SAMPLES[:1000]], other, lambda samples: predict(samples, 60))
 
 
-@pytest.mark.parametrize("method", ["greedy", "heads"])
-def test_what_the_heads_hear_is_read_over_the_border_of_two_requests(method):
+def test_the_notes_of_rolls_are_those_of_the_whole_over_the_border_of_two_requests():
     length, hop_samples = SMALL.segment_samples, SMALL.spectrogram.hop_samples
     audio = np.arange(5 * length, dtype=np.float32) / (5 * 128 * hop_samples)  # says where it is
     rolls = np.zeros((6 * 128, NUM_PACKED), np.uint8)
@@ -289,15 +332,13 @@ def test_what_the_heads_hear_is_read_over_the_border_of_two_requests(method):
     frame[376:395] = 255
     guitar[376:] = 3
 
-    config = ServedConfig(SMALL, "small", "full", exact=False, method=method)
-
     def predict(samples):
-        first, hop_frames = round(float(samples[0]) * 5 * 128), config.hop_frames
+        first, hop_frames = round(float(samples[0]) * 5 * 128), SMALL.hop_frames
         segments = cut_segments([samples], SMALL, "full", hop_frames)
         rows = [rolls[first + i * hop_frames :][:128] for i, _ in enumerate(segments)]
-        return Outputs([[EOS]] * len(rows), np.stack(rows))
+        return [RollOutput(unpack_rolls(row)) for row in rows]
 
-    found = transcribe([audio], config, predict, num_segments=3)
+    found = transcribe([audio], ServedConfig(SMALL, "small", "full"), predict, num_segments=3)
     ((note, confidence),) = found.confidences.items()
     assert found.notes == [note]
     assert note[:2] == pytest.approx((6.01, 6.33), abs=0.011)
@@ -308,14 +349,22 @@ def test_what_the_heads_hear_is_read_over_the_border_of_two_requests(method):
 @pytest.mark.parametrize("rolls", [[], [[[300] * NUM_PACKED]], [[[0, 1]]], [[[-1]]], "rolls"])
 def test_rolls_that_are_none_are_one_line(rolls):
     with pytest.raises(ServingError, match="here: answers, but not as"), _reading("here"):
-        _check_outputs({"tokens": [[[EOS]]], "note_rolls": [rolls]})
+        _to_outputs({"note_rolls": [rolls]})
+
+
+@pytest.mark.parametrize(
+    "found", [{}, {"tokens": []}, {"tokens": [[[0.5]]]}, {"tokens": [[["x"]]]}]
+)
+def test_tokens_that_are_none_are_one_line(found):
+    with pytest.raises(ServingError, match="here: answers, but not as"), _reading("here"):
+        _to_outputs(found)
 
 
 @pytest.mark.parametrize("module", ["keras", "tensorflow"])
 def test_rest_needs_neither_keras_nor_tensorflow(module, server, exported, tmp_path):
     soundfile.write(tmp_path / "song.wav", SAMPLES[:50_000], 16_000)
     code = (
-        "import sys; from export.serving_client import main; code = main(sys.argv[1:]);"
+        "import sys; from mt3_keras.cli.client import main; code = main(sys.argv[1:]);"
         f" assert {module!r} not in sys.modules; sys.exit(code)"
     )
     command = [sys.executable, "-c", code, f"--server={server[1]['rest']}", f"--config={exported}"]

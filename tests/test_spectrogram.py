@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from mt3_keras.models.config import SpectrogramConfig
+from mt3_keras.models.config import LogMelConfig
 from mt3_keras.models.spectrogram import LogMel, mel_matrix
 
-CONFIG = SpectrogramConfig()
+CONFIG = LogMelConfig()
 TIME = np.arange(32_768) / 16_000
 
 
@@ -17,7 +17,7 @@ def log_mel(samples, num_frames=None, **settings):
     """[T, M] of one segment with zeros after it."""
     padded = np.pad(samples, (0, CONFIG.overhang_samples)).astype(np.float32)[None]
     counts = None if num_frames is None else np.array([num_frames], np.int32)
-    return ops.convert_to_numpy(LogMel(SpectrogramConfig(**settings))(padded, counts))[0]
+    return ops.convert_to_numpy(LogMel(LogMelConfig(**settings))(padded, counts))[0]
 
 
 def test_the_mel_matrix_is_that_of_the_original():
@@ -70,7 +70,7 @@ def test_frames_past_the_end_are_zero_after_the_logarithm():
     assert np.abs(whole[100:]).min(axis=1).min() > 0
 
 
-def test_only_the_last_15_frames_hear_what_follows_a_segment():
+def test_only_the_last_15_frames_reach_what_follows_a_segment():
     rng = np.random.default_rng(0)
     samples = rng.normal(size=(1, 32_768 + CONFIG.overhang_samples)).astype(np.float32)
     alone = samples.copy()
@@ -86,4 +86,4 @@ def test_only_the_last_15_frames_hear_what_follows_a_segment():
 )
 def test_impossible_spectrograms_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings)).split("_")[0]):
-        SpectrogramConfig(**settings)
+        LogMelConfig(**settings)

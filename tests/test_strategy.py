@@ -76,8 +76,8 @@ def start_workers(config: RunConfig) -> list[str]:
 def test_two_workers_train_as_one(one_device: pathlib.Path, tmp_path: pathlib.Path) -> None:
     settings = {**SETTINGS, "strategy": "multiworker"}
     start_workers(tiny_run(tmp_path / "run", steps=2, **settings))
-    printed = start_workers(tiny_run(tmp_path / "run", **settings))  # goes on
-    assert all("going on from step 2" in output for output in printed)
+    printed = start_workers(tiny_run(tmp_path / "run", **settings))  # resumes
+    assert all("resuming from step 2" in output for output in printed)
     assert_equal_runs(one_device, tmp_path / "run")
 
 

@@ -21,17 +21,17 @@ import soundfile
 
 from export.stream import main
 from mt3_keras.__main__ import main as offline
-from mt3_keras.grammar import Rules
+from mt3_keras.grammar import Grammar, Rules
 from mt3_keras.midi import read_instruments, read_midi
 from mt3_keras.segments import cut_segments
 from tests.conftest import ROOT
 
 ai_edge_litert = pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
 
-from mt3_keras.engines.litert import EdgeModel, EdgeSequence  # noqa: E402
+from mt3_keras.engines.litert import EdgeModel, search_one  # noqa: E402
 
 MAX_TOKENS = 64  # of the tiny model
-# A network that learnt nothing writes nonsense, and never ends it.
+# An untrained network emits nonsense, and never ends it.
 RULES = ["--constrained", "--nostop_runaways"]
 
 
@@ -46,6 +46,15 @@ def recording(tmp_path):
 def stream(tiny_bundle, tmp_path, monkeypatch):
     def run(*arguments):
         return main(["--bundle", str(tiny_bundle), *RULES, *map(str, arguments)])
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture
+def stream_detector(detector_bundle, tmp_path, monkeypatch):
+    def run(*arguments):
+        return main(["--bundle", str(detector_bundle), *map(str, arguments)])
 
     monkeypatch.chdir(tmp_path)
     return run
@@ -69,9 +78,29 @@ def test_the_command_writes_the_notes_of_the_offline_path(tiny_bundle, stream, r
     assert streamed.read_bytes() == written.read_bytes()
 
 
-@pytest.mark.parametrize("flags", [[], ["--hop=1", "--tie_forcing", "--threads=1"]])
-def test_each_note_is_a_line_and_nothing_else_is_said(stream, recording, capfd, flags):
+def test_the_command_writes_the_notes_of_the_offline_path_of_a_detector(
+    detector_bundle, stream_detector, recording
+):
+    assert stream_detector(recording, "--output", "new/streamed.mid") == 0
+    whole = ["--model", str(detector_bundle), "--engine", "litert", "--output_dir", "."]
+    assert offline(["transcribe", str(recording), *whole]) == 0
+    streamed, written = (recording.parent / name for name in ("new/streamed.mid", "a song.mid"))
+    assert read_midi(streamed)
+    assert streamed.read_bytes() == written.read_bytes()
+
+
+@pytest.mark.parametrize("flags", [[], ["--tie_forcing", "--threads=1"]])
+def test_each_note_is_a_line_and_nothing_else_is_printed(stream, recording, capfd, flags):
     assert stream(recording, *flags) == 0
+    check_lines(capfd)
+
+
+def test_each_note_of_a_shorter_hop_is_a_line(stream_detector, recording, capfd):
+    assert stream_detector(recording, "--hop=0.05", "--instruments=piano,drums") == 0
+    check_lines(capfd)
+
+
+def check_lines(capfd):
     told, complained = capfd.readouterr()
     assert not complained  # LiteRT, too, is quiet
     *lines, summary = told.splitlines()
@@ -83,14 +112,17 @@ def test_each_note_is_a_line_and_nothing_else_is_said(stream, recording, capfd, 
     assert onsets == pytest.approx([note.onset for note in notes], abs=0.01)
 
 
-@pytest.mark.parametrize("flags", [[], ["--hop=0.7"]])
-def test_a_terminal_shows_a_line_for_each_instrument(stream, recording, monkeypatch, flags):
+@pytest.mark.parametrize("network", ["tokens", "rolls"])
+def test_a_terminal_shows_a_line_for_each_instrument(
+    stream, stream_detector, recording, monkeypatch, network
+):
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("LINES", "150")
-    assert stream(recording, *flags) == 0
+    run, flags = (stream, []) if network == "tokens" else (stream_detector, ["--hop=0.07"])
+    assert run(recording, *flags) == 0
     status, *lines, _summary = draw(terminal.getvalue())
     instruments = read_instruments("out/a song.mid")
     assert len(instruments) > 1
@@ -120,7 +152,7 @@ def test_a_file_in_real_time_is_not_ahead_of_it(stream, tmp_path, monkeypatch):
 
 
 class Microphone:
-    """Plays a recording to the callback; then comes Ctrl-C, or the microphone is pulled out."""
+    """Gives a recording to the callback; then comes Ctrl-C, or the microphone is pulled out."""
 
     samples = noise(3.1)
     ends_by_interrupt = True
@@ -173,10 +205,11 @@ def test_without_sounddevice_the_microphone_is_refused(stream, tmp_path, monkeyp
     assert files_in(tmp_path) == []
 
 
-def make_bad(kind, folder, bundle):
+def make_bad(kind, folder, bundle, detector):
     """Arguments that cannot work."""
     good = folder / "good"
     shutil.copytree(bundle, good)
+    shutil.copytree(detector, folder / "detector")
     soundfile.write(folder / "a.wav", noise(0.5), 16_000)
     (folder / "text.wav").write_text("this is text")
     (folder / "a file").write_text("")
@@ -196,8 +229,11 @@ def make_bad(kind, folder, bundle):
         "no sound": ["--bundle=good"],
         "two sounds": ["--bundle=good", "a.wav", "a.wav"],
         "microphone and sound": ["--bundle=good", "a.wav", "--microphone"],
-        "hop of nothing": ["--bundle=good", "a.wav", "--hop=0"],
-        "long hop": ["--bundle=good", "a.wav", "--hop=9"],
+        "hop of nothing": ["--bundle=detector", "a.wav", "--hop=0"],
+        "long hop": ["--bundle=detector", "a.wav", "--hop=9"],
+        "hop of tokens": ["--bundle=good", "a.wav", "--hop=1"],
+        "ties of a detector": ["--bundle=detector", "a.wav", "--tie_forcing"],
+        "constrained detector": ["--bundle=detector", "a.wav", "--constrained"],
         "unknown instrument": ["--bundle=good", "a.wav", "--instruments=vuvuzela"],
         "output in a file": ["--bundle=good", "a.wav", "--output=a file/a.mid"],
         "output a folder": ["--bundle=good", "a.wav", "--output=good"],
@@ -211,15 +247,16 @@ WRONG_USAGE = (
 WRONG_INPUT = (
     *("config alone", "foreign network", "another network's config", "missing bundle"),
     *("text as sound", "missing sound", "hop of nothing", "long hop", "unknown instrument"),
+    *("hop of tokens", "ties of a detector", "constrained detector"),
 )
 
 
 @pytest.mark.parametrize("kind", WRONG_USAGE + WRONG_INPUT)
 def test_what_cannot_work_ends_with_one_line_and_no_output(
-    tiny_bundle, tmp_path, monkeypatch, capsys, kind
+    tiny_bundle, detector_bundle, tmp_path, monkeypatch, capsys, kind
 ):
     monkeypatch.chdir(tmp_path)
-    arguments = make_bad(kind, tmp_path, tiny_bundle)
+    arguments = make_bad(kind, tmp_path, tiny_bundle, detector_bundle)
     before = files_in(tmp_path)
     assert main(arguments) == (2 if kind in WRONG_USAGE else 1)
     told, complained = capsys.readouterr()
@@ -248,11 +285,12 @@ def test_it_loads_neither_keras_nor_what_a_device_lacks(tiny_bundle, recording):
 
 @pytest.fixture
 def search_tokens(tiny_bundle):
-    """Tokens of noise(5.3), segment by segment, and the segments."""
+    """The segments of noise(5.3) and the tokens of each."""
     model = EdgeModel(tiny_bundle)
-    search = EdgeSequence(model.model_config, Rules())
+    grammar = Grammar(model.model_config, Rules(), np)
     segments = list(cut_segments([noise(5.3)], model.model_config, "full"))
-    return segments, [search.decode(model, segment) for segment in segments]
+    found = [search_one(model, grammar, MAX_TOKENS, segment).tokens for segment in segments]
+    return segments, found
 
 
 def test_the_readmes_loop_writes_the_tokens_of_the_search(tiny_bundle, search_tokens):
@@ -260,8 +298,8 @@ def test_the_readmes_loop_writes_the_tokens_of_the_search(tiny_bundle, search_to
     names: dict[str, Any] = {}
     exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], names)
     for segment, tokens in zip(*search_tokens, strict=True):
-        heard = segment.samples, segment.num_frames
-        assert names["write_tokens"](tiny_bundle, *heard, MAX_TOKENS) == tokens
+        inputs = segment.samples, segment.num_frames
+        assert names["write_tokens"](tiny_bundle, *inputs, MAX_TOKENS) == tokens
         assert len(tokens) > 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 
@@ -12,26 +11,27 @@ import pytest
 
 from mt3_keras.audio import read_blocks
 from mt3_keras.codec import EOS
-from mt3_keras.engines.keras import Search
+from mt3_keras.engines import keras as on_keras
 from mt3_keras.grammar import Rules
-from mt3_keras.models.config import TINY
+from mt3_keras.models.config import LogMelConfig, MT3Config, T5Config
 from mt3_keras.models.loading import load_model
 from mt3_keras.models.mt3 import MT3Backbone
-from mt3_keras.note_rolls import NUM_COLUMNS
+from mt3_keras.note_rolls import NUM_COLUMNS, RollDecoding
 from mt3_keras.segments import cut_segments
-from tests.test_small_network import MINI, build, logits_of, random_inputs
+from tests.detectors import MINI, build, random_samples
 
 pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("a bundle is written by TensorFlow", allow_module_level=True)
 
 from export.tflite import ExportError, Quantization, export_bundle, operators, report
-from mt3_keras import litert
-from mt3_keras.engines.litert import CACHE_STEP, EdgeSearch
+from mt3_keras.engines import litert
 
-WIDE = dataclasses.replace(
-    TINY, network=dataclasses.replace(TINY.network, width=128, mlp_width=256, head_width=64)
+LAYERS = {"num_heads": 2, "num_encoder_layers": 2, "num_decoder_layers": 2, "max_tokens": 256}
+WIDE = MT3Config(
+    LogMelConfig(num_mels=64), network=T5Config(width=128, head_width=64, mlp_width=256, **LAYERS)
 )
+QUANTIZATIONS: tuple[Quantization, ...] = ("none", "float16", "int8_weights", "int8")
 ALL_RULES = {
     "none": Rules(),
     "stop_runaways": Rules(stop_runaways=True),
@@ -40,40 +40,47 @@ ALL_RULES = {
 }
 
 
-def make_model(config, seed=3):
-    keras.utils.set_random_seed(seed)
-    return MT3Backbone(**config.to_dict())
-
-
 @pytest.fixture(scope="module")
 def wide():
-    return make_model(WIDE)
+    keras.utils.set_random_seed(3)
+    return MT3Backbone(**WIDE.to_dict())
 
 
 @pytest.fixture(scope="module")
 def bundles(wide, tmp_path_factory) -> dict[str, pathlib.Path]:
     """The wide model's bundles by their quantization."""
     folder = tmp_path_factory.mktemp("wide")
-    kinds: tuple[Quantization, ...] = ("none", "float16", "int8_weights", "int8")
-    return {kind: export_bundle(wide, folder / kind, kind) for kind in kinds}
+    return {kind: export_bundle(wide, folder / kind, kind) for kind in QUANTIZATIONS}
 
 
 @pytest.fixture(scope="module")
 def mini():
-    """With every part that a network may have: the state, the heads, the pointer."""
-    model = build(MINI)
+    return build()
+
+
+@pytest.fixture(scope="module")
+def mini_bundles(mini, tmp_path_factory) -> dict[str, pathlib.Path]:
+    """The mini detector's bundles by their quantization."""
+    folder = tmp_path_factory.mktemp("mini")
+    return {kind: export_bundle(mini, folder / kind, kind) for kind in QUANTIZATIONS}
+
+
+@pytest.fixture(scope="module")
+def lasting(tiny_model):
+    """The tiny model, but its sequences neither stop at once nor begin past the segment's end."""
+    config = tiny_model.model_config
+    model = MT3Backbone(**config.to_dict())
+    model.set_weights(tiny_model.get_weights())
     kernel = keras.ops.convert_to_numpy(model.decoder.logits.kernel).copy()
-    kernel[:, 3 + MINI.max_step // 2 : 1004] = 0  # else its first shift would pass the end
-    kernel[:, EOS] = 0  # and it would stop at once
+    kernel[:, 3 + config.max_step // 2 : 1004] = 0  # shifts
+    kernel[:, EOS] = 0
     model.decoder.logits.kernel.assign(kernel)
-    rolls = model.heads.rolls.kernel  # that what is heard makes a difference
-    rolls.assign(8 * keras.ops.convert_to_numpy(rolls))
     return model
 
 
 @pytest.fixture(scope="module")
-def mini_bundle(mini, tmp_path_factory):
-    return export_bundle(mini, tmp_path_factory.mktemp("mini"))
+def lasting_bundle(lasting, tmp_path_factory):
+    return export_bundle(lasting, tmp_path_factory.mktemp("lasting"))
 
 
 def segments_of(config, num_segments, seed=0):
@@ -84,63 +91,53 @@ def segments_of(config, num_segments, seed=0):
 
 
 def in_order(found):
-    tokens = dict(found)
-    return [tokens[i] for i in range(len(tokens))]
+    outputs = dict(found)
+    return [outputs[i] for i in range(len(outputs))]
 
 
 @pytest.mark.parametrize("name", ALL_RULES)
-def test_a_bundle_writes_the_tokens_of_keras_under_all_rules(mini, mini_bundle, name):
-    segments, rules = segments_of(MINI, 6), ALL_RULES[name]
-    expected = in_order(Search(mini, rules=rules, batch_size=6).decode(segments))
-    found = in_order(EdgeSearch(mini_bundle, rules=rules).decode(segments))
-    assert found == expected
-    assert len({tuple(tokens) for tokens in found}) > 1  # what is heard makes a difference
+def test_a_bundle_emits_the_tokens_of_keras_under_all_rules(lasting, lasting_bundle, name):
+    segments, rules = segments_of(lasting.model_config, 6), ALL_RULES[name]
+    engine = on_keras.TokenEngine(lasting, rules=rules, batch_size=6)
+    found = in_order(litert.TokenEngine(lasting_bundle, rules=rules).run(segments))
+    assert found == in_order(engine.run(segments))
+    assert len({tuple(tokens) for (tokens,) in found}) > 1  # the audio makes a difference
 
 
-def test_a_bundle_and_keras_read_notes_from_the_same_rolls(mini, mini_bundle):
-    segments = segments_of(MINI, 3)
-    found = in_order(EdgeSearch(mini_bundle).decode(segments))
-    expected = in_order(Search(mini, batch_size=2).decode(segments))
-    for ours, keras_tokens in zip(found, expected, strict=True):
-        assert ours.rolls.values.shape == (MINI.network.segment_frames, NUM_COLUMNS)
-        np.testing.assert_allclose(ours.rolls.values, keras_tokens.rolls.values, atol=1e-5)
+def test_a_bundle_and_keras_predict_the_same_rolls(mini, mini_bundles):
+    segments = segments_of(MINI, 5)
+    found = in_order(litert.RollEngine(mini_bundles["none"]).run(segments))
+    expected = in_order(on_keras.RollEngine(mini, batch_size=2).run(segments))
+    assert len(found) == len(expected) == len(segments)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.rolls.shape == (MINI.network.segment_frames, NUM_COLUMNS)
+        assert ours.rolls.dtype == theirs.rolls.dtype == np.float32
+        np.testing.assert_allclose(ours.rolls, theirs.rolls, atol=1e-5)
+    assert np.ptp([output.rolls for output in found], axis=0).max() > 0.01
 
 
-def test_without_tokens_the_heads_say_the_same(mini, mini_bundle):
-    segments = segments_of(MINI, 3)
-    expected = in_order(Search(mini, batch_size=2).decode(segments))
-    on_keras = in_order(Search(mini, method="heads", batch_size=2).decode(segments))
-    on_litert = in_order(EdgeSearch(mini_bundle, method="heads").decode(segments))
-    assert on_keras == on_litert == [[EOS]] * len(expected)
-    for tokens, *alone in zip(expected, on_keras, on_litert, strict=True):
-        for found in alone:
-            np.testing.assert_allclose(found.rolls.values, tokens.rolls.values, atol=1e-5)
-    with pytest.raises(ValueError, match="networks whose heads decide, such as small"):
-        TINY.network.choose_method("heads")
-
-
-def test_a_bundle_whose_heads_say_something_else_is_to_be_exported_again(mini_bundle, monkeypatch):
+def test_a_bundle_of_other_rolls_is_to_be_exported_again(mini_bundles, monkeypatch):
     monkeypatch.setattr(litert, "NUM_COLUMNS", NUM_COLUMNS + 1)
     with pytest.raises(litert.BundleError, match="export it again"):
-        litert.EdgeModel(mini_bundle)
+        litert.EdgeDetector(mini_bundles["none"])
 
 
-def test_a_bundle_writes_the_tokens_of_keras_beyond_many_sizes_of_the_cache(wide, bundles):
-    segments, length = segments_of(WIDE, 3), 3 * CACHE_STEP + 5
-    search = Search(wide, batch_size=3, max_tokens=length)
-    edge = EdgeSearch(bundles["none"], max_tokens=length)
-    found = in_order(edge.decode(segments))
-    assert found == in_order(search.decode(segments))
-    assert [len(tokens) for tokens in found] == [length] * 3
+def test_a_bundle_emits_the_tokens_of_keras_beyond_many_sizes_of_the_cache(wide, bundles):
+    segments, length = segments_of(WIDE, 3), 3 * litert.CACHE_STEP + 5
+    engine = on_keras.TokenEngine(wide, batch_size=3, max_tokens=length)
+    edge = litert.TokenEngine(bundles["none"], max_tokens=length)
+    found = in_order(edge.run(segments))
+    assert found == in_order(engine.run(segments))
+    assert [len(tokens) for (tokens,) in found] == [length] * 3
 
 
 @pytest.mark.parametrize("clip", ["band", "piano"])
-def test_the_official_weights_write_the_originals_tokens(shared, official_bundle, clip):
+def test_the_official_weights_emit_the_originals_tokens(shared, official_bundle, clip):
     golden = json.loads((shared / "golden" / f"{clip}.json").read_text())
-    edge = EdgeSearch(official_bundle)
+    edge = litert.TokenEngine(official_bundle)
     blocks = read_blocks(shared / "golden" / f"{clip}.flac")
-    found = in_order(edge.decode(cut_segments(blocks, edge.model_config, "segment")))
-    assert found == [segment["tokens"] for segment in golden["segments"]]
+    found = in_order(edge.run(cut_segments(blocks, edge.model_config, "segment")))
+    assert [tokens for (tokens,) in found] == [segment["tokens"] for segment in golden["segments"]]
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +146,20 @@ def official_bundle(official, tmp_path_factory):
     return export_bundle(model, tmp_path_factory.mktemp("official"))
 
 
-def test_all_operators_are_those_of_litert(bundles, mini_bundle):
-    for folder in (*bundles.values(), mini_bundle):
+def test_all_operators_are_those_of_litert(bundles, mini_bundles):
+    for folder in (*bundles.values(), *mini_bundles.values()):
         counts = operators(folder / "model.tflite")
-        assert set(counts) == {"encode", "decode_step"}
         assert all(sum(count.values()) > 20 for count in counts.values())
         names = {name for count in counts.values() for name in count}
         assert not [name for name in names if name.startswith("CUSTOM") or "Flex" in name]
+
+
+def test_the_signatures_are_those_of_the_network(bundles, mini_bundles):
+    def signatures(folder):
+        return set(litert.Interpreter(str(folder / "model.tflite")).get_signature_list())
+
+    assert all(signatures(folder) == {"encode", "decode_step"} for folder in bundles.values())
+    assert all(signatures(folder) == {"detect"} for folder in mini_bundles.values())
 
 
 def test_quantized_files_are_smaller(bundles):
@@ -180,15 +184,37 @@ def test_quantized_networks_compute_nearly_the_same(wide, bundles, kind, error):
     assert int(agreeing) >= (32 if kind == "none" else 24)
 
 
-def test_an_export_leaves_the_model_as_it_was(tmp_path):
-    model = make_model(TINY)
-    inputs = random_inputs(TINY)
-    before = logits_of(model(inputs))
-    export_bundle(model, tmp_path)
-    np.testing.assert_array_equal(logits_of(model(inputs)), before)
-    layers = model.decoder.layers
+@pytest.mark.parametrize(
+    ("kind", "error"), [("none", 1e-5), ("float16", 1e-3), ("int8_weights", 0.05), ("int8", 0.05)]
+)
+def test_quantized_detectors_compute_nearly_the_same(mini, mini_bundles, kind, error):
+    size, graph, agreement = report(mini_bundles[kind], mini).splitlines()
+    assert " MB" in size
+    assert "CONV_2D" in graph and "FULLY_CONNECTED" in graph
+    _, _, numbers = agreement.partition("probabilities of a chord differ by at most ")
+    assert float(numbers.partition(",")[0]) < error
+
+
+def test_an_export_leaves_the_model_as_it_was(tiny_model, tmp_path):
+    config = tiny_model.model_config
+    inputs = {
+        "samples": random_samples(config),
+        "num_frames": np.full(2, config.network.segment_frames, np.int32),
+        "decoder_tokens": np.random.default_rng(2).integers(3, 1000, (2, 12)).astype(np.int32),
+    }
+    before = keras.ops.convert_to_numpy(tiny_model(inputs))
+    export_bundle(tiny_model, tmp_path)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(tiny_model(inputs)), before)
+    layers = tiny_model.decoder.layers
     attentions = [a for layer in layers for a in (layer.self_attention, layer.cross_attention)]
     assert not any(attention.positions_last for attention in attentions)
+
+
+def test_an_export_leaves_the_detector_as_it_was(mini, mini_bundles, tmp_path):
+    samples = random_samples()
+    before = keras.ops.convert_to_numpy(mini.detect(samples))
+    export_bundle(mini, tmp_path)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(mini.detect(samples)), before)
 
 
 def test_a_second_export_replaces_the_first(tiny_bundle, tiny_model, tmp_path):
@@ -198,13 +224,26 @@ def test_a_second_export_replaces_the_first(tiny_bundle, tiny_model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.tflite"]
     assert (tmp_path / "config.json").read_text() == (tiny_bundle / "config.json").read_text()
     segments = segments_of(tiny_model.model_config, 2)
-    assert in_order(EdgeSearch(tmp_path).decode(segments)) == in_order(
-        EdgeSearch(tiny_bundle).decode(segments)
+    assert in_order(litert.TokenEngine(tmp_path).run(segments)) == in_order(
+        litert.TokenEngine(tiny_bundle).run(segments)
     )
 
 
-def test_only_float32_models_are_exported(tmp_path):
-    model = MT3Backbone(**TINY.to_dict(), dtype="mixed_bfloat16")
+def test_a_detectors_bundle_says_how_its_rolls_are_decoded(mini, tmp_path):
+    decoding = RollDecoding(peak_frames=3, start_limit=0.5)
+    export_bundle(mini, tmp_path, decoding=decoding)
+    names = ["config.json", "decoding.json", "model.tflite"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert RollDecoding.read(tmp_path) == decoding
+    export_bundle(mini, tmp_path)  # leaves it as it is
+    assert RollDecoding.read(tmp_path) == decoding
+
+
+@pytest.mark.parametrize("kind", ["tokens", "rolls"])
+def test_only_float32_models_are_exported(tiny_model, tmp_path, kind):
+    dtype = "mixed_bfloat16"
+    config = tiny_model.model_config
+    model = MT3Backbone(**config.to_dict(), dtype=dtype) if kind == "tokens" else build(dtype=dtype)
     with pytest.raises(ExportError, match="float32 model: got bfloat16"):
         export_bundle(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()

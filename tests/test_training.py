@@ -1,4 +1,4 @@
-"""Training runs on made-up batches: gone on with, stopped, started from others."""
+"""Training runs on made-up batches: resumed, stopped, started from others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -20,13 +19,15 @@ import numpy as np
 import pytest
 from absl import flags
 
-from mt3_keras.engines.keras import Search
+from mt3_keras.data.rolls import roll_targets
 from mt3_keras.grammar import Rules
-from mt3_keras.models.config import CONFIGS, NUM_PITCHES, ModelConfig
-from mt3_keras.models.heads import MIXER_CHANNELS
+from mt3_keras.models.config import HEADS, DetectorConfig, config_from_preset
 from mt3_keras.models.loading import load_model
-from mt3_keras.models.mt3 import MT3Backbone
+from mt3_keras.note_rolls import RollDecoding
+from mt3_keras.notes import Note
 from mt3_keras.segments import AudioSegment
+from mt3_keras.transcriber import Transcriber, make_engine
+from tests.detectors import MINI
 from tests.training_run import (
     NANO,
     MadeUpBatches,
@@ -38,8 +39,8 @@ from tests.training_run import (
     write_model,
 )
 from train import main as train_main
-from train.callbacks import Pictures, TrainingError, training_flops
-from train.config import RunConfig, config_from_flags, define_flags
+from train.callbacks import Pictures, TrainingError, outputs_to_notes, target_outputs
+from train.config import RunConfig, RunError, config_from_flags, define_flags
 from train.feed import Feed
 from train.main import spans
 from train.model import make_model
@@ -77,17 +78,14 @@ def copied(finished: RunConfig, tmp_path: pathlib.Path) -> RunConfig:
     return dataclasses.replace(finished, out_dir=str(tmp_path / "run"))
 
 
-# --- Going on ---
+# --- Resuming ---
 
 
 def test_a_killed_run_ends_as_one_never_killed(tmp_path: pathlib.Path) -> None:
     network = dataclasses.replace(NANO.network, dropout=0.1)
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "model.json").write_text(
-        json.dumps({"config": dataclasses.replace(NANO, network=network).to_dict()})
-    )
     settings: dict[str, Any] = {
-        "model": str(tmp_path / "a" / "model.json"),
+        "model": write_model(tmp_path / "a", dataclasses.replace(NANO, network=network)),
         "steps": 60,
         "optimizer": "adafactor",
         "ema": 0.9,
@@ -103,7 +101,7 @@ def test_a_killed_run_ends_as_one_never_killed(tmp_path: pathlib.Path) -> None:
     process.kill()
     process.communicate()
     assert saved_steps(tmp_path / "killed" / "checkpoints")[-1] < 60
-    assert "going on from step" in finish(start_process(killed))
+    assert "resuming from step" in finish(start_process(killed))
     finish(whole)
     assert_same_arrays(final_arrays(tmp_path / "killed"), final_arrays(tmp_path / "whole"))
     steps = [entry["step"] for entry in log_of(tmp_path / "killed")]
@@ -122,7 +120,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
     monkeypatch.setattr(MadeUpBatches, "whole_batch", whole_batch)
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(
+def test_ctrl_c_saves_and_the_run_is_resumed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"steps": 10, "log_steps": 5, "checkpoint_steps": 5}
@@ -152,7 +150,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     newest.write_bytes(newest.read_bytes()[:-100])
     run(copied)
     printed = capsys.readouterr().err
-    assert "step_00000006: damaged" in printed and "going on from step 4" in printed
+    assert "step_00000006: damaged" in printed and "resuming from step 4" in printed
     for ours, whole in zip(final_arrays(folder), expected, strict=True):
         np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-7)
 
@@ -186,21 +184,11 @@ def test_a_finished_run_stays_as_it_is(copied: RunConfig) -> None:
     assert [entry["step"] for entry in log_of(pathlib.Path(copied.out_dir))] == [2, 4, 6]
 
 
-def test_a_run_is_not_gone_on_with_as_another(copied: RunConfig) -> None:
+def test_a_run_is_not_resumed_as_another(copied: RunConfig) -> None:
     with pytest.raises(StateError, match=r"step_00000006: .*run\.flags"):
         run(dataclasses.replace(copied, ema=0.0))
     with pytest.raises(ValueError, match="run of another network"):
-        run(dataclasses.replace(copied, model="tiny"))
-
-
-def test_a_run_goes_on_when_only_what_is_read_from_it_changes(
-    copied: RunConfig, tmp_path: pathlib.Path
-) -> None:
-    (tmp_path / "limits").mkdir()
-    network = dataclasses.replace(NANO.network, least_confidence=0.3)
-    changed = dataclasses.replace(NANO, network=network)
-    run(dataclasses.replace(copied, model=write_model(tmp_path / "limits", changed)))
-    assert ModelConfig.from_preset(copied.out_dir) == changed
+        run(dataclasses.replace(copied, model="small"))
 
 
 def test_spans_meet_and_end_at_the_last_step() -> None:
@@ -319,7 +307,7 @@ def test_a_run_starts_from_another_with_other_dropout(
     for path, array in weights_of(pathlib.Path(finished.out_dir)).items():
         np.testing.assert_array_equal(ours[path], array)
     with pytest.raises(ValueError, match="do not fit --model"):
-        make_model(dataclasses.replace(tuning(finished, tmp_path / "next"), model="tiny"))
+        make_model(dataclasses.replace(tuning(finished, tmp_path / "next"), model="small"))
     with pytest.raises(ValueError, match="--model or --init_from is needed"):
         make_model(tiny_run(tmp_path / "next", model=""))
 
@@ -366,10 +354,9 @@ def test_compiled_training_learns_and_its_log_is_whole(tmp_path: pathlib.Path, d
     first, last = log_of(tmp_path / "run")
     assert last["tie_loss"] < first["tie_loss"] - 1  # segments end, whatever they say
     assert {"timing_loss", "pitch_loss", "tie_loss", "tokens_per_second"} <= set(last)
-    assert 0 < last["flop_utilization"] < 1
     (events,) = (tmp_path / "run" / "tensorboard").glob("events.*")
     written = events.read_bytes()
-    for tag in ("tokens_per_second", "flop_utilization", "pitch_loss"):
+    for tag in ("tokens_per_second", "audio_per_second", "pitch_loss"):
         assert f"training/{tag}".encode() in written
     if dtype == "float32":
         assert {"val_loss", "val_onset_f1"} <= set(last)
@@ -387,12 +374,12 @@ def test_each_validation_transcribes_with_the_weights_of_its_step(tmp_path: path
     segments = [
         AudioSegment(0.0, *s) for s in zip(batch["samples"], batch["num_frames"], strict=True)
     ]
-    before = pictures._transcribe()
+    before = pictures._predict()
     for variable in model.trainable_variables:
         variable.assign(keras.ops.flip(variable, axis=-1))
-    fresh = Search(model.backbone, rules=Rules(stop_runaways=True), batch_size=2)
-    after = [tokens for _, tokens in sorted(fresh.decode(segments))]
-    assert pictures._transcribe() == after != before
+    fresh = make_engine(model.backbone, Rules(stop_runaways=True), batch_size=2)
+    after = [output for _, output in sorted(fresh.run(segments))]
+    assert pictures._predict() == after != before
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="compares the other backend with TensorFlow")
@@ -408,6 +395,114 @@ def test_jax_trains_without_tensorflow_and_tensorflow_reads_it(
         np.testing.assert_allclose(array, expected[path], atol=1e-5)
 
 
+# --- Detectors ---
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run of a detector."""
+    folder = tmp_path_factory.mktemp("detector")
+    config = tiny_run(
+        folder / "run",
+        model=write_model(folder, MINI),
+        steps=20,
+        log_steps=10,
+        checkpoint_steps=20,
+        validate_steps=20,
+        learning_rate=0.01,
+        ema=0.9,
+    )
+    run(config, validate=True)
+    return config
+
+
+def test_a_detector_trains_and_is_a_preset_with_its_decoding(detector: RunConfig) -> None:
+    folder = pathlib.Path(detector.out_dir)
+    first, last = log_of(folder)
+    assert last["loss"] < first["loss"]
+    weighted = sum(w * last[f"{head}_loss"] for head, w in detector.head_weight_of.items())
+    assert last["loss"] == pytest.approx(weighted, rel=1e-3)
+    assert {"val_loss", "val_class_loss", "val_onset_f1", "audio_per_second"} <= set(last)
+    assert "tokens_per_second" not in last
+    assert (folder / "pictures" / "estimate_00000020.png").exists()
+    assert config_from_preset(folder) == MINI
+    assert RollDecoding.read(folder) == RollDecoding()
+    assert (folder / "decoding.json").exists()
+    transcriber = Transcriber.from_preset(folder, engine="keras")
+    assert len(transcriber.transcribe(np.zeros(16_000, np.float32)).segments) > 1
+
+
+def test_a_run_reads_rolls_as_the_one_it_starts_from(
+    detector: RunConfig, tmp_path: pathlib.Path
+) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(detector.out_dir, start)
+    tuned = RollDecoding(start_limit=0.6)
+    (start / "decoding.json").write_text(tuned.to_json())
+    config = tiny_run(tmp_path / "next", model="", init_from=str(start), steps=2)
+    assert RollDecoding.read(run(config)) == tuned
+    (tmp_path / "next" / "decoding.json").write_text(RollDecoding(start_limit=0.7).to_json())
+    run(dataclasses.replace(config, steps=4))  # resumed: what has been tuned since stays
+    assert RollDecoding.read(tmp_path / "next").start_limit == 0.7
+
+
+def test_heads_that_have_no_weight_are_not_trained(tmp_path: pathlib.Path) -> None:
+    config = tiny_run(
+        tmp_path / "run",
+        model=write_model(tmp_path, MINI),
+        head_weights=("onset=2", "drum=3"),
+        steps=2,
+    )
+    (line,) = log_of(run(config))
+    assert line["loss"] == pytest.approx(2 * line["onset_loss"] + 3 * line["drum_loss"], rel=1e-4)
+    assert {f"{head}_loss" for head in HEADS} & set(line) == {"onset_loss", "drum_loss"}
+
+
+def test_target_rolls_are_read_as_their_notes(tmp_path: pathlib.Path) -> None:
+    notes = [
+        Note(0.10, 0.30, 60, 100, 0),
+        Note(0.10, 0.26, 64, 50, 40),
+        Note(0.20, 0.21, 38, 90, 0, True),
+        Note(0.40, 0.50, 60, 70, 24),
+    ]
+    config = DetectorConfig(network=dataclasses.replace(MINI.network, segment_frames=64))
+    rolls = roll_targets(
+        notes,
+        0,
+        num_frames=64,
+        segment_frames=64,
+        frames_per_second=config.spectrogram.frames_per_second,
+    )
+    batch = {head: np.stack([roll, roll]) for head, roll in rolls.items()}
+    found = outputs_to_notes(target_outputs(batch, config), config)
+    shift = config.segment_seconds
+    later = [n._replace(onset=n.onset + shift, offset=n.offset + shift) for n in notes]
+    assert len(found) == len(notes) + len(later)
+    for ours, note in zip(found, [*notes, *later], strict=True):
+        assert ours[2:] == note[2:]
+        assert ours.onset == pytest.approx(note.onset, abs=0.02)
+        assert note.is_drum or ours.offset == pytest.approx(note.offset, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("network", "settings", "complaint"),
+    [
+        (MINI, {"join_seconds": 0.03}, "--join_seconds is for networks that emit tokens: drop it"),
+        (MINI, {"buckets": (8,)}, "--buckets is for networks that emit tokens: drop it"),
+        (MINI, {"pitch_weight": 2.0}, "--pitch_weight is for networks that emit tokens: drop it"),
+        (NANO, {"resident": True}, "--resident is for detectors: drop it"),
+        (NANO, {"head_weights": ("onset=1",)}, "--head_weights is for detectors: drop it"),
+    ],
+)
+def test_settings_for_the_other_kind_of_network_are_refused(
+    tmp_path: pathlib.Path, network: Any, settings: dict[str, Any], complaint: str
+) -> None:
+    config = tiny_run(tmp_path / "run", model=write_model(tmp_path, network), **settings)
+    with pytest.raises(RunError, match=f"^{complaint}$"):
+        run(config)
+    assert not (tmp_path / "run").exists()
+
+
 # --- Settings ---
 
 
@@ -420,6 +515,7 @@ def test_every_setting_survives_its_flagfile(tmp_path: pathlib.Path) -> None:
         deterministic=False,
         freeze="a|b=c",
         ema=0.5,
+        head_weights=("onset=5", "class=0.25"),
     )
     path = tmp_path / "run.flags"
     path.write_text(config.to_flagfile())
@@ -428,9 +524,10 @@ def test_every_setting_survives_its_flagfile(tmp_path: pathlib.Path) -> None:
     flags.DEFINE_string("flagfile", "", "", flag_values=values)
     values(["program", f"--flagfile={path}"])
     assert config_from_flags(values) == config
+    assert config.head_weight_of == {"onset": 5.0, "class": 0.25}
 
 
-@pytest.mark.parametrize("name", ["tiny", "mt3"])
+@pytest.mark.parametrize("name", ["tiny", "tiny_mt3", "small", "mt3"])
 def test_shipped_flagfiles_are_runs(name: str) -> None:
     values = flags.FlagValues()
     define_flags(values)
@@ -439,7 +536,9 @@ def test_shipped_flagfiles_are_runs(name: str) -> None:
     config = config_from_flags(values)
     if (ROOT / config.model).is_file():
         config = dataclasses.replace(config, model=str(ROOT / config.model))
-    assert config.model_config()
+    network = config.model_config()
+    assert network
+    config.check_network(network)
 
 
 @pytest.mark.parametrize(
@@ -451,6 +550,11 @@ def test_shipped_flagfiles_are_runs(name: str) -> None:
         ({"steps_per_execution": 3}, "steps_per_execution must divide"),
         ({"ema": 1.0}, "ema must be in"),
         ({"optimizer": "sgd"}, "optimizer must be adafactor or adam"),
+        ({"head_weights": ("pitch=1",)}, "head_weights must be 0 or more, of onset, "),
+        ({"head_weights": ("onset=-1",)}, "head_weights must be 0 or more, of onset, "),
+        ({"head_weights": ("onset=nan",)}, "head_weights must be 0 or more, of onset, "),
+        ({"head_weights": ("onset",)}, "head_weights must be HEAD=NUMBER: got 'onset'"),
+        ({"head_weights": ()}, "head_weights must name a head"),
     ],
 )
 def test_nonsense_is_refused(settings: dict[str, Any], complaint: str) -> None:
@@ -462,15 +566,15 @@ def test_the_command_complains_in_one_line(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train_main.main(["--steps=many"]) == 2
-    assert train_main.main(["--model=tiny"]) == 1
+    nano, out_dir = f"--model={write_model(tmp_path)}", f"--out_dir={tmp_path}/a"
+    assert train_main.main([nano]) == 1
     assert "--out_dir is needed" in capsys.readouterr().err
     assert train_main.main([f"--out_dir={tmp_path}", "--model=huge"]) == 1
     assert "model must be" in capsys.readouterr().err
-    flags = [f"--out_dir={tmp_path}/a", "--model=tiny", "--data=x", "--target_tokens=300"]
-    assert train_main.main(flags) == 1
-    assert "target_tokens must be at most 256" in capsys.readouterr().err
+    assert train_main.main([out_dir, nano, "--data=x", "--target_tokens=17"]) == 1
+    assert "target_tokens must be at most 16" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    assert train_main.main([f"--out_dir={tmp_path}/file/run", "--model=tiny"]) == 1
+    assert train_main.main([f"--out_dir={tmp_path}/file/run", nano]) == 1
     assert f"{tmp_path}/file/run: Not a directory" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -497,40 +601,3 @@ def test_help_answers_without_loading_keras() -> None:
     ).stdout
     assert "LOADED []" in printed and "--learning_rate" in printed
     assert time.monotonic() - start < 5  # a second, on a machine with nothing else to do
-
-
-@pytest.mark.parametrize("name", ["tiny", "small"])
-def test_flops_are_those_of_every_kernel_and_of_attention(name: str) -> None:
-    config = dataclasses.replace(
-        CONFIGS[name],
-        network=dataclasses.replace(
-            CONFIGS[name].network, width=32, num_heads=2, mlp_width=48, pointer=False
-        ),
-    )
-    net, num_tokens = config.network, 10
-    inner, positions = net.num_heads * net.head_width, net.num_positions
-    products = of_decoder = 0
-    for variable in MT3Backbone(**config.to_dict()).trainable_variables:
-        path, size = variable.path, int(np.prod(variable.shape))
-        if not path.endswith("kernel"):
-            continue
-        if path.startswith("heads/mixer"):
-            times = NUM_PITCHES * net.segment_frames
-        elif re.match("heads/class/(?!context)", path):
-            times = NUM_PITCHES * positions
-        elif path.startswith("stem"):
-            times = NUM_PITCHES * (positions if "convolution_2" in path else net.segment_frames)
-        elif path.startswith("decoder") and not re.search("cross_attention/(key|value)", path):
-            times = num_tokens
-        else:
-            times = net.segment_frames if "projection" in path and name == "tiny" else positions
-        products += times * size
-        if path.startswith("decoder") or "feedback" in path:
-            of_decoder += times * size
-    if net.heads:
-        products += MIXER_CHANNELS * NUM_PITCHES**2 * net.segment_frames
-    products += net.num_encoder_layers * 2 * positions**2 * inner
-    attention = net.num_decoder_layers * num_tokens * (2 * positions + num_tokens) * inner
-    products, of_decoder = products + attention, of_decoder + attention
-    assert training_flops(config, num_tokens) == 6 * products
-    assert training_flops(config, 0) == 6 * (products - of_decoder)

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from mt3_keras.models.config import ModelConfig, NetworkConfig, SpectrogramConfig
+from mt3_keras.models.config import HEADS, LogMelConfig, ModelConfig, MT3Config, T5Config
 from train.config import RunConfig, config_from_flags, define_flags
 from train.main import Data, train
 
-NANO = ModelConfig(
-    spectrogram=SpectrogramConfig(num_mels=16, window_samples=256),
-    network=NetworkConfig(
+NANO = MT3Config(
+    spectrogram=LogMelConfig(num_mels=16, window_samples=256),
+    network=T5Config(
         width=16,
         num_heads=2,
         head_width=8,
@@ -58,14 +58,19 @@ class MadeUpBatches:
 
     def whole_batch(self, place: int) -> dict[str, np.ndarray]:
         random, size = np.random.default_rng(place), self.batch_size * self.num_workers
+        frames = self.config.network.segment_frames
+        samples = random.standard_normal((size, self.config.input_samples), np.float32)
+        if not isinstance(self.config, MT3Config):
+            rolls = {head: random.random((size, frames, n)) < 0.05 for head, n in HEADS.items()}
+            return {"samples": samples, **{h: roll.astype(np.int8) for h, roll in rolls.items()}}
         length = self.config.network.max_tokens
         lengths = random.integers(2, length + 1, size)
         targets = random.integers(3, 1391, (size, length), dtype=np.int32)
         targets[np.arange(length) >= lengths[:, None]] = 0
         targets[np.arange(size), lengths - 1] = 1
         return {
-            "samples": random.standard_normal((size, self.config.input_samples), np.float32),
-            "num_frames": np.full(size, self.config.network.segment_frames, np.int32),
+            "samples": samples,
+            "num_frames": np.full(size, frames, np.int32),
             "decoder_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
             "targets": targets,
         }
@@ -80,7 +85,7 @@ class MadeUpBatches:
 def write_model(folder: pathlib.Path, config: ModelConfig = NANO) -> str:
     """A file for --model."""
     path = folder / "nano.json"
-    path.write_text(json.dumps({"config": config.to_dict()}))
+    path.write_text(json.dumps({"class_name": config.class_name, "config": config.to_dict()}))
     return str(path)
 
 
@@ -111,7 +116,6 @@ def tiny_run(out_dir: pathlib.Path, **settings: Any) -> RunConfig:
     """Settings that finish in a moment."""
     values: dict[str, Any] = {
         "out_dir": str(out_dir),
-        "model": write_model(out_dir.parent),
         "batch_size": 4,
         "steps": 4,
         "log_steps": 2,
@@ -122,6 +126,8 @@ def tiny_run(out_dir: pathlib.Path, **settings: Any) -> RunConfig:
         "tensorboard": False,
         "deterministic": False,
     }
+    if "model" not in settings:
+        values["model"] = write_model(out_dir.parent)
     return dataclasses.replace(RunConfig(), **{**values, **settings})
 
 

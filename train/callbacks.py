@@ -9,31 +9,23 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from mt3_keras.engines.keras import Search
 from mt3_keras.grammar import Rules
 from mt3_keras.metrics import further_scores, onset_scores
 from mt3_keras.midi import replacing
-from mt3_keras.models.config import ENCODER_HEADS, NUM_CLASSES, NUM_PITCHES, ModelConfig
-from mt3_keras.models.heads import (
-    CLASS_WIDTH,
-    COURSE_POSITIONS,
-    NUM_FED_BACK,
-    SPECTRUM_WIDTH,
-    STEM_HEADS,
-    mixer_products,
-)
-from mt3_keras.models.spectrogram import num_channels
-from mt3_keras.note_decoder import NoteDecoder
-from mt3_keras.note_rolls import SegmentTokens
+from mt3_keras.models.config import DetectorConfig, ModelConfig
+from mt3_keras.note_rolls import NOTE_HEADS
 from mt3_keras.notes import Note
+from mt3_keras.outputs import Output, RollOutput, TokenOutput
+from mt3_keras.recording import feed, make_decoder
 from mt3_keras.segments import AudioSegment
+from mt3_keras.transcriber import Engine, make_engine
 from train.feed import Batch, Feed
 from train.objective import TrainingModel
 from train.state import save_state, value_of
@@ -164,13 +156,10 @@ class Recorder(keras.callbacks.Callback):
     At the end they are drawn: `pictures/curves.png`.
 
     Besides those of `fit`: "step", "learning_rate", "seconds" that the epoch took,
-    "tokens_per_second", "audio_per_second" (seconds of audio trained on) and "flop_utilization",
-    the share of the measured speed of a matrix product that goes into the network's products
-    (`training_flops`). The first batch of a process, which is compiled, counts as long as the
-    others of its epoch.
+    "audio_per_second" (seconds of audio trained on) and, of a token network, "tokens_per_second".
+    The first batch of a process, which is compiled, counts as long as the others of its epoch.
 
     Args:
-      peak: floating-point operations per second of all devices (see `matmul_speed`).
       writer: a `tensorboardX.SummaryWriter`, or None.
     """
 
@@ -180,12 +169,11 @@ class Recorder(keras.callbacks.Callback):
         model_config: ModelConfig,
         *,
         batch_size: int,
-        peak: float,
         writer: Any = None,
     ) -> None:
         super().__init__()
         self.path, self.model_config, self.writer = path, model_config, writer
-        self.batch_size, self.peak = batch_size, peak
+        self.batch_size = batch_size
         self._is_first = True
         self._start, self._end, self._first, self._last = 0.0, 0.0, 0, 0
 
@@ -236,17 +224,14 @@ class Recorder(keras.callbacks.Callback):
         if timed <= 0 or seconds <= 0:
             return {}
         batches_per_second = timed / seconds
-        tokens_per_batch = num_tokens / max(self._last, 1)
-        decodes = self.model.objective.token_weight > 0
-        num_decoded = tokens_per_batch / self.batch_size if decodes else 0.0
-        flops = training_flops(self.model_config, num_decoded)
         examples_per_second = batches_per_second * self.batch_size
-        return {
+        figures = {
             "seconds": self._last / batches_per_second,
-            "tokens_per_second": batches_per_second * tokens_per_batch,
             "audio_per_second": examples_per_second * self.model_config.segment_seconds,
-            "flop_utilization": examples_per_second * flops / self.peak,
         }
+        if num_tokens:
+            figures["tokens_per_second"] = batches_per_second * num_tokens / max(self._last, 1)
+        return figures
 
 
 def _finish(logs: Any) -> float:
@@ -261,58 +246,6 @@ def _logged_step(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return sys.maxsize
-
-
-def training_flops(config: ModelConfig, num_tokens: float) -> float:
-    """Operations of one example's forward and backward pass.
-
-    Counts matrix products and convolutions of the trained parts, and tokens, not their padding.
-    Look-ups that are written as products with a one-hot matrix are none. Without tokens it is what
-    the heads alone take.
-    """
-    net = config.network
-    positions, inner = float(net.num_positions), net.num_heads * net.head_width
-    attention, mlp = 4 * net.width * inner, 3 * net.width * net.mlp_width
-    encoder = positions * net.num_encoder_layers * (attention + mlp + 2 * positions * inner)
-    if net.heads:
-        fed_back = NUM_FED_BACK if net.head_feedback and num_tokens else 0
-        columns = sum(ENCODER_HEADS.values()) + fed_back
-        encoder += positions * net.frames_per_position * columns * net.width
-        course = COURSE_POSITIONS * CLASS_WIDTH + 2 * NUM_CLASSES
-        encoder += positions * CLASS_WIDTH * (net.width + NUM_PITCHES * course)
-    own = attention + mlp + num_tokens * inner
-    cross = attention // 2 + 2 * positions * inner
-    decoder = num_tokens * (
-        net.num_decoder_layers * (own + cross) + net.width * net.vocabulary_rows
-    )
-    memory = positions * net.num_decoder_layers * attention // 2 if num_tokens else 0.0
-    return 3 * 2 * (_front_products(config) + encoder + decoder + memory)
-
-
-def _front_products(config: ModelConfig) -> float:
-    """Multiplications from the spectrogram to the encoder's first layer."""
-    net, spectrogram = config.network, config.spectrogram
-    if spectrogram.front_end == "mel":
-        return float(net.segment_frames * spectrogram.num_mels * net.width)
-    channels = net.stem_channels
-    inputs = num_channels(spectrogram)
-    full = 9 * (inputs + channels + 2 * net.stem_blocks * channels) * channels
-    reduced = 9 * channels * channels + channels * net.width
-    if net.heads:
-        full += len(STEM_HEADS) * channels + mixer_products(channels)
-        reduced += (channels + SPECTRUM_WIDTH) * CLASS_WIDTH + inputs * SPECTRUM_WIDTH
-    return float(NUM_PITCHES * (net.segment_frames * full + net.num_positions * reduced))
-
-
-def matmul_speed(dtype: str, size: int = 1024, num_products: int = 6) -> float:
-    """Measured floating-point operations per second of a square matrix product."""
-    matrix = ops.cast(np.random.default_rng(0).standard_normal((size, size)) / size**0.5, dtype)
-    best = math.inf
-    for _ in range(num_products):
-        start = time.perf_counter()
-        float(ops.cast(ops.sum(ops.matmul(matrix, matrix)), "float32"))
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 class Pictures(keras.callbacks.Callback):
@@ -337,15 +270,15 @@ class Pictures(keras.callbacks.Callback):
         self.folder, self.interval = folder, interval
         self.batch = {name: array[:num_segments] for name, array in batch.items()}
         self.writer = writer
-        self._search: Search | None = None
+        self._engine: Engine | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         step = num_updates(self.model)
         if step % self.interval:
             return
         config = self.model.backbone.model_config
-        reference = tokens_to_notes(self.batch["targets"].tolist(), config)
-        estimate = tokens_to_notes(self._transcribe(), config)
+        reference = outputs_to_notes(target_outputs(self.batch, config), config)
+        estimate = outputs_to_notes(self._predict(), config)
         if logs is not None:
             logs.update(_validation_scores(reference, estimate))
         self._draw({f"estimate_{step:08d}": estimate, "reference": reference}, step)
@@ -354,7 +287,7 @@ class Pictures(keras.callbacks.Callback):
         from mt3_keras.plots import plot_piano_roll
 
         self.folder.mkdir(exist_ok=True)
-        duration = len(self.batch["targets"]) * self.model.backbone.model_config.segment_seconds
+        duration = len(self.batch["samples"]) * self.model.backbone.model_config.segment_seconds
         for name, notes in pictures.items():
             path = self.folder / f"{name}.png"
             plot_piano_roll(notes, path, title=name, duration=duration)
@@ -365,14 +298,16 @@ class Pictures(keras.callbacks.Callback):
                 tag = f"pictures/{name.split('_')[0]}"
                 self.writer.add_image(tag, image, step, dataformats="HWC")
 
-    def _transcribe(self) -> list[SegmentTokens]:
-        samples, num_frames = self.batch["samples"], self.batch["num_frames"]
+    def _predict(self) -> list[Output]:
+        samples = self.batch["samples"]
+        whole = self.model.backbone.model_config.network.segment_frames
+        num_frames = self.batch.get("num_frames", np.full(len(samples), whole))
         segments = [AudioSegment(0.0, *pair) for pair in zip(samples, num_frames, strict=True)]
-        # One on TensorFlow reads the weights where they are; one on JAX keeps those it began with.
-        if self._search is None or keras.backend.backend() == "jax":
+        # One on TensorFlow reads the weights where they are; one on JAX keeps its first ones.
+        if self._engine is None or keras.backend.backend() == "jax":
             rules = Rules(stop_runaways=True)
-            self._search = Search(self.model.backbone, rules=rules, batch_size=len(segments))
-        return [tokens for _, tokens in sorted(self._search.decode(segments))]
+            self._engine = make_engine(self.model.backbone, rules, batch_size=len(segments))
+        return [output for _, output in sorted(self._engine.run(segments), key=lambda p: p[0])]
 
 
 def _validation_scores(reference: list[Note], estimate: list[Note]) -> dict[str, float]:
@@ -386,12 +321,21 @@ def _validation_scores(reference: list[Note], estimate: list[Note]) -> dict[str,
     return {"val_onset_f1": onset_scores(reference, estimate)[2], **found}
 
 
-def tokens_to_notes(segments: Iterable[Sequence[int]], config: ModelConfig) -> list[Note]:
+def target_outputs(batch: Batch, config: ModelConfig) -> list[Output]:
+    """The targets of a batch as if a network had predicted them."""
+    if not isinstance(config, DetectorConfig):
+        return [TokenOutput(tokens) for tokens in batch["targets"].tolist()]
+    rolls = [np.maximum(batch[head], 0).astype(np.float32) for head in NOTE_HEADS]
+    rolls[NOTE_HEADS.index("strength")] /= 127
+    return [RollOutput(row) for row in np.concatenate(rolls, axis=-1)]
+
+
+def outputs_to_notes(outputs: Iterable[Output], config: ModelConfig) -> list[Note]:
     """Notes of segments that have nothing to do with each other, laid out one after the other."""
     notes = []
-    for i, tokens in enumerate(segments):
-        decoder = NoteDecoder.for_model(config)
-        decoder.feed(0.0, tokens, config.segment_seconds)
+    for i, output in enumerate(outputs):
+        decoder = make_decoder(config)
+        feed(decoder, 0.0, output, config.segment_seconds)
         start = i * config.segment_seconds
         notes += [
             note._replace(onset=start + note.onset, offset=start + note.offset)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from absl import flags
 
-from mt3_keras.models.config import CONFIGS, ModelConfig
+from mt3_keras.models.config import CONFIGS, HEADS, DetectorConfig, ModelConfig, config_from_dict
 
 
 class RunError(ValueError):
-    """A run that cannot be begun or gone on with: one line with the cure."""
+    """A run that cannot be started or resumed: one line with the cure."""
 
 
-def _setting(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
-    metadata = {"help": text, "choices": tuple(choices)}
+TOKENS, ROLLS = "networks that emit tokens", "detectors"  # what a setting is for alone
+
+
+def _setting(default: Any, text: str, choices: Sequence[str] = (), only: str = "") -> Any:
+    metadata = {"help": text, "choices": tuple(choices), "only": only}
     if isinstance(default, tuple):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -28,7 +32,7 @@ def _setting(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
 class RunConfig:
     """What a run does. The help texts are the documentation."""
 
-    out_dir: str = _setting("", "Folder of the run. One that holds a run already is gone on with.")
+    out_dir: str = _setting("", "Folder of the run; a run that it holds already is resumed.")
 
     model: str = _setting(
         "", f"The network: {', '.join(CONFIGS)}, or a config.json. Empty: that of --init_from."
@@ -47,33 +51,38 @@ class RunConfig:
     data: tuple[str, ...] = _setting((), "Folders made by train.prepare, one a data set.")
     validation_split: str = _setting("validation", "Split to validate on; empty: do not validate.")
     new_data: bool = _setting(
-        False, "Go on with a run on other data than before, from that data's beginning."
+        False, "Resume a run on other data than before, from that data's beginning."
     )
     mixture_exponent: float = _setting(
         0.3, "A data set of n pieces is drawn in proportion to n to this power."
     )
     num_mixed: int = _setting(1, "Sum up to this many pieces to one example.")
     join_seconds: float = _setting(
-        0.0, "Tell what happens within so long of each other as one moment; 0: as the original."
+        0.0,
+        "Encode what happens within so many seconds as one moment; 0: as the original.",
+        only=TOKENS,
     )
     max_attenuation_db: float = _setting(
         0.0, "Make each example fainter by 0 to so many decibels, for any level of recording."
     )
-    target_tokens: int = _setting(0, "Longest targets; 0: the network's max_tokens.")
+    target_tokens: int = _setting(0, "Longest targets; 0: the network's max_tokens.", only=TOKENS)
     buckets: tuple[int, ...] = _setting(
-        (), "Shorter lengths for batches whose targets fit; batches are then sorted by length."
+        (),
+        "Shorter lengths for batches whose targets fit; batches are then sorted by length.",
+        only=TOKENS,
     )
     context: str = _setting(
         "segment",
-        "What the last frames of a segment see: zeros, as in the original, or the audio that "
-        "follows.",
+        "What the last frames of a segment are given: zeros, as in the original, or the audio "
+        "that follows.",
         ("segment", "full"),
     )
     num_workers: int = _setting(0, "Processes that prepare batches; 0: this one does.")
     resident: bool = _setting(
         False,
-        "Keep the data in the device's memory and cut the batches there, for the heads alone "
-        "(--token_weight=0), on a GPU under KERAS_BACKEND=jax.",
+        "Keep the data in the device's memory and cut the batches there, on a GPU under "
+        "KERAS_BACKEND=jax.",
+        only=ROLLS,
     )
 
     batch_size: int = _setting(32, "Examples for one update of the weights, over all devices.")
@@ -99,19 +108,36 @@ class RunConfig:
         "What the loss is divided by: the batch's tokens, its examples, or nothing ('sum', the "
         "original's; all one to adafactor).",
         ("tokens", "examples", "sum"),
+        only=TOKENS,
     )
-    z_loss: float = _setting(1e-4, "Weight of the squared log normaliser of the token scores.")
-    label_smoothing: float = _setting(0.0, "Probability given to all tokens but the right one.")
-    token_weight: float = _setting(
-        1.0, "Weight of the tokens' loss; 0 trains the encoder's heads alone, without the decoder."
+    z_loss: float = _setting(
+        1e-4, "Weight of the squared log normaliser of the token scores.", only=TOKENS
     )
-    timing_weight: float = _setting(1.0, "Weight of shift tokens in the loss.")
-    pitch_weight: float = _setting(1.0, "Weight of pitch tokens.")
-    instrument_weight: float = _setting(1.0, "Weight of program and drum tokens.")
-    velocity_weight: float = _setting(1.0, "Weight of velocity tokens.")
-    tie_weight: float = _setting(1.0, "Weight of tie and end tokens.")
-    head_weight: float = _setting(1.0, "Weight of the loss of each of the encoder's heads.")
-    head_positive_weight: float = _setting(3.0, "What a 1 counts in a head's roll; a 0 counts 1.")
+    label_smoothing: float = _setting(
+        0.0, "Probability given to all tokens but the right one.", only=TOKENS
+    )
+    timing_weight: float = _setting(1.0, "Weight of shift tokens in the loss.", only=TOKENS)
+    pitch_weight: float = _setting(1.0, "Weight of pitch tokens.", only=TOKENS)
+    instrument_weight: float = _setting(1.0, "Weight of program and drum tokens.", only=TOKENS)
+    velocity_weight: float = _setting(1.0, "Weight of velocity tokens.", only=TOKENS)
+    tie_weight: float = _setting(1.0, "Weight of tie and end tokens.", only=TOKENS)
+    # The losses are means over rolls, and the emptier a roll the smaller its mean.
+    head_weights: tuple[str, ...] = _setting(
+        (
+            "onset=5",
+            "offset=5",
+            "frame=1",
+            "drum=20",
+            "program=0.5",
+            "strength=0.2",
+            "class=1",
+        ),
+        f"Weight of each roll's loss, of {', '.join(HEADS)}; what is left out is not trained.",
+        only=ROLLS,
+    )
+    head_positive_weight: float = _setting(
+        3.0, "What a 1 counts in a roll; a 0 counts 1.", only=ROLLS
+    )
 
     strategy: str = _setting(
         "one",
@@ -160,7 +186,7 @@ class RunConfig:
         _require(
             0 <= self.label_smoothing < 1, "label_smoothing must be in [0, 1)", self.label_smoothing
         )
-        _require(self.token_weight >= 0, "token_weight must not be negative", self.token_weight)
+        _require(bool(self.head_weight_of), "head_weights must name a head", self.head_weights)
         _require(self.dropout < 1, "dropout must be below 1", self.dropout)
         self._check_products()
 
@@ -186,6 +212,32 @@ class RunConfig:
         )
 
     @property
+    def head_weight_of(self) -> dict[str, float]:
+        """`head_weights` by head.
+
+        Raises:
+          ValueError: one is not HEAD=NUMBER.
+        """
+        weights = {}
+        for text in self.head_weights:
+            name, _, number = text.partition("=")
+            try:
+                weights[name] = float(number)
+            except ValueError as error:
+                raise ValueError(f"head_weights must be HEAD=NUMBER: got {text!r}") from error
+            known = name in HEADS and 0 <= weights[name] < math.inf
+            _require(known, f"head_weights must be 0 or more, of {', '.join(HEADS)}", text)
+        return weights
+
+    def check_network(self, model_config: ModelConfig) -> None:
+        """Refuses settings that a network has no use for, with a RunError."""
+        needed = ROLLS if isinstance(model_config, DetectorConfig) else TOKENS
+        for field in dataclasses.fields(self):
+            is_given = getattr(self, field.name) != _default(field)
+            if is_given and field.metadata["only"] not in ("", needed):
+                raise RunError(f"--{field.name} is for {field.metadata['only']}: drop it")
+
+    @property
     def fit_batch_size(self) -> int:
         """Examples in one batch of `fit`, over all devices."""
         return self.batch_size // self.gradient_accumulation_steps
@@ -206,10 +258,9 @@ class RunConfig:
                 f"model must be {', '.join(CONFIGS)} or a config.json: got {self.model!r}"
             )
         try:
-            stored = json.loads(path.read_text())
-            return ModelConfig.from_dict(stored.get("config", stored))
-        except (OSError, AttributeError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: not the description of an MT3 model") from error
+            return config_from_dict(json.loads(path.read_text()))
+        except (OSError, AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not the description of a network ({error})") from error
 
     def to_flagfile(self) -> str:
         """The run as a flagfile, every setting in a line."""
@@ -222,6 +273,10 @@ class RunConfig:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 lines.append(f"--{field.name}={text}")
         return "\n".join(lines) + "\n"
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
 
 
 def _require(condition: bool, rule: str, value: object) -> None:
@@ -260,4 +315,5 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> RunConfig:
         buckets = tuple(int(length) for length in values["buckets"])
     except ValueError as error:
         raise ValueError(f"buckets must be whole numbers: got {values['buckets']}") from error
-    return RunConfig(**values | {"data": tuple(values["data"]), "buckets": buckets})
+    lists = {name: tuple(values[name]) for name in ("data", "head_weights")}
+    return RunConfig(**values | lists | {"buckets": buckets})

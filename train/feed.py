@@ -84,8 +84,8 @@ class Feed:
 
 
 def to_fit(batch: Batch) -> tuple[Batch, Batch]:
-    """What `TrainingModel` takes of a batch: inputs and targets."""
-    inputs = {name: batch[name] for name in INPUTS}
+    """A batch as inputs of the network and its targets."""
+    inputs = {name: batch[name] for name in INPUTS if name in batch}
     return inputs, {name: array for name, array in batch.items() if name not in inputs}
 
 

@@ -3,9 +3,9 @@
     python -m train.main --flagfile=train/configs/tiny.flags --data=DIR --out_dir=runs/tiny
 
 The run's folder holds `run.flags` and `config.json`, the newest weights as a preset
-(`model.weights.h5`), `log.jsonl`, TensorBoard's files and `checkpoints/`. The same command goes on
-with a run that was stopped or killed, to the same weights. Ctrl-C saves first (with several workers
-it does not: the run goes on from its newest checkpoint).
+(`model.weights.h5`), `log.jsonl`, TensorBoard's files and `checkpoints/`. The same command resumes
+a run that was stopped or killed, and ends at the same weights. Ctrl-C saves first (with several
+workers it does not: the run is resumed from its newest checkpoint).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from train.config import RunConfig, RunError, config_from_flags, define_flags
 
 if TYPE_CHECKING:
     from mt3_keras.models.config import ModelConfig
-    from mt3_keras.models.mt3 import MT3Backbone
+    from mt3_keras.models.loading import Backbone
     from train.feed import Batch, Batches, Feed
     from train.objective import TrainingModel
 
@@ -46,7 +46,7 @@ OpenData = Callable[[RunConfig, "ModelConfig", int, int, int], Data]
 
 
 def train(config: RunConfig, open_data: OpenData) -> pathlib.Path:
-    """Runs or goes on with a run.
+    """Starts or resumes a run.
 
     Returns:
       Its folder, which is a preset.
@@ -99,28 +99,29 @@ def _set_up_backend(config: RunConfig) -> None:
     keras.utils.set_random_seed(config.seed)
 
 
-def _write_description(config: RunConfig, backbone: MT3Backbone, out_dir: pathlib.Path) -> None:
+def _write_description(config: RunConfig, backbone: Backbone, out_dir: pathlib.Path) -> None:
     """`config.json` and `run.flags`; RunError if the folder is of a run of another network."""
     from mt3_keras.midi import replacing
-    from mt3_keras.models.config import ModelConfig
+    from mt3_keras.models.catalog import find_preset
+    from mt3_keras.models.config import DetectorConfig, config_from_preset
+    from mt3_keras.note_rolls import RollDecoding
 
     own = backbone.model_config
-    stored = ModelConfig.from_preset(out_dir) if (out_dir / "config.json").exists() else None
-    if stored and _without_limits(stored) != _without_limits(own):
+    stored = config_from_preset(out_dir) if (out_dir / "config.json").exists() else None
+    if stored not in (None, own):
         raise RunError(f"{out_dir}: holds a run of another network; give another --out_dir")
-    if stored != own:
+    if stored is None:
         _write_config(backbone, out_dir)
     with replacing(out_dir / "run.flags") as temporary:
         temporary.write_text(config.to_flagfile())
+    decoding = out_dir / "decoding.json"
+    if isinstance(own, DetectorConfig) and not decoding.exists():
+        start = RollDecoding.read(find_preset(config.init_from)) if config.init_from else None
+        with replacing(decoding) as temporary:
+            temporary.write_text((start or RollDecoding()).to_json())
 
 
-def _without_limits(config: ModelConfig) -> ModelConfig:
-    """What is trained, whatever notes are read from it."""
-    network = dataclasses.replace(config.network, least_confidence=0.0, sure_confidence=1.0)
-    return dataclasses.replace(config, network=network)
-
-
-def _write_config(backbone: MT3Backbone, out_dir: pathlib.Path) -> None:
+def _write_config(backbone: Backbone, out_dir: pathlib.Path) -> None:
     """As `save_to_preset` writes it, but always of a float32 network: so are the weights."""
     import json
     import shutil
@@ -160,7 +161,7 @@ def _run(
     if state := load_newest(folder, lambda line: print(line, file=sys.stderr)):
         assign_state(state, run_variables(model), folder / f"step_{state.step:08d}")
         _set_data_state(data.batches, state.data, config.new_data)
-        print(f"going on from step {state.step}", file=sys.stderr)
+        print(f"resuming from step {state.step}", file=sys.stderr)
     step = num_updates(model)
     feed = Feed(data.batches, step * config.gradient_accumulation_steps)
     stopper = StopOnSignal(config.gradient_accumulation_steps)
@@ -184,7 +185,7 @@ def _set_data_state(batches: Batches, state: Any, new_data: bool) -> None:
     except ValueError as error:
         if not new_data:
             raise RunError(f"{error}; or give --new_data") from error
-        print("the data is new: beginning with its first batch", file=sys.stderr)
+        print("the data is new: starting with its first batch", file=sys.stderr)
 
 
 def spans(step: int, steps: int, log_steps: int) -> list[tuple[int, int, int]]:
@@ -256,10 +257,9 @@ def _make_callbacks(
         Pictures,
         Recorder,
         StopOnNaN,
-        matmul_speed,
         num_updates,
     )
-    from train.strategy import num_replicas, worker
+    from train.strategy import worker
 
     is_writer = worker(strategy)[0] == 0
     callbacks: list[Any] = [StopOnNaN()]
@@ -276,7 +276,6 @@ def _make_callbacks(
             out_dir / "log.jsonl",
             model.backbone.model_config,
             batch_size=config.fit_batch_size,
-            peak=num_replicas(strategy) * matmul_speed(model.backbone.compute_dtype),
             writer=writer,
         )
         recorder.drop_after(num_updates(model))
@@ -305,14 +304,14 @@ def open_prepared_data(
     import itertools
 
     from mt3_keras.data.pipeline import PipelineConfig, training_batches
+    from mt3_keras.models.config import MT3Config
 
     if not config.data:
         raise RunError("--data is needed: one or more folders made by train.prepare")
-    longest = model_config.network.max_tokens
-    if config.target_tokens > longest:
-        raise RunError(f"target_tokens must be at most {longest}: got {config.target_tokens}")
-    if model_config.network.ordered and not config.join_seconds:
-        raise RunError("--join_seconds is needed, such as 0.03: this network tells chords in order")
+    if isinstance(model_config, MT3Config):
+        longest = model_config.network.max_tokens
+        if config.target_tokens > longest:
+            raise RunError(f"target_tokens must be at most {longest}: got {config.target_tokens}")
     if config.resident:
         return _open_resident_data(config, model_config, batch_size)
     settings = PipelineConfig(
@@ -339,13 +338,11 @@ def open_prepared_data(
     return Data(training_batches(settings, model_config, batch_size), validation)
 
 
-def _open_resident_data(config: RunConfig, model_config: ModelConfig, batch_size: int) -> Data:
+def _open_resident_data(config: RunConfig, model_config: Any, batch_size: int) -> Data:
     import keras
 
-    if keras.backend.backend() != "jax" or config.token_weight or config.validation_split:
-        raise RunError(
-            "--resident needs KERAS_BACKEND=jax, --token_weight=0 and --validation_split="
-        )
+    if keras.backend.backend() != "jax" or config.validation_split:
+        raise RunError("--resident needs KERAS_BACKEND=jax and --validation_split=")
     from tqdm import tqdm
 
     from mt3_keras.data.records import find_records

@@ -5,46 +5,47 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from typing import TYPE_CHECKING
 
 import keras
 
-from mt3_keras.models.config import HEADS
-from mt3_keras.models.loading import load_model
-from mt3_keras.models.mt3 import MT3Backbone
+from mt3_keras.models.config import DetectorConfig
+from mt3_keras.models.detector import NoteDetector
+from mt3_keras.models.loading import build_network, load_model
 from train.config import RunConfig, RunError
-from train.objective import PARTS, HeadLoss, Objective, TrainingModel
+from train.objective import (
+    PARTS,
+    HeadLoss,
+    RollTraining,
+    TokenObjective,
+    TokenTraining,
+    TrainingModel,
+)
 from train.optimizers import Schedule, make_optimizer
 from train.strategy import mend_gradients
 
-# The losses are means over rolls, and the emptier a roll the smaller its mean.
-HEAD_WEIGHTS = {
-    "onset": 5.0,
-    "offset": 5.0,
-    "frame": 1.0,
-    "drum": 20.0,
-    "program": 0.5,
-    "strength": 0.2,
-    "class": 1.0,
-}
+if TYPE_CHECKING:
+    from mt3_keras.models.loading import Backbone
 
 
 def make_model(config: RunConfig, num_replicas: int = 1) -> TrainingModel:
     """The network with its weights, objective and optimizer, compiled for `fit`.
 
     Raises:
-      ValueError: the network or its first weights cannot be had.
+      ValueError: the network or its first weights cannot be had, or a setting is for another kind
+        of network.
     """
     backbone = _make_backbone(config)
+    config.check_network(backbone.model_config)
     if config.lora_rank:
         backbone.enable_lora(config.lora_rank)
     if config.freeze:
         _freeze(backbone, config.freeze)
-    objective = make_objective(config, has_heads=backbone.model_config.network.heads)
-    if not config.token_weight:
-        for part in (backbone.decoder, backbone.heads.feedback):
-            if part is not None:
-                part.trainable = False
-    model = TrainingModel(backbone, objective)
+    model: TrainingModel
+    if isinstance(backbone, NoteDetector):
+        model = RollTraining(backbone, head_losses(config))
+    else:
+        model = TokenTraining(backbone, token_objective(config))
     schedule = Schedule(
         config.learning_rate,
         config.schedule,
@@ -81,26 +82,29 @@ def _is_compiled(config: RunConfig) -> bool:
     return len(tf.config.list_logical_devices()) > len(tf.config.list_logical_devices("CPU"))
 
 
-def make_objective(config: RunConfig, *, has_heads: bool = False) -> Objective:
-    """The losses that a run asks for, those of the encoder's heads if the network has them."""
+def token_objective(config: RunConfig) -> TokenObjective:
+    """The loss that a run asks for a token network."""
     weights = {part: getattr(config, f"{part}_weight") for part in PARTS}
-    return Objective(
+    return TokenObjective(
         normalize=config.normalize,
         z_loss=config.z_loss,
         label_smoothing=config.label_smoothing,
         part_weights=weights if any(weight != 1 for weight in weights.values()) else {},
-        token_weight=config.token_weight,
-        heads=tuple(_head_loss(name, config) for name in (HEADS if has_heads else ())),
     )
 
 
-def _head_loss(name: str, config: RunConfig) -> HeadLoss:
-    weight = HEAD_WEIGHTS[name] * config.head_weight
-    positive_weight = 1.0 if name in ("strength", "class") else config.head_positive_weight
-    return HeadLoss(name, positive_weight, weight, 127 if name == "strength" else 1)
+def head_losses(config: RunConfig) -> tuple[HeadLoss, ...]:
+    """The losses that a run asks for a detector."""
+
+    def one(name: str, weight: float) -> HeadLoss:
+        # Strengths and classes are judged where notes are, and so are not mostly 0.
+        positive_weight = 1.0 if name in ("strength", "class") else config.head_positive_weight
+        return HeadLoss(name, positive_weight, weight, 127 if name == "strength" else 1)
+
+    return tuple(one(name, weight) for name, weight in config.head_weight_of.items())
 
 
-def _make_backbone(config: RunConfig) -> MT3Backbone:
+def _make_backbone(config: RunConfig) -> Backbone:
     model_config = config.model_config()
     start = load_model(config.init_from) if config.init_from else None
     if start is not None:
@@ -109,17 +113,18 @@ def _make_backbone(config: RunConfig) -> MT3Backbone:
         raise RunError("--model or --init_from is needed: the network to train")
     if config.dropout >= 0:
         network = dataclasses.replace(model_config.network, dropout=config.dropout)
-        model_config = dataclasses.replace(model_config, network=network)
+        parts = {**model_config.to_dict(), "network": dataclasses.asdict(network)}
+        model_config = type(model_config).from_dict(parts)
     if start is not None and model_config == start.model_config:
         return start
-    backbone = MT3Backbone(**model_config.to_dict())
+    backbone = build_network(model_config)
     if start is not None:
         _copy_weights(start, backbone, config.init_from)
     return backbone
 
 
-def _copy_weights(start: MT3Backbone, backbone: MT3Backbone, name: str) -> None:
-    """Parts that only the new network has stay as they are, those that only the old has are lost.
+def _copy_weights(start: Backbone, backbone: Backbone, name: str) -> None:
+    """Parts that only the new network has stay as they are; those of the old alone are left out.
 
     Raises:
       RunError: a part of both is not of one shape, or there is none.
@@ -137,7 +142,7 @@ def _copy_weights(start: MT3Backbone, backbone: MT3Backbone, name: str) -> None:
             print(f"--init_from={name}: {what}: {', '.join(parts)}", file=sys.stderr)
 
 
-def _freeze(backbone: MT3Backbone, pattern: str) -> None:
+def _freeze(backbone: Backbone, pattern: str) -> None:
     try:
         frozen = [v for v in backbone.trainable_variables if re.search(pattern, v.path)]
     except re.error as error:
@@ -148,8 +153,7 @@ def _freeze(backbone: MT3Backbone, pattern: str) -> None:
         raise RunError(f"freeze={pattern!r} finds {share} of the variables, such as {example}")
     for variable in frozen:
         variable.trainable = False
-    if backbone.model_config.spectrogram.front_end == "harmonic":
-        stem = backbone.stem
-        for norm in (*stem.norms, *(block.norm for block in stem.blocks)):
+    if isinstance(backbone.model_config, DetectorConfig):
+        for norm in backbone.stem.norms:
             if not norm.trainable_variables:
                 norm.trainable = False  # or its averages would follow the data all the same

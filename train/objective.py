@@ -1,4 +1,4 @@
-"""What training makes small, and the figures that tell how it goes.
+"""What training makes small, and the figures that are logged.
 
 Shape letters: B batch, L tokens, V vocabulary.
 """
@@ -16,7 +16,8 @@ from keras import ops
 from numpy.typing import NDArray
 
 from mt3_keras.codec import EOS, PAD, Codec
-from mt3_keras.models.config import ModelConfig
+from mt3_keras.models.config import MT3Config
+from mt3_keras.models.detector import NoteDetector
 from mt3_keras.models.mt3 import MT3Backbone
 from train.strategy import ReplicaModel, sum_over_replicas
 
@@ -32,14 +33,35 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenObjective:
+    """The loss of a token network.
+
+    Attributes:
+      normalize: what the sum over the batch's tokens is divided by: its "tokens", its "examples",
+        or nothing ("sum", as in the original).
+      z_loss, label_smoothing: see `token_cross_entropy`.
+      part_weights: part of `PARTS` -> weight of its tokens; 1 if not named.
+    """
+
+    normalize: Literal["tokens", "examples", "sum"] = "tokens"
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    part_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.part_weights) - set(PARTS)):
+            raise ValueError(f"part_weights must name parts of {list(PARTS)}: got {unknown}")
+
+
+@dataclasses.dataclass(frozen=True)
 class HeadLoss:
-    """Binary cross-entropy of one of the encoder's heads.
+    """Binary cross-entropy of one of a detector's rolls.
 
     Attributes:
       name: of the batch's target, bool or a number from 0 to `largest_target`; what is below 0
         does not count. The model's output, logits of the same shape, is f"{name}_logits".
       positive_weight: how much more a 1 counts than a 0.
-      weight: of this loss beside the tokens'.
+      weight: of this loss in the sum.
       largest_target: the target that stands for 1.
     """
 
@@ -49,34 +71,7 @@ class HeadLoss:
     largest_target: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """The loss: tokens and, if there are any, heads.
-
-    Attributes:
-      normalize: what the sum over the batch's tokens is divided by: its "tokens", its "examples",
-        or nothing ("sum", as in the original).
-      z_loss, label_smoothing: see `token_cross_entropy`.
-      part_weights: part of `PARTS` -> weight of its tokens; 1 if not named.
-      token_weight: of the tokens' loss beside the heads'; 0 leaves the decoder out.
-      heads: losses of further outputs of the model.
-    """
-
-    normalize: Literal["tokens", "examples", "sum"] = "tokens"
-    z_loss: float = 1e-4
-    label_smoothing: float = 0.0
-    part_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    token_weight: float = 1.0
-    heads: tuple[HeadLoss, ...] = ()
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.part_weights) - set(PARTS)):
-            raise ValueError(f"part_weights must name parts of {list(PARTS)}: got {unknown}")
-        if self.token_weight <= 0 and not self.heads:
-            raise ValueError("token_weight must be positive: the network has no heads to train")
-
-
-def token_parts(config: ModelConfig) -> NDArray[np.int32]:
+def token_parts(config: MT3Config) -> NDArray[np.int32]:
     """Token -> index of its part in `PARTS`, int32 [V]; -1 for padding and unused ids."""
     codec = Codec(config.vocabulary.num_velocity_bins)
     parts = np.full(config.network.vocabulary_rows, -1, np.int32)
@@ -134,37 +129,32 @@ def head_cross_entropy(
     return ops.sum(loss * counts) / ops.maximum(ops.sum(counts), 1.0)
 
 
-class TrainingModel(ReplicaModel):
-    """A backbone with its objective, to be compiled with an optimizer alone and given to `fit`.
+class TokenTraining(ReplicaModel):
+    """An `MT3Backbone` with its objective, to be compiled with an optimizer alone, for `fit`.
 
-    Takes batches (inputs, targets): the inputs are the backbone's, the targets a dict of
-    "targets", int32 [B, L] padded with 0, and one entry for each head. Several devices that share
-    a batch come to the loss that one device with the whole batch has.
+    Takes batches (inputs, targets): the inputs are the backbone's, the targets {"targets": int32
+    [B, L] padded with 0}. Several devices that share a batch come to the loss that one device with
+    the whole batch has.
 
     Logs, all but the first unweighted means over the tokens concerned: "loss", the objective;
     "token_loss" and "<part>_loss", cross-entropy in nats; "accuracy", the share of tokens that are
-    the likeliest; "<head>_loss"; "num_tokens", their number so far. Without a decoder to train
-    there are no losses of tokens.
+    the likeliest; "num_tokens", their number so far.
     """
 
-    def __init__(self, backbone: MT3Backbone, objective: Objective, **kwargs: Any) -> None:
+    def __init__(self, backbone: MT3Backbone, objective: TokenObjective, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.backbone = backbone
         self.objective = objective
         self._token_parts = token_parts(backbone.model_config)
         weights = [objective.part_weights.get(part, 1.0) for part in PARTS]
         self._part_weights = np.array([*weights, 1.0], np.float32)  # the last: no part, index -1
-        of_tokens = ["token", *PARTS] if objective.token_weight else []
-        names = [*of_tokens, *(head.name for head in objective.heads)]
-        self.means = {name: keras.metrics.Mean(name=f"{name}_loss") for name in names}
-        self.accuracy: Any = keras.metrics.Mean(name="accuracy") if of_tokens else None
+        self.means = {n: keras.metrics.Mean(name=f"{n}_loss") for n in ("token", *PARTS)}
+        self.accuracy = keras.metrics.Mean(name="accuracy")
         self.num_tokens = keras.metrics.Sum(name="num_tokens")
         self.built = True
 
     def call(self, inputs: Any, training: Any = None) -> Any:
-        if not self.objective.token_weight:
-            return self.backbone.hear(inputs["samples"], inputs["num_frames"], training)
-        return self.backbone(inputs, training=training)
+        return self.backbone.forward(inputs, training=training)
 
     def compute_loss(
         self,
@@ -174,34 +164,16 @@ class TrainingModel(ReplicaModel):
         sample_weight: Any = None,
         training: Any = True,
     ) -> Any:
-        outputs = y_pred if isinstance(y_pred, dict) else {"logits": y_pred}
-        self.num_tokens.update_state(ops.cast(y["targets"] != PAD, "float32"))
-        loss = 0.0
-        if self.objective.token_weight:
-            token_loss = self._token_loss(outputs["logits"], y["targets"])
-            loss += self.objective.token_weight * token_loss
-        for head in self.objective.heads:
-            head_loss = head_cross_entropy(
-                outputs[f"{head.name}_logits"],
-                y[head.name],
-                head.positive_weight,
-                head.largest_target,
-            )
-            self.means[head.name].update_state(head_loss)
-            num_replicas = sum_over_replicas(ops.ones(()))
-            loss += head.weight * head_loss / num_replicas
-        return loss
-
-    def _token_loss(self, logits: Any, targets: Any) -> Any:
-        objective = self.objective
+        objective, targets = self.objective, y["targets"]
         loss_BL, plain_BL, is_best_BL = token_cross_entropy(
-            logits,
+            y_pred,
             targets,
             z_loss=objective.z_loss,
             label_smoothing=objective.label_smoothing,
         )
         is_token_BL = ops.cast(targets != PAD, "float32")
         parts_BL = ops.take(self._token_parts, targets, axis=0)
+        self.num_tokens.update_state(is_token_BL)
         self.accuracy.update_state(is_best_BL, is_token_BL)
         self.means["token"].update_state(plain_BL, is_token_BL)
         for i, part in enumerate(PARTS):
@@ -216,3 +188,45 @@ class TrainingModel(ReplicaModel):
         elif objective.normalize == "examples":
             loss /= sum_over_replicas(ops.cast(ops.shape(targets)[0], "float32"))
         return loss
+
+
+class RollTraining(ReplicaModel):
+    """A `NoteDetector` with the losses of its rolls, to be compiled with an optimizer alone.
+
+    Takes batches (inputs, targets): the inputs are the backbone's, the targets an entry for each
+    head (see `HeadLoss`). Logs "loss", the weighted sum, and "<head>_loss", each by itself.
+    """
+
+    def __init__(self, backbone: NoteDetector, heads: tuple[HeadLoss, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.backbone = backbone
+        self.heads = heads
+        self.means = {head.name: keras.metrics.Mean(name=f"{head.name}_loss") for head in heads}
+        self.built = True
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        return self.backbone.forward(inputs, training=training)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: Any = True,
+    ) -> Any:
+        num_replicas = sum_over_replicas(ops.ones(()))
+        loss = 0.0
+        for head in self.heads:
+            head_loss = head_cross_entropy(
+                y_pred[f"{head.name}_logits"],
+                y[head.name],
+                head.positive_weight,
+                head.largest_target,
+            )
+            self.means[head.name].update_state(head_loss)
+            loss += head.weight * head_loss / num_replicas
+        return loss
+
+
+TrainingModel = TokenTraining | RollTraining

@@ -1,9 +1,9 @@
 """Training data that lives in the device's memory, where the batches are cut too.
 
-A GPU goes through a network like `small` faster than the processor beside it makes batches. So
-pieces are sent there once, audio as int16 and the heads' targets as bits, 0.9 MB for 16 seconds,
-and every batch is cut from them by the device itself. For JAX, one device, and heads alone: tokens
-are written by the host (`pipeline`).
+A GPU trains a detector like `small` faster than the processor beside it makes batches. So pieces
+are sent there once, audio as int16 and targets as bits, 0.9 MB for 16 seconds, and every batch is
+cut from them by the device itself. For JAX, one device and detectors: tokens are encoded by the
+host (`pipeline`).
 
 Shape letters: B rows of a batch, M pieces mixed in a row, S samples, F frames, N columns.
 """
@@ -22,12 +22,12 @@ import numpy as np
 
 from mt3_keras.data.records import PIECE_SAMPLES, Record, Records
 from mt3_keras.data.rolls import BIT_HEADS, PITCH_HEADS, Packed, pack
-from mt3_keras.models.config import HEADS, NUM_CLASSES, ModelConfig
+from mt3_keras.models.config import HEADS, NUM_CLASSES, DetectorConfig
 
 BLOCK_PIECES = 512  # cut from at a time, so that their samples can be counted in 32 bits
 
 
-def pack_records(sets: Sequence[Records], config: ModelConfig) -> Iterator[Packed]:
+def pack_records(sets: Sequence[Records], config: DetectorConfig) -> Iterator[Packed]:
     """All pieces of some prepared data sets, in random order; RecordsError if one is damaged."""
     places = [(records, index) for records in sets for index in range(len(records))]
     for i in np.random.default_rng(0).permutation(len(places)):
@@ -35,7 +35,7 @@ def pack_records(sets: Sequence[Records], config: ModelConfig) -> Iterator[Packe
         yield pack_record(records[index], config)
 
 
-def pack_record(record: Record, config: ModelConfig) -> Packed:
+def pack_record(record: Record, config: DetectorConfig) -> Packed:
     """A record as `rolls.pack` makes it."""
     spectrogram = config.spectrogram
     hop = spectrogram.hop_samples
@@ -73,7 +73,7 @@ class ResidentBatches:
     def __init__(
         self,
         pieces: Iterable[Packed],
-        config: ModelConfig,
+        config: DetectorConfig,
         batch_size: int,
         *,
         seed: int = 0,
@@ -117,7 +117,7 @@ def _stack(pieces: Sequence[Packed]) -> Packed:
 
 
 def _cut(
-    config: ModelConfig,
+    config: DetectorConfig,
     batch_size: int,
     num_mixed: int,
     max_attenuation_db: float,
@@ -166,12 +166,8 @@ def _cut(
     length_BM = jnp.minimum(block["num_frames"][piece_BM] - start_BM, num_frames)
     length_B = jnp.max(jnp.where(mixed_BM, length_BM, 0), axis=1)
     is_real_BF1 = (jnp.arange(num_frames) < length_B[:, None])[:, :, None]
-    no_tokens = jnp.zeros((batch_size, 1), jnp.int32)
     return {
         "samples": samples_BS * gain_B[:, None],
-        "num_frames": length_B,
-        "decoder_tokens": no_tokens,
-        "targets": no_tokens,
         **{
             head: jnp.where(is_real_BF1, rolls[head].astype(jnp.int8), jnp.int8(-1))
             for head in HEADS

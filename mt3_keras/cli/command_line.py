@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from mt3_keras.models.config import METHODS
 from mt3_keras.quiet import quiet_stderr
 
 if TYPE_CHECKING:
@@ -158,10 +157,9 @@ def define_model_flags(values: flags.FlagValues) -> None:
     choice(
         "search",
         None,
-        METHODS,
-        "Greedy; the original's beam search of one beam with brevity 0.6; or heads: no tokens, the "
-        "notes are those of our own network's heads, several times as fast. By default heads where "
-        "the network has such, else greedy.",
+        ["greedy", "beam1"],
+        "How tokens are searched: greedily (default), or by the original's beam search of one beam "
+        "with brevity 0.6.",
     )
     choice("engine", "auto", ["auto", "keras", "litert"], "What runs the network.")
     count("batch_size", None, "Segments decoded side by side; by default what the engine likes.")
@@ -169,7 +167,7 @@ def define_model_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "least_confidence",
         None,
-        "How sure our own networks must be of a note, 0 to 1; None: as the music goes.",
+        "Confidence that a note of small needs, 0 to 1; by default it follows the music.",
         flag_values=values,
     )
     count("threads", None, "Processor cores to use; by default all.")
@@ -186,10 +184,10 @@ def define_rule_flags(values: flags.FlagValues) -> None:
     for name, default, meaning in (
         (
             "constrained",
-            None,
-            "Allow only tokens that are legal where they stand; by default as the model likes it.",
+            False,
+            "Allow only tokens that are legal where they stand.",
         ),
-        ("stop_runaways", True, "End segments that write on and on without getting ahead."),
+        ("stop_runaways", True, "End segments that emit tokens without getting ahead in time."),
     ):
         flags.DEFINE_boolean(name, default, meaning, flag_values=values)
 
@@ -221,7 +219,7 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
     """
     options = _decoding_options(values)
     limit_threads(values.threads)
-    if values.instruments or values.constrained is not None or not values.stop_runaways:
+    if values.instruments or values.constrained or not values.stop_runaways:
         options["rules"] = parse_rules(values)
     from mt3_keras.transcriber import Transcriber
 

@@ -11,7 +11,6 @@ def mixture_rates(
     counts: Mapping[str, int],
     *,
     exponent: float = EXPONENT,
-    weights: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """The share of each data set, all of them together 1.
 
@@ -20,20 +19,14 @@ def mixture_rates(
 
     Args:
       counts: records of each data set.
-      weights: given ones in place of those, for all data sets; 0 leaves one out.
 
     Raises:
-      ValueError: a count, a weight or the exponent is out of range, or a name is not in both.
+      ValueError: a count or the exponent is out of range.
     """
     if not counts or min(counts.values()) < 1:
         raise ValueError(f"every data set must have records: got {dict(counts)}")
     if not 0 <= exponent <= 1:
         raise ValueError(f"exponent must be 0 to 1: got {exponent}")
-    if weights is None:
-        weights = {name: count**exponent for name, count in counts.items()}
-    if odd := sorted(set(weights) ^ set(counts)):
-        raise ValueError(f"weights must name each data set once: {', '.join(odd)} is in one only")
+    weights = {name: count**exponent for name, count in counts.items()}
     total = sum(weights.values())
-    if min(weights.values()) < 0 or not 0 < total < float("inf"):
-        raise ValueError(f"weights must be finite, at least 0, and not all 0: got {dict(weights)}")
-    return {name: weights[name] / total for name in counts}
+    return {name: weight / total for name, weight in weights.items()}

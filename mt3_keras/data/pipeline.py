@@ -3,7 +3,8 @@
 As in the original (MT3 paper, section 4.3; facts: its pre-processing of training examples) each
 record gives one random chunk as long as a segment of the model: its start is uniform over all that
 leave at least one frame, the chunk is clipped to the piece, and the targets are those of a segment
-that begins there. Chunks with too many tokens are drawn anew and counted; the original stops.
+that begins there: tokens for an `MT3Backbone`, rolls for a `NoteDetector`. Chunks with too many
+tokens are drawn anew and counted; the original stops.
 
 Order and content depend only on the configuration and the place in the stream, not on processes or
 threads. So a state is a number of batches, and batches of `num_shards` hosts put side by side are
@@ -15,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +34,7 @@ from mt3_keras.data.records import (
     find_records,
 )
 from mt3_keras.data.rolls import roll_targets
-from mt3_keras.models.config import ModelConfig
+from mt3_keras.models.config import DetectorConfig, ModelConfig, MT3Config
 from mt3_keras.note_encoder import encode_segments, mix_segments, notes_to_events
 from mt3_keras.notes import Note, join_times, map_program, trim_overlaps
 from mt3_keras.segments import check_context
@@ -53,13 +53,11 @@ class PipelineConfig:
         hold of one data set is put together.
       split: of each data set.
       mixture_exponent: see `mixture.mixture_rates`.
-      weights: of the data sets, by name, in place of those that follow from their sizes.
       seed: two streams are the same if their configurations are.
       shard_index: which of `num_shards` hosts this is; each gets other rows.
       num_workers: processes that make batches; 0 makes them in this one.
       context: what lies around a chunk's samples: "segment" zeros, "full" the audio that does.
       target_tokens: length of the targets, EOS included; 0 takes the model's `max_tokens`.
-      too_long: "skip" draws another chunk where there are more tokens, "error" stops.
       buckets: shorter lengths that a batch may have if all its targets fit; batches are then
         sorted by length within `window_batches` of them, and these put in random order.
       num_mixed: sum the audio of 1 to so many chunks, each number equally often, and merge their
@@ -74,14 +72,12 @@ class PipelineConfig:
     data: tuple[str, ...]
     split: str = "train"
     mixture_exponent: float = EXPONENT
-    weights: Mapping[str, float] | None = None
     seed: int = 0
     shard_index: int = 0
     num_shards: int = 1
     num_workers: int = 0
     context: str = "segment"
     target_tokens: int = 0
-    too_long: str = "skip"
     buckets: tuple[int, ...] = ()
     window_batches: int = 6
     num_mixed: int = 1
@@ -90,8 +86,6 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         check_context(self.context)
-        if self.too_long not in ("skip", "error"):
-            raise ValueError(f"too_long must be 'skip' or 'error': got {self.too_long!r}")
         if not 0 <= self.shard_index < self.num_shards:
             raise ValueError(
                 f"shard_index must be 0 to num_shards - 1: got {self.shard_index} of"
@@ -124,8 +118,8 @@ def training_batches(
 
 
 class TrainingBatches(Iterator[Batch]):
-    """Batches: "samples" float32 [B, input_samples], "num_frames" int32 [B], "decoder_tokens" and
-    "targets" int32 [B, L]; for a network with heads also their rolls int8 [B, F, N] (`HEADS`).
+    """Batches: "samples" float32 [B, input_samples]; for a token network "num_frames" int32 [B],
+    "decoder_tokens" and "targets" int32 [B, L], for a detector rolls int8 [B, F, N] (`HEADS`).
 
     Attributes:
       num_too_long: chunks drawn anew so far because they had too many tokens.
@@ -206,7 +200,7 @@ def _to_windows(
     for i, records in enumerate(sets):
         parts.setdefault(records.name, []).append((i, len(records)))
     counts = {name: sum(length for _, length in own) for name, own in parts.items()}
-    rates = mixture_rates(counts, exponent=config.mixture_exponent, weights=config.weights)
+    rates = mixture_rates(counts, exponent=config.mixture_exponent)
     drawn = [name for name, rate in rates.items() if rate > 0]
     streams = [
         grain.MapDataset.range(counts[name])
@@ -237,9 +231,12 @@ def _to_place(parts: Sequence[tuple[int, int]], index: int) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A row of a batch; `tokens` end in EOS, or are none where there is nothing to learn from.
+    """A row of a batch, with the targets of its network alone.
 
-    `num_too_long` counts the draws before it that were given up.
+    Attributes:
+      tokens: end in EOS; empty where there is nothing to learn from.
+      rolls: head -> int8 [F, N].
+      num_too_long: draws before it that were given up.
     """
 
     samples: NDArray[np.float32]
@@ -266,12 +263,14 @@ class ChunkMaker:
                 f"windows must not reach more than {MARGIN_SAMPLES} samples beyond their hop:"
                 f" got window_samples {spectrogram.window_samples}"
             )
-        self.target_tokens = config.target_tokens or model_config.network.max_tokens
+        self.target_tokens = 0
+        if isinstance(model_config, MT3Config):
+            self.target_tokens = config.target_tokens or model_config.network.max_tokens
+            self._codec = Codec(model_config.vocabulary.num_velocity_bins)
         self.segment_frames = model_config.network.segment_frames
         self._sets = sets
         self._config = config
         self._model_config = model_config
-        self._codec = Codec(model_config.vocabulary.num_velocity_bins)
 
     def draw(self, places: Sequence[tuple[int, int]], chance: np.random.Generator) -> Chunk:
         """A random chunk of a record, or a mix of those of the first few of several."""
@@ -284,11 +283,6 @@ class ChunkMaker:
                 gain = 10 ** (-chance.uniform(0, self._config.max_attenuation_db) / 20)
                 samples = chunk.samples * np.float32(gain)
                 return dataclasses.replace(chunk, samples=samples, num_too_long=num_too_long)
-            if self._config.too_long == "error":
-                raise ValueError(
-                    f"{records[0].id}: {len(chunk.tokens)} tokens in a chunk, target_tokens is"
-                    f" {self.target_tokens}; raise it, or set too_long to skip"
-                )
         return dataclasses.replace(chunk, tokens=[], num_too_long=MAX_DRAWS)
 
     def chunk(self, records: Sequence[Record], starts: Sequence[int]) -> Chunk:
@@ -298,13 +292,13 @@ class ChunkMaker:
         if self._config.num_mixed > 1:
             samples = np.sum([cut.samples for cut in cuts], axis=0)
             samples = samples / (np.abs(samples).max() or np.float32(1))
+        num_frames = max(cut.num_frames for cut in cuts)
+        if isinstance(self._model_config, MT3Config):
+            tokens = mix_segments([cut.tokens for cut in cuts], self._codec)
+            return Chunk(samples, num_frames, tokens, {})
         heads = cuts[0].rolls
-        return Chunk(
-            samples,
-            max(cut.num_frames for cut in cuts),
-            mix_segments([cut.tokens for cut in cuts], self._codec),
-            {head: np.maximum.reduce([cut.rolls[head] for cut in cuts]) for head in heads},
-        )
+        rolls = {head: np.maximum.reduce([cut.rolls[head] for cut in cuts]) for head in heads}
+        return Chunk(samples, num_frames, [], rolls)
 
     def num_frames(self, record: Record) -> int:
         """Frames of a piece; like the original's, an example ends with one more than it fills."""
@@ -340,9 +334,11 @@ class ChunkMaker:
         return (record.first_sample // self.hop_samples + frame) / frames_per_second
 
     def _cut_tokens(self, record: Record, first: int, end: int, is_end: bool) -> list[int]:
+        if not isinstance(self._model_config, MT3Config):
+            return []
         vocabulary = self._model_config.vocabulary
         return encode_segments(
-            notes_to_events(self._told_notes(record), self._codec),
+            notes_to_events(self._token_notes(record, vocabulary.granularity), self._codec),
             self._codec,
             [self._seconds(record, first)],
             end=None if is_end else self._seconds(record, end),
@@ -352,16 +348,15 @@ class ChunkMaker:
             to_mix=True,
         )[0]
 
-    def _told_notes(self, record: Record) -> list[Note]:
-        """The notes as the tokens tell them."""
+    def _token_notes(self, record: Record, granularity: str) -> list[Note]:
+        """The notes as the tokens say them."""
         if not self._config.join_seconds:
             return record.notes
-        granularity = self._model_config.vocabulary.granularity
         mapped = [n._replace(program=map_program(n.program, granularity)) for n in record.notes]
         return trim_overlaps(join_times(mapped, self._config.join_seconds))
 
     def _cut_rolls(self, record: Record, first: int, end: int) -> Batch:
-        if not self._model_config.network.heads:
+        if not isinstance(self._model_config, DetectorConfig):
             return {}
         return roll_targets(
             record.notes,
@@ -369,15 +364,7 @@ class ChunkMaker:
             num_frames=end - first,
             segment_frames=self.segment_frames,
             frames_per_second=self._model_config.spectrogram.frames_per_second,
-            granularity=self._model_config.vocabulary.granularity,
         )
-
-    def segments(self, record: Record) -> Iterator[Chunk]:
-        """The piece's segments in order, without anything random."""
-        for first in range(0, self.num_frames(record), self.segment_frames):
-            chunk = self.chunk([record], [first])
-            is_short = len(chunk.tokens) <= self.target_tokens
-            yield chunk if is_short else dataclasses.replace(chunk, tokens=[], num_too_long=1)
 
 
 def _to_batches(
@@ -395,49 +382,18 @@ def _to_batches(
 
 
 def _to_batch(chunks: Sequence[Chunk], lengths: Sequence[int]) -> Batch:
+    """Chunks -> a batch, its targets of the shortest length that holds them all; 0 is none."""
+    batch = {
+        "samples": np.stack([chunk.samples for chunk in chunks]),
+        **{name: np.stack([c.rolls[name] for c in chunks]) for name in chunks[0].rolls},
+    }
+    if not max(lengths):
+        return batch
     longest = max(len(chunk.tokens) for chunk in chunks)
     length = next(length for length in lengths if length >= longest)
     targets = np.zeros((len(chunks), length), np.int32)
     for row, chunk in zip(targets, chunks, strict=True):
         row[: len(chunk.tokens)] = chunk.tokens
-    return {
-        "samples": np.stack([chunk.samples for chunk in chunks]),
-        "num_frames": np.array([chunk.num_frames for chunk in chunks], np.int32),
-        "decoder_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-        "targets": targets,
-        **{name: np.stack([c.rolls[name] for c in chunks]) for name in chunks[0].rolls},
-    }
-
-
-def evaluation_batches(
-    config: PipelineConfig, model_config: ModelConfig, batch_size: int
-) -> Iterator[Batch]:
-    """Every segment of every piece once, in order, cut from the start of each piece.
-
-    Mixing, buckets and workers of `config` are not used. Rows without targets fill the last batch,
-    so that all have one shape and all hosts the same number; a segment with too many tokens has no
-    targets either.
-
-    Raises:
-      RecordsError: prepared data is missing or damaged (also on iteration).
-    """
-    config = dataclasses.replace(config, num_mixed=1)
-    sets = find_records(config.data, config.split)
-    make = ChunkMaker(sets, config, model_config)
-    segments = (
-        segment
-        for records in sets
-        for index in range(len(records))
-        for segment in make.segments(records[index])
-    )
-    first, rows = config.shard_index * batch_size, config.num_shards * batch_size
-    while group := list(itertools.islice(segments, rows)):
-        empty = dataclasses.replace(
-            group[0],
-            samples=np.zeros_like(group[0].samples),
-            num_frames=0,
-            tokens=[],
-            rolls={name: np.full_like(roll, -1) for name, roll in group[0].rolls.items()},
-        )
-        group += [empty] * (rows - len(group))
-        yield _to_batch(group[first : first + batch_size], [make.target_tokens])
+    shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    num_frames = np.array([chunk.num_frames for chunk in chunks], np.int32)
+    return batch | {"num_frames": num_frames, "decoder_tokens": shifted, "targets": targets}

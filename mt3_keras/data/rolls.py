@@ -1,4 +1,4 @@
-"""Notes -> what the encoder's heads are to predict."""
+"""Notes -> the rolls that a detector is to predict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mt3_keras.models.config import HEADS, LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES, ModelConfig
+from mt3_keras.models.config import HEADS, LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES, DetectorConfig
 from mt3_keras.notes import Note, map_program
 
 Rolls = dict[str, NDArray[np.int8]]
@@ -26,15 +26,13 @@ def roll_targets(
     num_frames: int,
     segment_frames: int,
     frames_per_second: float,
-    granularity: str = "full",
 ) -> Rolls:
-    """What the encoder's heads are to predict of a chunk (see `config.HEADS` and `heads`).
+    """The rolls of a chunk (see `config.HEADS` and `models.detector`).
 
     Args:
       notes: of the example, times from its start.
       first_frame: of the chunk, counted from the start of the example.
       num_frames: of the chunk; later frames of the segment are -1, not to be learned from.
-      granularity: of the programs.
 
     Returns:
       int8 [segment_frames, N] for each head: 0 and 1; of "strength" 1 to 127 at onsets, -1
@@ -53,7 +51,7 @@ def roll_targets(
                 _raise_to(rolls["strength"], onset, NUM_PITCHES, note.velocity)
             continue
         sounding = slice(max(0, onset), max(0, onset + 1, offset))
-        program = map_program(note.program, granularity)
+        program = map_program(note.program, "midi_class")
         rolls["program"][sounding, program] = 1
         column = note.pitch - LOWEST_PITCH
         if 0 <= column < NUM_PITCHES:
@@ -78,7 +76,7 @@ def _raise_to(roll: NDArray[np.int8], frame: int, column: int, value: int) -> No
 def pack(
     samples: NDArray[np.float32],
     notes: Sequence[Note],
-    config: ModelConfig,
+    config: DetectorConfig,
     *,
     piece_frames: int,
     num_frames: int,
@@ -106,7 +104,6 @@ def pack(
         num_frames=num_frames,
         segment_frames=piece_frames,
         frames_per_second=spectrogram.frames_per_second,
-        granularity=config.vocabulary.granularity,
     )
     on = {head: (roll > 0).astype(np.uint8) for head, roll in rolls.items()}
     classes = on["class"].reshape(-1, NUM_PITCHES, NUM_CLASSES)

@@ -1,10 +1,11 @@
-"""Segments -> tokens: greedy and beam-1 search over many segments in one compiled loop.
+"""Networks on Keras: segments in, outputs of segments out in any order.
 
-A batch of rows decodes side by side. A row whose segment is finished takes the next waiting
-segment at once (continuous batching), so no row ever waits for the longest one. That is cheap
-because positions are added to the embeddings and attention does not care where in the cache a
-row stands: all rows write the same slot of a ring, and a mask by age hides what belongs to a
-row's earlier segments.
+`RollEngine` runs a detector, one call a batch. `TokenEngine` searches tokens greedily or by beam-1,
+many segments in one compiled loop. A batch of rows decodes side by side; a row whose segment is
+finished takes the next waiting segment at once (continuous batching), so no row ever waits for the
+longest one. That is cheap because positions are added to the embeddings and attention does not care
+where in the cache a row stands: all rows write the same slot of a ring, and a mask by age hides
+what belongs to a row's earlier segments.
 """
 
 from __future__ import annotations
@@ -18,30 +19,57 @@ import numpy as np
 from keras import ops
 
 from mt3_keras.codec import EOS
-from mt3_keras.grammar import Grammar, Rules
-from mt3_keras.models.layers import MASKED
+from mt3_keras.grammar import MASKED, Grammar, Rules
+from mt3_keras.models.detector import NoteDetector
 from mt3_keras.models.mt3 import MT3Backbone
-from mt3_keras.note_rolls import NoteRolls, SegmentTokens
+from mt3_keras.outputs import RollOutput, TokenOutput
 from mt3_keras.segments import AudioSegment
 
 State = dict[str, Any]
 
 SMALLEST_CACHE = 128  # positions; most segments need fewer
+METHODS = ("greedy", "beam1")
 BREVITY_ALPHA = 0.6
 IMPOSSIBLE = -1e7  # T5X's score of a hypothesis that does not exist
 
 
-class Search:
-    """Decodes segments with a model.
+class RollEngine:
+    """Runs a detector.
 
     Args:
       model: the network, weights loaded.
-      rules: which tokens may be written.
+      batch_size: segments of one call.
+    """
+
+    def __init__(self, model: NoteDetector, *, batch_size: int = 16) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive: got {batch_size}")
+        self.model_config = model.model_config
+        self._batch_size = batch_size
+        self._detect = compile_function(lambda _, samples: model.detect(samples), model.variables)
+
+    def run(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, RollOutput]]:
+        """Yields (index, output) in order; segments are drawn `batch_size` at a time."""
+        numbered = enumerate(segments)
+        shape = (self._batch_size, self.model_config.input_samples)
+        while pool := list(itertools.islice(numbered, self._batch_size)):
+            samples = np.zeros(shape, np.float32)
+            for row, (_, segment) in zip(samples, pool, strict=False):
+                row[:] = segment.samples
+            rolls = _to_numpy(self._detect((), ops.convert_to_tensor(samples)))
+            for i, (index, _) in enumerate(pool):
+                yield index, RollOutput(rolls[i])
+
+
+class TokenEngine:
+    """Searches the tokens of segments with an `MT3Backbone`.
+
+    Args:
+      model: the network, weights loaded.
+      rules: which tokens may be emitted.
       method: "greedy" takes the best token at every step. "beam1" is the rule of the original's
         evaluation, T5X beam search of one beam with brevity alpha 0.6: an EOS in second place is
-        remembered as a finished hypothesis and wins if its normalised score does. "heads" writes
-        no tokens but EOS: notes are what the heads say, where a network's heads decide. None is the
-        network's own.
+        remembered as a finished hypothesis and wins if its normalised score does.
       batch_size: rows decoded side by side.
       max_tokens: longest sequence; None takes the model's own limit.
     """
@@ -51,31 +79,27 @@ class Search:
         model: MT3Backbone,
         *,
         rules: Rules | None = None,
-        method: str | None = "greedy",
+        method: str = "greedy",
         batch_size: int = 16,
         max_tokens: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive: got {batch_size}")
-        self.model = model
-        self.method = model.model_config.network.choose_method(method)
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}: got {method!r}")
+        self.model, self.model_config = model, model.model_config
+        self.method = method
         self.batch_size = batch_size
         self.max_tokens = model.model_config.network.token_limit(max_tokens)
-        self._grammar = Grammar(model.model_config, rules or Rules(), ops)
-        self.rules = self._grammar.rules
+        self.rules = rules or Rules()
+        self._grammar = Grammar(model.model_config, self.rules, ops)
         self._run = compile_function(self._run_loop, model.variables)
-        self._hear = compile_function(
-            lambda _, *segments: model.encode(*segments)["note_rolls"], model.variables
-        )
 
-    def decode(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, SegmentTokens]]:
-        """Yields (index, tokens up to and including EOS) as segments finish, in any order.
+    def run(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, TokenOutput]]:
+        """Yields (index, output) as segments finish, in any order.
 
         Segments are drawn as they are needed, `batch_size` at a time.
         """
-        if self.method == "heads":
-            yield from self._decode_by_heads(segments)
-            return
         cache_length = min(SMALLEST_CACHE, self.max_tokens)
         state = self._start(cache_length)
         numbered = enumerate(segments)
@@ -87,7 +111,7 @@ class Search:
             first, fits = np.int32(0), False
             while not fits:
                 state, results, first = self._run(state, *arrays, first)
-                yield from self._results_to_tokens(results)
+                yield from _to_outputs(results)
                 longest = int(np.max(_to_numpy(state["position"])))
                 fits = longest < cache_length
                 if not fits:
@@ -96,29 +120,6 @@ class Search:
             if cache_length > SMALLEST_CACHE and 4 * longest < cache_length:
                 cache_length //= 2
                 state = _resize_cache(state, cache_length)
-
-    def _decode_by_heads(
-        self, segments: Iterable[AudioSegment]
-    ) -> Iterator[tuple[int, SegmentTokens]]:
-        frames_per_second = self.model.model_config.spectrogram.frames_per_second
-        numbered = enumerate(segments)
-        while pool := list(itertools.islice(numbered, self.batch_size)):
-            samples, num_frames, *_ = self._to_arrays(pool, is_last=True)
-            rolls = _to_numpy(self._hear((), samples, num_frames))
-            for i, (index, _) in enumerate(pool):
-                tokens = SegmentTokens([EOS])
-                tokens.rolls = NoteRolls(rolls[i], frames_per_second)
-                yield index, tokens
-
-    def _results_to_tokens(self, results: State) -> Iterator[tuple[int, SegmentTokens]]:
-        results = {name: _to_numpy(array) for name, array in results.items()}
-        frames_per_second = self.model.model_config.spectrogram.frames_per_second
-        for i in range(int(results["count"])):
-            row = results["tokens"][i].tolist()
-            tokens = SegmentTokens(row[: row.index(EOS) + 1] if EOS in row else row)
-            if "note_rolls" in results:
-                tokens.rolls = NoteRolls(results["note_rolls"][i], frames_per_second)
-            yield int(results["segment"][i]), tokens
 
     def _to_arrays(self, pool: list[tuple[int, AudioSegment]], is_last: bool) -> tuple[Any, ...]:
         """Waiting segments as arrays of fixed shape, their number, and if they are the last."""
@@ -179,9 +180,6 @@ class Search:
             "tokens": ops.zeros((num_results, self.max_tokens), "int32"),
             "count": ops.zeros((), "int32"),
         }
-        if "note_rolls" in state["memory"]:
-            shape = state["memory"]["note_rolls"].shape[1:]
-            results["note_rolls"] = ops.zeros((num_results, *shape))
 
         def fits(state: State) -> Any:
             return ops.max(state["position"]) < cache_length
@@ -236,28 +234,28 @@ class Search:
         is_seen = (age >= 1)[None] & (age[None] <= position[:, None])
         bias = ops.where(is_seen, 0.0, MASKED)
         logits, rows = self.model.decode_step(
-            state["token"], position, cache, bias, state["memory"], state["grammar"]
+            state["token"], position, cache, bias, state["memory"]
         )
         cache = {
             name: ops.slice_update(cache[name], (0, 0, slot, 0), rows[name][:, :, None])
             for name in cache
         }
-        if self.rules.restricts_tokens:
-            logits = ops.where(self._grammar.legal_tokens(state["grammar"]), logits, MASKED)
-        choose = self._choose_greedily if self.method == "greedy" else self._choose_beam1
-        token, chosen = choose(state, logits)
+        beam: State = {}  # what beam-1 keeps
 
-        grammar = self._grammar.advance(state["grammar"], token)
-        if self.rules.stop_runaways:
-            runs_away = self._grammar.runs_away(grammar)
-            token = ops.where(runs_away, EOS, token)
-            chosen["finished"] = chosen["finished"] | runs_away
+        def pick(logits: Any) -> Any:
+            token, chosen = self._choose_beam1(state, logits)
+            beam.update(chosen)
+            return token
+
+        token, grammar, ended = self._grammar.choose(
+            state["grammar"], logits, pick if self.method == "beam1" else None
+        )
         is_active = state["segment"] >= 0
         is_place = ops.arange(self.max_tokens)[None] == position[:, None]
-        finished = chosen["finished"] | (position + 1 >= self.max_tokens)
+        finished = ended | beam.pop("finished", False) | (position + 1 >= self.max_tokens)
         return {
             **state,
-            **chosen,
+            **beam,
             "step": state["step"] + 1,
             "cache": cache,
             "token": token,
@@ -266,10 +264,6 @@ class Search:
             "grammar": grammar,
             "finished": finished & is_active,
         }
-
-    def _choose_greedily(self, state: State, logits: Any) -> tuple[Any, State]:
-        token = ops.cast(ops.argmax(logits, axis=-1), "int32")
-        return token, {"finished": token == EOS}
 
     def _choose_beam1(self, state: State, logits: Any) -> tuple[Any, State]:
         """The best two tokens: EOS among them ends a hypothesis, the other one lives on."""
@@ -339,9 +333,6 @@ def _collect_row(state: State, results: State) -> tuple[State, State]:
         "tokens": _set_row(results["tokens"], count, tokens),
         "count": count + 1,
     }
-    if "note_rolls" in results:
-        rolls = _slice_row(state["memory"]["note_rolls"], row)[0]
-        collected["note_rolls"] = _set_row(results["note_rolls"], count, rolls)
     state = {
         **state,
         "segment": ops.where(is_row, -1, state["segment"]),
@@ -349,6 +340,14 @@ def _collect_row(state: State, results: State) -> tuple[State, State]:
         "position": ops.where(is_row, 0, state["position"]),
     }
     return state, collected
+
+
+def _to_outputs(results: State) -> Iterator[tuple[int, TokenOutput]]:
+    results = {name: _to_numpy(array) for name, array in results.items()}
+    for i in range(int(results["count"])):
+        row = results["tokens"][i].tolist()
+        tokens = row[: row.index(EOS) + 1] if EOS in row else row
+        yield int(results["segment"][i]), TokenOutput(tokens)
 
 
 def _resize_cache(state: State, length: int) -> State:

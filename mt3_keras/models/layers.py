@@ -1,6 +1,7 @@
 """The blocks of MT3's T5: pre-norm residuals, no biases, fixed sinusoid positions.
 
-Shape letters: B batch, T frames, L tokens, C cached positions, D width, H heads, K head width.
+Shape letters: B batch, T positions, L tokens, C cached positions, D width, H attention heads,
+K head width.
 """
 
 from __future__ import annotations
@@ -12,10 +13,6 @@ import keras
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
-
-from mt3_keras.models.config import ModelConfig, NetworkConfig
-
-MASKED = -1e10  # added to scores of positions that must not be seen, as in the original
 
 
 def sinusoid_frequencies(width: int) -> NDArray[np.float64]:
@@ -47,6 +44,24 @@ def dense(
     )
 
 
+@keras.saving.register_keras_serializable(package="mt3_keras")
+class Logits(keras.layers.Dense):
+    """A projection computed in float32, whatever the dtype policy; its output is float32.
+
+    Half precision would round scores that differ in their last digits to ties.
+    """
+
+    def __init__(self, units: int, **kwargs: Any) -> None:
+        super().__init__(units, **{"autocast": False, **kwargs})
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        x = ops.matmul(ops.cast(inputs, "float32"), ops.cast(self.kernel, "float32"))
+        return x if self.bias is None else ops.add(x, ops.cast(self.bias, "float32"))
+
+    def compute_output_spec(self, inputs: Any, training: Any = None) -> Any:
+        return keras.KerasTensor((*inputs.shape[:-1], self.units), dtype="float32")
+
+
 def rms_norm(name: str, dtype: Any) -> Any:
     """Root-mean-square norm with a scale, no mean and no bias (epsilon 1e-6)."""
     return keras.layers.RMSNormalization(epsilon=1e-6, dtype=dtype, name=name)
@@ -57,6 +72,7 @@ def broadcast_dropout(rate: float, dtype: Any) -> Any:
     return keras.layers.Dropout(rate, noise_shape=(None, 1, None), dtype=dtype)
 
 
+@keras.saving.register_keras_serializable(package="mt3_keras")
 class Attention(keras.layers.Layer):
     """Multi-head attention with the projections apart, so that keys and values can be kept.
 
@@ -71,17 +87,20 @@ class Attention(keras.layers.Layer):
 
     positions_last = False
 
-    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
+    def __init__(
+        self, width: int, num_heads: int, head_width: int, dropout: float = 0.0, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.num_heads, self.head_width = network.num_heads, network.head_width
-        inner = self.num_heads * self.head_width
+        self.width, self.num_heads, self.head_width = width, num_heads, head_width
+        self.dropout_rate = dropout
+        inner = num_heads * head_width
         self.query = dense(inner, "query", self.dtype_policy, scale=1 / self.head_width)
         self.key = dense(inner, "key", self.dtype_policy)
         self.value = dense(inner, "value", self.dtype_policy)
-        self.out = dense(network.width, "out", self.dtype_policy)
+        self.out = dense(width, "out", self.dtype_policy)
         # One mask for all queries of a head.
         self.dropout = keras.layers.Dropout(
-            network.dropout, noise_shape=(None, None, 1, None), dtype=self.dtype_policy
+            dropout, noise_shape=(None, None, 1, None), dtype=self.dtype_policy
         )
 
     def build(self, query_shape: Any, memory_shape: Any = None) -> None:
@@ -131,13 +150,10 @@ class Attention(keras.layers.Layer):
         joined = ops.transpose(attended_BHLK, (0, 2, 1, 3))
         return self.out(ops.reshape(joined, (-1, length, self.num_heads * self.head_width)))
 
-    def attend_memory(self, query_BD: Any, keys: Any, values: Any, bias_BHT: Any = None) -> Any:
+    def attend_memory(self, query_BD: Any, keys: Any, values: Any) -> Any:
         """One position attends over kept keys and values: [B, D] -> [B, D]."""
         query_BHK = ops.reshape(self.query(query_BD), (-1, self.num_heads, self.head_width))
-        scores_BHT = self._scores(query_BHK, keys)
-        if bias_BHT is not None:
-            scores_BHT += bias_BHT
-        attended = self._mix(ops.softmax(scores_BHT), values)
+        attended = self._mix(ops.softmax(self._scores(query_BHK, keys)), values)
         return self.out(ops.reshape(attended, (-1, self.num_heads * self.head_width)))
 
     def attend_cache(
@@ -147,7 +163,7 @@ class Attention(keras.layers.Layer):
 
         Args:
           query_BD: the position's input.
-          keys, values: of cached positions; those to be ignored have a bias of `MASKED`.
+          keys, values: of cached positions; those to be ignored have a bias of `grammar.MASKED`.
 
         Returns:
           The output [B, D] and the position's own key and value rows [B, H, K], which the caller
@@ -165,17 +181,27 @@ class Attention(keras.layers.Layer):
         output = self.out(ops.reshape(attended, (-1, self.num_heads * self.head_width)))
         return output, key_BHK, value_BHK
 
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "width": self.width,
+            "num_heads": self.num_heads,
+            "head_width": self.head_width,
+            "dropout": self.dropout_rate,
+        }
 
+
+@keras.saving.register_keras_serializable(package="mt3_keras")
 class GatedMLP(keras.layers.Layer):
     """gelu(x wi_0) * (x wi_1), then wo; gelu by its tanh approximation."""
 
-    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
+    def __init__(self, width: int, mlp_width: int, dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.mlp_width = network.mlp_width
-        self.wi_0 = dense(network.mlp_width, "wi_0", self.dtype_policy, truncated=True)
-        self.wi_1 = dense(network.mlp_width, "wi_1", self.dtype_policy, truncated=True)
-        self.wo = dense(network.width, "wo", self.dtype_policy, truncated=True)
-        self.dropout = broadcast_dropout(network.dropout, self.dtype_policy)
+        self.width, self.mlp_width, self.dropout_rate = width, mlp_width, dropout
+        self.wi_0 = dense(mlp_width, "wi_0", self.dtype_policy, truncated=True)
+        self.wi_1 = dense(mlp_width, "wi_1", self.dtype_policy, truncated=True)
+        self.wo = dense(width, "wo", self.dtype_policy, truncated=True)
+        self.dropout = broadcast_dropout(dropout, self.dtype_policy)
 
     def build(self, shape: Any) -> None:
         self.wi_0.build(shape)
@@ -188,18 +214,43 @@ class GatedMLP(keras.layers.Layer):
             gated = self.dropout(gated, training=training)
         return self.wo(gated)
 
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "width": self.width,
+            "mlp_width": self.mlp_width,
+            "dropout": self.dropout_rate,
+        }
 
+
+@keras.saving.register_keras_serializable(package="mt3_keras")
 class EncoderLayer(keras.layers.Layer):
     """Self-attention and MLP, [B, T, D] -> [B, T, D]; every frame sees every frame."""
 
-    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        head_width: int,
+        mlp_width: int,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         policy = self.dtype_policy
+        self.sizes = {
+            "width": width,
+            "num_heads": num_heads,
+            "head_width": head_width,
+            "mlp_width": mlp_width,
+            "dropout": dropout,
+        }
+        attention = (width, num_heads, head_width, dropout)
         self.attention_norm = rms_norm("attention_norm", policy)
-        self.attention = Attention(network, dtype=policy, name="attention")
+        self.attention = Attention(*attention, dtype=policy, name="attention")
         self.mlp_norm = rms_norm("mlp_norm", policy)
-        self.mlp = GatedMLP(network, dtype=policy, name="mlp")
-        self.dropout = broadcast_dropout(network.dropout, policy)
+        self.mlp = GatedMLP(width, mlp_width, dropout, dtype=policy, name="mlp")
+        self.dropout = broadcast_dropout(dropout, policy)
 
     def build(self, shape: Any) -> None:
         for part in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
@@ -210,199 +261,125 @@ class EncoderLayer(keras.layers.Layer):
         x = x + self.dropout(attended, training=training)
         return x + self.dropout(self.mlp(self.mlp_norm(x), training=training), training=training)
 
-
-class TimeBias(keras.layers.Layer):
-    """A learned bias of attention by the distance of an encoder position from the current one."""
-
-    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.num_heads, num_positions = network.num_heads, network.num_positions
-        position = np.arange(num_positions)
-        self._distances = position[None, :] - position[:, None] + num_positions - 1
-
-    def build(self) -> None:
-        num_distances = 2 * len(self._distances) - 1
-        self.bias = self.add_weight(
-            shape=(self.num_heads, num_distances), initializer="zeros", name="bias"
-        )
-
-    def call(self, place_BLP: Any) -> Any:
-        """The current position of each token, one-hot -> bias [B, H, L, T]."""
-        bias_HPT = ops.take(ops.cast(self.bias, self.compute_dtype), self._distances, axis=1)
-        return ops.einsum("blp,hpt->bhlt", place_BLP, bias_HPT)
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self.sizes}
 
 
-class StateInputs(keras.layers.Layer):
-    """What the tokens so far imply -> an input of the decoder [..., D]."""
+@keras.saving.register_keras_serializable(package="mt3_keras")
+class Encoder(keras.layers.Layer):
+    """Spectrum [B, T, M] -> encoded positions [B, T, D]: a projection and `EncoderLayer`s.
 
-    def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.embeddings = {
-            name: keras.layers.Embedding(
-                num_values,
-                config.network.width,
-                embeddings_initializer=keras.initializers.RandomNormal(stddev=1.0),
-                dtype=self.dtype_policy,
-                name=name,
-            )
-            for name, num_values in (
-                ("time", config.max_step + 1),
-                ("program", 129),
-                ("velocity", 3),
-                ("section", 2),
-            )
-        }
-
-    def build(self) -> None:
-        for embedding in self.embeddings.values():
-            embedding.build(None)
-
-    def call(self, state: dict[str, Any]) -> Any:
-        """`state`: "time", "program", "velocity", "section" as in `grammar.Grammar`."""
-        indices = {
-            "time": ops.minimum(state["time"], self.embeddings["time"].input_dim - 1),
-            "program": state["program"] + 1,
-            "velocity": ops.clip(state["velocity"], -1, 1) + 1,  # not yet said, off, on
-            "section": state["section"],
-        }
-        time, *others = [self.embeddings[name](index) for name, index in indices.items()]
-        return sum(others, time)
-
-
-class ConvStem(keras.layers.Layer):
-    """Harmonics of pitches [B, T, N, C] -> "features" for the encoder [B, P, N * channels].
-
-    Three convolutions over time and pitch; the last one steps over `frames_per_position` frames.
-    Before it come `stem_blocks` residual blocks, each with twice the reach in time of the one
-    before. With heads, the input is handed on, "harmonics", and what the last convolution is given
-    too, "map" [B, T, N, channels], and "rolls" made of it, logits float32 [B, T, 3 * N].
+    Args:
+      num_layers: how many.
+      num_positions: T at most.
+      width, num_heads, head_width, mlp_width, dropout: of `EncoderLayer`.
     """
 
-    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_layers: int,
+        num_positions: int,
+        width: int,
+        num_heads: int,
+        head_width: int,
+        mlp_width: int,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         policy = self.dtype_policy
-        self.convolutions = [
-            _convolution(network, f"convolution_{i}", dtype=policy, strides=(stride, 1))
-            for i, stride in enumerate((1, 1, network.frames_per_position))
+        self.sizes = {
+            "num_layers": num_layers,
+            "num_positions": num_positions,
+            "width": width,
+            "num_heads": num_heads,
+            "head_width": head_width,
+            "mlp_width": mlp_width,
+            "dropout": dropout,
+        }
+        self.projection = dense(width, "projection", policy, truncated=True)
+        self.layers = [
+            EncoderLayer(
+                width, num_heads, head_width, mlp_width, dropout, dtype=policy, name=f"layer_{i}"
+            )
+            for i in range(num_layers)
         ]
-        self.norms = [
-            keras.layers.BatchNormalization(dtype=policy, name=f"norm_{i}") for i in range(3)
-        ]
-        self.blocks = [
-            ResidualBlock(network, 2**i, dtype=policy, name=f"block_{i}")
-            for i in range(network.stem_blocks)
-        ]
-        self.rolls = None
-        if network.heads:
-            self.rolls = keras.layers.Dense(3, use_bias=False, dtype="float32", name="rolls")
+        self.norm = rms_norm("norm", policy)
+        self.dropout = broadcast_dropout(dropout, policy)
+        self.output_dropout = keras.layers.Dropout(dropout, dtype=policy)
+        self._positions = sinusoid_positions(num_positions, width)
 
     def build(self, shape: Any) -> None:
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            convolution.build(shape)
-            shape = (*shape[:-1], convolution.filters)
-            norm.build(shape)
-        for block in self.blocks:
-            block.build(shape)
-        if self.rolls:
-            self.rolls.build(shape)
+        self.projection.build(shape)
+        shape = (*shape[:-1], self.projection.units)
+        for layer in self.layers:
+            layer.build(shape)
+        self.norm.build(shape)
 
-    def call(self, x_BTNC: Any, training: Any = None) -> dict[str, Any]:
-        outputs = {"harmonics": x_BTNC} if self.rolls else {}
-        *first, last = zip(self.convolutions, self.norms, strict=True)
-        for convolution, norm in first:
-            x_BTNC = norm(convolution(x_BTNC), training=training)
-        for block in self.blocks:
-            x_BTNC = block(x_BTNC, training=training)
-        if self.rolls:
-            outputs["map"] = x_BTNC
-            outputs["rolls"] = _join_last(ops.transpose(self.rolls(x_BTNC), (0, 1, 3, 2)))
-        convolution, norm = last
-        return {"features": _join_last(norm(convolution(x_BTNC), training=training)), **outputs}
+    def call(self, spectrum_BTM: Any, training: Any = None) -> Any:
+        x_BTD = self.projection(spectrum_BTM)
+        x_BTD = x_BTD + ops.cast(self._positions[: x_BTD.shape[1]], x_BTD.dtype)
+        x_BTD = self.dropout(x_BTD, training=training)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, training=training)
+        return self.output_dropout(self.norm(x_BTD), training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self.sizes}
 
 
-class ResidualBlock(keras.layers.Layer):
-    """Two convolutions whose output is added to their input [B, T, N, C], at first nothing.
-
-    `step` is the distance in frames that the first of them looks to either side.
-    """
-
-    def __init__(self, network: NetworkConfig, step: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        policy = self.dtype_policy
-        self.inner = _convolution(network, "inner", dtype=policy, dilation_rate=(step, 1))
-        self.norm = keras.layers.BatchNormalization(dtype=policy, name="norm")
-        self.outer = _convolution(
-            network, "outer", dtype=policy, activation=None, kernel_initializer="zeros"
-        )
-
-    def build(self, shape: Any) -> None:
-        for part in (self.inner, self.norm, self.outer):
-            part.build(shape)
-
-    def call(self, x_BTNC: Any, training: Any = None) -> Any:
-        return x_BTNC + self.outer(self.norm(self.inner(x_BTNC), training=training))
-
-
-def _convolution(network: NetworkConfig, name: str, **options: Any) -> keras.layers.Conv2D:
-    options = {"activation": "relu", "kernel_initializer": "he_normal", **options}
-    return keras.layers.Conv2D(network.stem_channels, 3, padding="same", name=name, **options)
-
-
-def _join_last(x: Any) -> Any:
-    """[B, T, M, N] -> [B, T, M * N]."""
-    return ops.reshape(x, (-1, x.shape[1], x.shape[2] * x.shape[3]))
-
-
+@keras.saving.register_keras_serializable(package="mt3_keras")
 class DecoderLayer(keras.layers.Layer):
     """Causal self-attention, cross-attention and MLP, [B, L, D] -> [B, L, D]."""
 
-    def __init__(self, network: NetworkConfig, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        head_width: int,
+        mlp_width: int,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         policy = self.dtype_policy
+        self.sizes = {
+            "width": width,
+            "num_heads": num_heads,
+            "head_width": head_width,
+            "mlp_width": mlp_width,
+            "dropout": dropout,
+        }
+        attention = (width, num_heads, head_width, dropout)
         self.self_norm = rms_norm("self_norm", policy)
-        self.self_attention = Attention(network, dtype=policy, name="self_attention")
+        self.self_attention = Attention(*attention, dtype=policy, name="self_attention")
         self.cross_norm = rms_norm("cross_norm", policy)
-        self.cross_attention = Attention(network, dtype=policy, name="cross_attention")
-        self.time_bias = None
-        if network.time_bias:
-            self.time_bias = TimeBias(network, dtype=policy, name="time_bias")
+        self.cross_attention = Attention(*attention, dtype=policy, name="cross_attention")
         self.mlp_norm = rms_norm("mlp_norm", policy)
-        self.mlp = GatedMLP(network, dtype=policy, name="mlp")
-        self.dropout = broadcast_dropout(network.dropout, policy)
+        self.mlp = GatedMLP(width, mlp_width, dropout, dtype=policy, name="mlp")
+        self.dropout = broadcast_dropout(dropout, policy)
 
-    def build(self, x_shape: Any, encoded_shape: Any) -> None:
+    def build(self, x_shape: Any, encoded_shape: Any, bias_shape: Any = None) -> None:
         for part in (self.self_norm, self.self_attention, self.cross_norm, self.mlp_norm, self.mlp):
             part.build(x_shape)
         self.cross_attention.build(x_shape, encoded_shape)
-        if self.time_bias:
-            self.time_bias.build()
 
-    def call(self, x: Any, encoded: Any, bias: Any, place: Any = None, training: Any = None) -> Any:
-        """Whole sequences; `bias` [B, 1, L, L] hides what a position must not see.
-
-        `place` [B, L, T] is the current position in `encoded`, one-hot, for `time_bias`.
-        """
+    def call(self, x: Any, encoded: Any, bias: Any, training: Any = None) -> Any:
+        """Whole sequences; `bias` [B, 1, L, L] masks what a position must not attend to."""
         attended = self.self_attention(self.self_norm(x), bias=bias, training=training)
         x = x + self.dropout(attended, training=training)
-        bias = self.time_bias(place) if self.time_bias else None
-        attended = self.cross_attention(self.cross_norm(x), encoded, bias=bias, training=training)
+        attended = self.cross_attention(self.cross_norm(x), encoded, training=training)
         x = x + self.dropout(attended, training=training)
         return x + self.dropout(self.mlp(self.mlp_norm(x), training=training), training=training)
 
-    def step(
-        self,
-        x_BD: Any,
-        cache: tuple[Any, Any],
-        bias_BC: Any,
-        memory: tuple[Any, Any],
-        place_B1T: Any = None,
-    ) -> Any:
+    def step(self, x_BD: Any, cache: tuple[Any, Any], bias_BC: Any, memory: tuple[Any, Any]) -> Any:
         """One position; returns the output [B, D] and its key and value rows [B, H, K]."""
         attended, key, value = self.self_attention.attend_cache(
             self.self_norm(x_BD), *cache, bias_BC
         )
         x_BD = x_BD + attended
-        bias_BHT = self.time_bias(place_B1T)[:, :, 0] if self.time_bias else None
-        attended = self.cross_attention.attend_memory(self.cross_norm(x_BD), *memory, bias_BHT)
-        x_BD = x_BD + attended
+        x_BD = x_BD + self.cross_attention.attend_memory(self.cross_norm(x_BD), *memory)
         return x_BD + self.mlp(self.mlp_norm(x_BD)), key, value
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self.sizes}

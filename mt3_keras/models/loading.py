@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mt3_keras.models.catalog import ModelError, find_preset, is_preset
-from mt3_keras.models.config import ModelConfig
+from mt3_keras.models.config import DetectorConfig, ModelConfig, config_from_preset
 from mt3_keras.models.t5x import assign_leaves, load_t5x
 
 if TYPE_CHECKING:
+    from mt3_keras.models.detector import NoteDetector
     from mt3_keras.models.mt3 import MT3Backbone
 
+    Backbone = MT3Backbone | NoteDetector
 
-def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> MT3Backbone:
+
+def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> Backbone:
     """Builds the network of a model and loads its weights.
 
     Args:
       name: see `find_preset`.
-      log_floor: replaces the model's own (see `SpectrogramConfig`).
+      log_floor: replaces the model's own (see `LogMelConfig`).
 
     Raises:
       ModelError, CheckpointError: the model cannot be found or read; one line, naming the file.
@@ -29,12 +32,14 @@ def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> MT3
     folder = find_preset(name)
     if not is_preset(folder):
         config, leaves = load_t5x(folder)
-        model = _build(config, log_floor)
+        model = build_network(_with_floor(config, log_floor))
         assign_leaves(leaves, model)
         return model
     try:
-        model = _build(ModelConfig.from_preset(folder), log_floor)
+        model = build_network(_with_floor(config_from_preset(folder), log_floor))
         model.load_weights(str(_weights_path(folder)))
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{folder}: cannot read the model ({reason}); copy it again") from error
@@ -48,13 +53,25 @@ def _weights_path(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _build(config: ModelConfig, log_floor: str | None) -> MT3Backbone:
+def build_network(config: ModelConfig, dtype: str | None = None) -> Backbone:
+    """The network that a config describes, with random weights."""
+    if isinstance(config, DetectorConfig):
+        from mt3_keras.models.detector import NoteDetector
+
+        return NoteDetector(**config.to_dict(), dtype=dtype)
     from mt3_keras.models.mt3 import MT3Backbone
 
+    return MT3Backbone(**config.to_dict(), dtype=dtype)
+
+
+def _with_floor(config: ModelConfig, log_floor: str | None) -> ModelConfig:
+    if log_floor is None:
+        return config
+    if isinstance(config, DetectorConfig):
+        raise ModelError("log_floor and exact are for a log-mel spectrum, such as that of mt3")
     parts = config.to_dict()
-    if log_floor:
-        parts["spectrogram"]["log_floor"] = log_floor
-    return MT3Backbone(**parts)
+    parts["spectrogram"]["log_floor"] = log_floor
+    return type(config).from_dict(parts)
 
 
 def convert_t5x(checkpoint: str | pathlib.Path, output: str | pathlib.Path) -> None:
@@ -71,7 +88,7 @@ def convert_t5x(checkpoint: str | pathlib.Path, output: str | pathlib.Path) -> N
     save_preset(model, output)
 
 
-def save_preset(model: MT3Backbone, output: pathlib.Path) -> None:
+def save_preset(model: Backbone, output: pathlib.Path) -> None:
     """`model.save_to_preset`, complete or not at all."""
     partial = output.with_name(f".{output.name}.part")
     try:
@@ -82,7 +99,7 @@ def save_preset(model: MT3Backbone, output: pathlib.Path) -> None:
         raise ModelError(f"{output}: cannot be written ({error.strerror or error})") from error
 
 
-def save_half_preset(model: MT3Backbone, folder: pathlib.Path) -> None:
+def save_half_preset(model: Backbone, folder: pathlib.Path) -> None:
     """A preset for shipping: its weights are stored in float16, half as large.
 
     Other files of the folder, such as those of an edge bundle, stay.

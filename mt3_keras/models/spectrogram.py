@@ -1,7 +1,8 @@
-"""Samples -> spectrogram frames as Keras layers: LogMel, MT3's, and Harmonics, of our `small`."""
+"""Samples -> spectrogram frames, as Keras layers: `LogMel` of MT3, `Harmonics` of the detector."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -9,14 +10,15 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from mt3_keras.models.config import NUM_PITCHES, SAMPLE_RATE_HZ, SpectrogramConfig
+from mt3_keras.models.config import (
+    NUM_PITCHES,
+    SAMPLE_RATE_HZ,
+    HarmonicConfig,
+    LogMelConfig,
+)
 
 EPSILON = 1e-5
 A0_HZ = 27.5  # the lowest of the pitches with harmonics of their own
-HARMONICS = (0.5, 1, 2, 3, 4, 5, 6, 7)
-# Amplitude, full scale 1, below which a partial counts for little. At 1e-4 what rooms, hum and
-# codecs leave between the partials counted too: recordings scored better when played 12 dB fainter.
-FLOOR = 4e-4
 
 
 def hann(window_samples: int) -> NDArray[np.float32]:
@@ -29,13 +31,13 @@ def hann(window_samples: int) -> NDArray[np.float32]:
 
 
 def magnitudes(samples: Any, window: NDArray[np.float32], hop_samples: int) -> Any:
-    """Samples [B, n] -> Fourier magnitudes [B, T, bins] of the windows that fit."""
-    frames_BTN = ops.extract_sequences(samples, len(window), hop_samples)
+    """Samples [B, n] -> Fourier magnitudes float32 [B, T, bins] of the windows that fit."""
+    frames_BTN = ops.extract_sequences(ops.cast(samples, "float32"), len(window), hop_samples)
     real, imaginary = ops.rfft(frames_BTN * window)
     return ops.sqrt(real * real + imaginary * imaginary)
 
 
-def mel_matrix(config: SpectrogramConfig) -> NDArray[np.float32]:
+def mel_matrix(config: LogMelConfig) -> NDArray[np.float32]:
     """Fourier bins -> mel bands, float32 [window_samples // 2 + 1, num_mels].
 
     HTK scale, triangles linear in mel, no area normalisation, bin 0 left out: as
@@ -56,8 +58,9 @@ def mel_matrix(config: SpectrogramConfig) -> NDArray[np.float32]:
     return np.pad(weights, ((1, 0), (0, 0))).astype(np.float32)
 
 
+@keras.saving.register_keras_serializable(package="mt3_keras")
 class LogMel(keras.layers.Layer):
-    """Natural logarithm of the mel spectrum of magnitudes, always in float32.
+    """Natural logarithm of the mel spectrum of magnitudes, float32 whatever the dtype policy.
 
     Frame i covers samples [i * hop, i * hop + window); nothing is centred, normalised or padded:
     the caller brings `overhang_samples` more samples than frames * hop, zeros (as the original
@@ -72,10 +75,9 @@ class LogMel(keras.layers.Layer):
       float32 [B, T, M].
     """
 
-    def __init__(self, config: SpectrogramConfig, **kwargs: Any) -> None:
-        kwargs["dtype"] = "float32"
-        super().__init__(**kwargs)
-        self.config = config
+    def __init__(self, config: LogMelConfig | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**{"autocast": False, **kwargs})
+        self.config = config = LogMelConfig(**config) if isinstance(config, dict) else config
         self._window = hann(config.window_samples)
         self._mel_matrix = mel_matrix(config)
 
@@ -92,20 +94,15 @@ class LogMel(keras.layers.Layer):
         is_real_BT = ops.arange(log_mel.shape[1])[None, :] < num_frames[:, None]
         return ops.where(is_real_BT[:, :, None], log_mel, 0.0)
 
-    def compute_output_shape(self, samples_shape: Any, num_frames_shape: Any = None) -> Any:
-        batch, num_samples = samples_shape
-        num_frames = (num_samples - self.config.window_samples) // self.config.hop_samples + 1
-        return batch, num_frames, self.config.num_mels
+    def compute_output_spec(self, samples: Any, num_frames: Any = None) -> Any:
+        frames = (samples.shape[1] - self.config.window_samples) // self.config.hop_samples + 1
+        return keras.KerasTensor((samples.shape[0], frames, self.config.num_mels), dtype="float32")
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "config": self.config.__dict__}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> LogMel:
-        return cls(**{**config, "config": SpectrogramConfig(**config["config"])})
+        return {**super().get_config(), "config": dataclasses.asdict(self.config)}
 
 
-def log_frequency_matrix(config: SpectrogramConfig, window_samples: int) -> NDArray[np.float32]:
+def log_frequency_matrix(config: HarmonicConfig, window_samples: int) -> NDArray[np.float32]:
     """Fourier bins -> log-frequency bins from A0 up, float32 [window_samples // 2 + 1, bins].
 
     Triangles of peak 1 that reach to the neighbouring bins; where Fourier bins lie further apart,
@@ -119,36 +116,31 @@ def log_frequency_matrix(config: SpectrogramConfig, window_samples: int) -> NDAr
     return np.maximum(0.0, 1 - np.abs(fourier_hz[:, None] - centres) / reach).astype(np.float32)
 
 
-def num_channels(config: SpectrogramConfig) -> int:
-    """Of `Harmonics`, for each pitch: windows, harmonics and the bins of a semitone."""
-    return 2 * len(HARMONICS) * (config.bins_per_octave // 12)
-
-
+@keras.saving.register_keras_serializable(package="mt3_keras")
 class Harmonics(keras.layers.Layer):
     """For each pitch of the piano the strength of its harmonics, seen through two windows.
 
     Harmonic stacking as in Basic Pitch (Bittner et al., ICASSP 2022), here of two logarithmic
     spectra, one of a long window for the pitch and one of a short window for the time. The bins
     of each harmonic (a semitone: itself and its neighbours) are channels, so that the pitch axis
-    is short. Values are log(1 + amplitude / `FLOOR`): silence is 0, as is all beyond the range.
+    is short. Values are log(1 + amplitude / floor): silence is 0, as is all beyond the range.
 
     Call arguments:
       samples: float32 [B, lead + T * hop + overhang], 16 kHz mono; windows are centred on hops.
 
     Returns:
-      float32 [B, T, NUM_PITCHES, channels].
+      float32 [B, T, NUM_PITCHES, channels], whatever the dtype policy.
     """
 
-    def __init__(self, config: SpectrogramConfig, **kwargs: Any) -> None:
-        kwargs["dtype"] = "float32"
-        super().__init__(**kwargs)
-        self.config = config
+    def __init__(self, config: HarmonicConfig | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**{"autocast": False, **kwargs})
+        self.config = config = HarmonicConfig(**config) if isinstance(config, dict) else config
         self._lengths = (config.window_samples, config.short_window_samples)
         self._windows = [hann(n) / (n / 4) for n in self._lengths]  # a full-scale sine becomes 1
-        self._matrices = [log_frequency_matrix(config, n) / FLOOR for n in self._lengths]
+        self._matrices = [log_frequency_matrix(config, n) / config.floor for n in self._lengths]
         per_octave = config.bins_per_octave
         width = per_octave // 12
-        first = np.array([round(per_octave * np.log2(h)) - width // 2 for h in HARMONICS])
+        first = np.array([round(per_octave * np.log2(h)) - width // 2 for h in config.harmonics])
         bins = first[:, None] + np.arange(width)  # of the lowest pitch
         pitches = np.arange(NUM_PITCHES)[:, None, None] * width
         num_bins = self._matrices[0].shape[1]
@@ -175,7 +167,9 @@ class Harmonics(keras.layers.Layer):
         log_BTM = ops.pad(log_BTM, [(0, 0), (0, 0), (0, 1)])
         return ops.take(log_BTM, self._indices, axis=-1)
 
-    def compute_output_shape(self, samples_shape: Any) -> Any:
-        batch, num_samples = samples_shape
-        num_frames = (num_samples - self.config.window_samples) // self.config.hop_samples + 1
-        return batch, num_frames, *self._indices.shape
+    def compute_output_spec(self, samples: Any) -> Any:
+        frames = (samples.shape[1] - self.config.window_samples) // self.config.hop_samples + 1
+        return keras.KerasTensor((samples.shape[0], frames, *self._indices.shape), dtype="float32")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "config": dataclasses.asdict(self.config)}

@@ -27,7 +27,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from mt3_keras.models.config import ISMIR2021, MT3, ModelConfig, NetworkConfig
+from mt3_keras.models.config import ISMIR2021, MT3, MT3Config, T5Config
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -64,7 +64,7 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used: one line naming the file or leaf, and the cure."""
 
 
-def load_t5x(folder: str | pathlib.Path) -> tuple[ModelConfig, dict[str, NDArray[np.float32]]]:
+def load_t5x(folder: str | pathlib.Path) -> tuple[MT3Config, dict[str, NDArray[np.float32]]]:
     """Reads an MT3 checkpoint, works out its sizes and checks that every leaf is there.
 
     Args:
@@ -112,7 +112,7 @@ def read_t5x(folder: str | pathlib.Path) -> dict[str, NDArray[np.float32]]:
         return dict(zip(leaves, pool.map(read_leaf, leaves), strict=True))
 
 
-def config_of(leaves: Mapping[str, NDArray[Any]]) -> ModelConfig:
+def config_of(leaves: Mapping[str, NDArray[Any]]) -> MT3Config:
     """The model whose weights these are, told from a few shapes (all: `check_leaves`).
 
     The rows of the token embedding tell the released vocabularies apart: 1536 is mt3's, 1664 is
@@ -154,7 +154,7 @@ def config_of(leaves: Mapping[str, NDArray[Any]]) -> ModelConfig:
         raise CheckpointError(f"{error}; {CURE}") from error
 
 
-def expected_leaves(config: ModelConfig) -> Shapes:
+def expected_leaves(config: MT3Config) -> Shapes:
     """Name -> shape of every parameter: 189 for mt3. Kernels are [in, out], as in Keras."""
     net = config.network
     leaves: Shapes = {
@@ -176,7 +176,7 @@ def expected_leaves(config: ModelConfig) -> Shapes:
     return leaves
 
 
-def check_leaves(leaves: Mapping[str, NDArray[Any]], config: ModelConfig) -> None:
+def check_leaves(leaves: Mapping[str, NDArray[Any]], config: MT3Config) -> None:
     """Checks that the leaves are those of `expected_leaves`, no fewer and no more, and finite.
 
     Raises:
@@ -249,7 +249,7 @@ def _layer_variables(layer: str, blocks: dict[str, Any], norms: dict[str, Any]) 
     return variables
 
 
-def _layer_leaves(layer: str, attention_norms: dict[str, str], net: NetworkConfig) -> Shapes:
+def _layer_leaves(layer: str, attention_norms: dict[str, str], net: T5Config) -> Shapes:
     leaves: Shapes = {
         f"{layer}.pre_mlp_layer_norm.scale": (net.width,),
         f"{layer}.mlp.wi_0.kernel": (net.width, net.mlp_width),

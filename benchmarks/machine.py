@@ -1,0 +1,55 @@
+"""What the benchmarks share: the machine, its limits, and runs in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+GIGA = 1e9
+
+
+def run_json(command: list[str]) -> dict[str, float]:
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(run.stdout.strip().splitlines()[-1])
+    return found
+
+
+def resident_mb(pid: int | None = None) -> float:
+    """Memory of a process, by default this one; NaN where the system does not tell."""
+    status = pathlib.Path(f"/proc/{pid or 'self'}/status")
+    if not status.exists():
+        return float("nan")
+    lines = status.read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def describe_machine() -> str:
+    name = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [
+            line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = models[0].split(":")[1].strip() if models else name
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{name}, {os.cpu_count()} cores{load}, Python {platform.python_version()}"
+
+
+def matmul_speed(size: int = 2048, num_products: int = 6) -> float:
+    """Floating-point operations per second of a square float32 matrix product of NumPy's."""
+    matrix, best = np.ones((size, size), np.float32), math.inf
+    for _ in range(num_products):
+        start = time.perf_counter()
+        matrix @ matrix
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,85 @@
+"""Transcribes a recording on a model server: samples there, tokens or rolls back, notes here.
+
+    mt3 client --server localhost:8500 --config DIR song.mp3 --output song.mid
+    mt3 client --server http://localhost:8501 --config DIR song.mp3
+
+HOST:PORT speaks gRPC, an http address REST. DIR is what `export.main` wrote, or the `config.json`
+in it.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from mt3_keras.audio import read_blocks
+from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.engines.serving import (
+    GrpcServer,
+    RestServer,
+    Samples,
+    ServedConfig,
+    Server,
+    call_patiently,
+    transcribe,
+)
+from mt3_keras.outputs import Output
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    def text(name: str, meaning: str) -> None:
+        flags.DEFINE_string(name, None, meaning, flag_values=values)
+
+    def count(name: str, default: int, lowest: int, meaning: str) -> None:
+        flags.DEFINE_integer(name, default, meaning, lower_bound=lowest, flag_values=values)
+
+    text("server", "HOST:PORT for gRPC, http://HOST:PORT for REST.")
+    text("config", "The exported model's folder, or its config.json.")
+    text("output", "MIDI file to write; by default beside the recording.")
+    text("name", "Of the model on the server; by default as it was exported.")
+    flags.DEFINE_float(
+        "deadline", 120.0, "Seconds for an attempt.", lower_bound=0.001, flag_values=values
+    )
+    count("retries", 4, 0, "Attempts after the first, where the server is busy or not there yet.")
+    count("segments", 15, 1, "Segments of a request, about 2 s each.")
+    count("parallel", 2, 1, "Requests under way at once.")
+
+
+def _run(values: flags.FlagValues, arguments: list[str]) -> None:
+    if len(arguments) != 1:
+        raise UsageError(f"one recording is needed: got {len(arguments)}")
+    for name in ("server", "config"):
+        if not values[name].value:
+            raise UsageError(f"--{name} is needed")
+    config = ServedConfig.read(pathlib.Path(values.config))
+    name = values.name or config.name
+    is_rest = values.server.startswith(("http://", "https://"))
+    server: Server = (RestServer if is_rest else GrpcServer)(values.server, name)
+
+    def predict(samples: Samples) -> list[Output]:
+        return call_patiently(
+            lambda seconds: server.predict(samples, seconds),
+            values.server,
+            deadline=values.deadline,
+            retries=values.retries,
+        )
+
+    result = transcribe(
+        read_blocks(arguments[0]),
+        config,
+        predict,
+        num_segments=values.segments,
+        parallel=values.parallel,
+    )
+    output = pathlib.Path(values.output or pathlib.Path(arguments[0]).with_suffix(".mid"))
+    result.write_midi(output)
+    print(f"wrote {output}: {len(result.notes)} notes, {result.duration:.1f} s")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code (see `mt3_keras.cli.command_line.run`)."""
+    usage = "--server=ADDRESS --config=DIR RECORDING [FLAGS]"
+    command = Command(usage, __doc__, _define_flags, _run, takes_arguments=True)
+    return run("mt3_keras client", command, argv)

@@ -1,0 +1,357 @@
+"""Networks on a model server: recordings there in requests, tokens or rolls back, notes here.
+
+A long recording goes in several requests, cut where segments meet and each with the sound around
+it, so that the outputs are those of the whole. Runs without Keras; REST without TensorFlow too.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import pathlib
+import random
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mt3_keras.codec import EOS
+from mt3_keras.grammar import Rules
+from mt3_keras.models.config import DetectorConfig, ModelConfig, config_from_dict
+from mt3_keras.note_rolls import NUM_PACKED, RollDecoding, unpack_rolls
+from mt3_keras.outputs import Output, RollOutput, TokenOutput
+from mt3_keras.quiet import quiet_stderr
+from mt3_keras.recording import Recording, Transcription, make_decoder
+
+Samples = NDArray[np.float32]
+Answer = TypeVar("Answer")
+
+LONGEST_PAUSE = 20.0  # seconds between two attempts
+
+
+class ServingError(ValueError):
+    """A server that gives no answer; one line that names it and the cure."""
+
+
+class Unavailable(Exception):  # noqa: N818 - a state of the server, not a fault
+    """No answer this time; worth another attempt."""
+
+
+class Server(Protocol):
+    """A way to reach a served model."""
+
+    def predict(self, samples: Samples, seconds: float) -> list[Output]:
+        """Samples [n] -> the outputs of their segments, in order.
+
+        Raises:
+          Unavailable: no answer within `seconds`, or the server is too busy or not there yet.
+          ServingError: the server refuses.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedConfig:
+    """What a client must know of a served model.
+
+    Attributes:
+      model: its sizes and vocabulary.
+      name: on the server.
+      context, exact, rules: how its segments are cut and its outputs are read (see `Transcriber`).
+      decoding: how a detector's rolls are read.
+    """
+
+    model: ModelConfig
+    name: str
+    context: str
+    exact: bool = False
+    rules: Rules | None = None
+    decoding: RollDecoding | None = None
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> ServedConfig:
+        """Reads `config.json`: itself, or of a version's folder, or of a model's newest version.
+
+        Raises:
+          ValueError: there is none, or it is not of a served model.
+        """
+        if path.is_dir() and not (path / "config.json").exists():
+            versions = [folder for folder in path.iterdir() if folder.name.isdecimal()]
+            path = max(versions, key=lambda folder: int(folder.name), default=path)
+        file = path / "config.json" if path.is_dir() else path
+        try:
+            stored = json.loads(file.read_text())
+            model, serving = config_from_dict(stored), stored["serving"]
+            programs = serving["rules"]["programs"]
+            rules = Rules(
+                programs=None if programs is None else frozenset(programs),
+                drums=serving["rules"]["drums"],
+            )
+            name, context, exact = serving["name"], serving["context"], serving["exact"]
+            decoding = RollDecoding.read(file.parent)
+            return cls(model, name, context, exact, rules, decoding)
+        except OSError as error:
+            raise ValueError(f"{file}: cannot be read ({error.strerror}); see --help") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: not written by export.main ({error}); see --help") from error
+
+
+class Request(NamedTuple):
+    """Part of a recording: the answer's segments from `skip` on, `num_segments` of them, count."""
+
+    samples: Samples
+    skip: int
+    num_segments: int
+
+
+def cut_requests(
+    blocks: Iterable[NDArray[np.floating]],
+    config: ModelConfig,
+    context: str,
+    num_segments: int,
+) -> Iterator[Request]:
+    """Cuts 16 kHz mono into requests of at most `num_segments` segments that count.
+
+    Each also holds the sound that windows reach to beyond its segments, by which the server sees
+    further segments; their outputs are discarded.
+    """
+    spectrogram, segment = config.spectrogram, config.segment_samples
+    step = config.hop_frames * spectrogram.hop_samples
+    overhang, lead = spectrogram.overhang_samples, spectrogram.lead_samples
+    if context == "segment":
+        overhang = lead = 0
+    num_before = -(-lead // step)  # whole steps, so that segments begin where they do
+    held, num_held, skip = [np.zeros(0, np.float32)], 0, 0
+    for block in blocks:
+        held.append(block.astype(np.float32, copy=False))
+        num_held += block.size
+        while num_held >= (length := (skip + num_segments - 1) * step + segment + overhang):
+            joined = np.concatenate(held)
+            yield Request(joined[:length], skip, num_segments)
+            used = (skip + num_segments - num_before) * step
+            held, num_held, skip = [joined[used:]], num_held - used, num_before
+    num_seen = max(num_held - segment + step, 0) // step + 1
+    yield Request(np.concatenate(held), skip, num_seen - skip)
+
+
+class GrpcServer:
+    """A model by gRPC, as TF Serving speaks it at port 8500.
+
+    Raises:
+      ServingError: packages are missing.
+    """
+
+    def __init__(self, address: str, model: str) -> None:
+        try:
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            with quiet_stderr():  # importing TensorFlow's messages starts TensorFlow
+                import grpc
+                import tensorflow as tf
+                from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+        except ImportError as error:
+            raise ServingError(
+                f"gRPC needs what requirements-serving.txt lists ({error}):"
+                " install it, or give the server's http address"
+            ) from error
+        self._grpc, self._tf, self._request = grpc, tf, predict_pb2.PredictRequest
+        self._address, self._model = address, model
+        no_limit = [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
+        channel = grpc.insecure_channel(address, options=no_limit)
+        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+    def predict(self, samples: Samples, seconds: float) -> list[Output]:
+        """See `Server`."""
+        request = self._request()
+        request.model_spec.name = self._model
+        request.inputs["audio"].CopyFrom(self._tf.make_tensor_proto(samples[None]))
+        try:
+            answer = self._stub.Predict(request, timeout=seconds)
+        except self._grpc.RpcError as error:
+            code, reason = error.code(), f"{error.code().name}: {error.details()}"
+            codes = self._grpc.StatusCode
+            if code in (codes.UNAVAILABLE, codes.DEADLINE_EXCEEDED, codes.RESOURCE_EXHAUSTED):
+                raise Unavailable(reason) from error
+            raise ServingError(_refusal(self._address, reason)) from error
+        with _reading(self._address):
+            found = {n: self._tf.make_ndarray(v) for n, v in dict(answer.outputs).items()}
+            return _to_outputs(
+                {
+                    name: array.tolist() if name == "tokens" else array
+                    for name, array in found.items()
+                }
+            )
+
+
+class RestServer:
+    """A model by REST, as TF Serving speaks it at port 8501."""
+
+    def __init__(self, address: str, model: str) -> None:
+        self._address = address
+        self._url = f"{address.rstrip('/')}/v1/models/{model}:predict"
+
+    def predict(self, samples: Samples, seconds: float) -> list[Output]:
+        """See `Server`."""
+        numbers = ",".join([f"{x:.9g}" for x in samples.tolist()])  # 9 digits tell float32 apart
+        body = f'{{"inputs":{{"audio":[[{numbers}]]}}}}'.encode()
+        request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=seconds) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            reason = f"HTTP {error.code}: {_read_reason(error)}"
+            if error.code in (429, 502, 503, 504):
+                raise Unavailable(reason) from error
+            raise ServingError(_refusal(self._address, reason)) from error
+        except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out
+            raise Unavailable(str(error) or type(error).__name__) from error
+        with _reading(self._address):
+            return _to_outputs(json.loads(text)["outputs"])
+
+
+def _read_reason(error: urllib.error.HTTPError) -> str:
+    text = error.read(4096).decode(errors="replace")
+    try:
+        return str(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        return text or str(error.reason)
+
+
+def _refusal(address: str, reason: str) -> str:
+    line = " ".join(reason.split())[:300]
+    return f"{address}: the server refuses ({line}); check --name, --config and its version"
+
+
+@contextlib.contextmanager
+def _reading(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, ValueError, OverflowError, TypeError, AttributeError) as error:
+        raise ServingError(
+            f"{address}: answers, but not as a transcription model ({error!r}); check --server"
+            " and --name"
+        ) from error
+
+
+def _to_outputs(found: Mapping[str, Any]) -> list[Output]:
+    """The outputs of the segments of the only recording of a request."""
+    if "note_rolls" in found:
+        rolls = np.asarray(found["note_rolls"][0], np.uint8)
+        if rolls.ndim != 3 or rolls.shape[2] != NUM_PACKED:
+            raise ValueError(f"note_rolls of shape {rolls.shape}")
+        return [RollOutput(unpack_rolls(packed)) for packed in rolls]
+    rows = list(found["tokens"][0])
+    if not all(type(token) is int for row in rows for token in row):
+        raise TypeError("tokens must be integers")
+    return [TokenOutput(row[: row.index(EOS) + 1] if EOS in row else row) for row in rows]
+
+
+def call_patiently(
+    call: Callable[[float], Answer],
+    address: str,
+    *,
+    deadline: float,
+    retries: int,
+    pause: float = 0.5,
+) -> Answer:
+    """Calls call(deadline) until it answers, with pauses that double, and vary so that many
+    clients do not return at once.
+
+    Args:
+      call: raises `Unavailable` where another attempt is worth while.
+      deadline: seconds for each attempt.
+      retries: attempts after the first.
+      pause: seconds before the second attempt, about.
+
+    Raises:
+      ServingError: no attempt was answered.
+    """
+    for attempt in range(retries + 1):
+        try:
+            return call(deadline)
+        except Unavailable as error:
+            reason = " ".join(str(error).split())[:300]
+        if attempt < retries:
+            time.sleep(min(LONGEST_PAUSE, pause * 2**attempt) * random.uniform(0.5, 1.0))
+    raise ServingError(
+        f"{address}: no answer in {retries + 1} attempts of {deadline:g} s ({reason});"
+        " is the server running and ready? A longer --deadline gives it more time"
+    )
+
+
+def transcribe(
+    blocks: Iterable[NDArray[np.floating]],
+    config: ServedConfig,
+    predict: Callable[[Samples], list[Output]],
+    *,
+    num_segments: int = 15,
+    parallel: int = 2,
+) -> Transcription:
+    """Transcribes 16 kHz mono of any length on a server, in bounded memory.
+
+    Args:
+      blocks: float [n], any lengths.
+      config: of the served model.
+      predict: see `Server.predict`.
+      num_segments: segments of a request; one or two more go with it for the sound at its ends.
+      parallel: requests under way at once.
+
+    Raises:
+      ServingError: the server gives no answer, or one for other audio.
+    """
+    model = config.model
+    rate = model.spectrogram.frames_per_second
+    num_samples = 0
+
+    def count(blocks: Iterable[Any]) -> Iterator[Any]:
+        nonlocal num_samples
+        for block in blocks:
+            num_samples += block.size
+            yield block
+
+    decoder = make_decoder(model, config.decoding, exact=config.exact, rules=config.rules)
+    recording = Recording(decoder, model.hop_frames, rate)
+    requests = cut_requests(count(blocks), model, config.context, num_segments)
+    is_detector = isinstance(model, DetectorConfig)
+    for index, output in enumerate(_answers(requests, predict, parallel)):
+        if isinstance(output, RollOutput) != is_detector:
+            raise ServingError("the server serves another model; give the --config of its own")
+        collections.deque(recording.add(index, output), maxlen=0)
+    duration = (num_samples // model.spectrogram.hop_samples + 1) / rate
+    collections.deque(recording.end(duration), maxlen=0)
+    return recording.finish(duration)
+
+
+def _answers(
+    requests: Iterable[Request], predict: Callable[[Samples], list[Output]], parallel: int
+) -> Iterator[Output]:
+    """Outputs of the segments in order; `parallel` requests are drawn and sent ahead."""
+    waiting: collections.deque[tuple[Request, concurrent.futures.Future[list[Output]]]]
+    waiting = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+        try:
+            for request in requests:
+                if len(waiting) == parallel:
+                    yield from _take(*waiting.popleft())
+                waiting.append((request, pool.submit(predict, request.samples)))
+            while waiting:
+                yield from _take(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _take(request: Request, answer: concurrent.futures.Future[list[Output]]) -> list[Output]:
+    outputs = answer.result()[request.skip : request.skip + request.num_segments]
+    if len(outputs) != request.num_segments:
+        raise ServingError(
+            f"the server cuts segments of another length: wanted {request.num_segments}, got"
+            f" {len(outputs)}; give the --config of the model it serves"
+        )
+    return outputs

@@ -1,0 +1,165 @@
+"""The harnesses of Keras and KerasHub, run on every layer and backbone of this package."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from mt3_keras.models import detector, layers, mt3, spectrogram
+from mt3_keras.models.config import HEADS, HarmonicConfig, LogMelConfig, MT3Config, T5Config
+from tests.detectors import MINI, random_samples
+
+pytest.importorskip("keras_hub")
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("KerasHub's harness needs TensorFlow", allow_module_level=True)
+
+from keras.src.testing import test_case as keras_harness
+from keras_hub.src.tests import test_case as hub_harness
+
+SIZES = {"width": 16, "num_heads": 2, "head_width": 8}
+MINI_T5 = T5Config(
+    **SIZES,
+    mlp_width=16,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    segment_frames=16,
+    max_tokens=16,
+    vocabulary_rows=128,
+)
+MINI_MT3 = MT3Config(LogMelConfig(num_mels=16, window_samples=256), network=MINI_T5)
+NET, N, C = MINI.network, 88, MINI.spectrogram.num_channels
+F, P, S = NET.segment_frames, NET.num_positions, NET.stem_channels
+
+# Class -> its arguments, the shapes of its inputs, the shape of its output.
+CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
+    layers.Logits: ({"units": 3}, {"inputs": (2, 5, 4)}, (2, 5, 3)),
+    layers.Attention: (SIZES, {"query": (2, 5, 16)}, (2, 5, 16)),
+    layers.GatedMLP: ({"width": 16, "mlp_width": 8}, {"x": (2, 5, 16)}, (2, 5, 16)),
+    layers.EncoderLayer: ({**SIZES, "mlp_width": 8}, {"x": (2, 5, 16)}, (2, 5, 16)),
+    layers.Encoder: (
+        {**SIZES, "mlp_width": 8, "num_layers": 1, "num_positions": 5},
+        {"spectrum_BTM": (2, 5, 7)},
+        (2, 5, 16),
+    ),
+    layers.DecoderLayer: (
+        {**SIZES, "mlp_width": 8},
+        {"x": (2, 5, 16), "encoded": (2, 4, 16), "bias": (2, 1, 5, 5)},
+        (2, 5, 16),
+    ),
+    spectrogram.LogMel: ({"config": MINI_MT3.spectrogram}, {"samples": (2, 512)}, (2, 3, 16)),
+    spectrogram.Harmonics: ({"config": HarmonicConfig()}, {"samples": (2, 4608)}, (2, 3, N, C)),
+    mt3.Decoder: ({"network": MINI_T5}, {"tokens": (2, 5), "encoded": (2, 16, 16)}, (2, 5, 128)),
+    detector.ConvStem: (
+        {"network": NET},
+        {"harmonics_BFNC": (2, F, N, C)},
+        {"map": (2, F, N, S), "rolls": (2, F, 3 * N), "features": (2, P, N * S)},
+    ),
+    detector.PitchMixer: (
+        {"network": NET},
+        {"map_BFNC": (2, F, N, S), "logits": (2, F, 3 * N)},
+        (2, F, 3 * N),
+    ),
+    detector.ClassHead: (
+        {"network": NET},
+        {"encoded": (2, P, 16), "features": (2, P, N * S), "harmonics": (2, F, N, C)},
+        (2, F, HEADS["class"]),
+    ),
+    detector.Heads: (
+        {"network": NET},
+        {
+            "encoded": (2, P, 16),
+            "harmonics": (2, F, N, C),
+            "cells": (2, F, N, S),
+            "features": (2, P, N * S),
+            "stem_rolls": (2, F, 3 * N),
+        },
+        {head: (2, F, columns) for head, columns in HEADS.items()},
+    ),
+}
+
+
+def test_every_layer_class_of_the_package_is_in_the_harness() -> None:
+    modules = (layers, mt3, spectrogram, detector)
+    found = {
+        item
+        for module in modules
+        for item in vars(module).values()
+        if isinstance(item, type)
+        and issubclass(item, keras.layers.Layer)
+        and not issubclass(item, keras.Model)
+        and item.__module__ == module.__name__
+        and not item.__name__.startswith("_")
+    }
+    assert found == set(CASES)
+
+
+@pytest.mark.parametrize("layer_class", CASES, ids=lambda c: c.__name__)
+def test_layers_pass_the_harness_of_keras(layer_class: type) -> None:
+    arguments, inputs, outputs = CASES[layer_class]
+    dtypes = {f"{n}_shape": "int32" if n == "tokens" else "float32" for n in inputs}
+    shapes = {f"{name}_shape": shape for name, shape in inputs.items()}
+    single = len(inputs) == 1
+    keras_harness.TestCase().run_layer_test(
+        layer_class,
+        init_kwargs=arguments,
+        input_shape=next(iter(inputs.values())) if single else shapes,
+        input_dtype="float32" if single else dtypes,
+        expected_output_shape=outputs,
+        run_training_check=single,
+    )
+
+
+BACKBONES = {
+    mt3.MT3Backbone: (
+        MINI_MT3.to_dict(),
+        {
+            "samples": random_samples(num_rows=2)[:, : MINI_MT3.input_samples],
+            "num_frames": np.array([16, 9], np.int32),
+            "decoder_tokens": np.ones((2, 5), np.int32),
+        },
+        (2, 5, 128),
+    ),
+    detector.NoteDetector: (
+        MINI.to_dict(),
+        {"samples": random_samples(num_rows=2)},
+        {f"{head}_logits": (2, F, columns) for head, columns in HEADS.items()},
+    ),
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda c: c.__name__)
+def test_backbones_pass_the_harness_of_kerashub(backbone: type) -> None:
+    arguments, inputs, shape = BACKBONES[backbone]
+    case = hub_harness.TestCase()
+    case.run_backbone_test(backbone, arguments, inputs, shape)
+    case.run_model_saving_test(backbone, arguments, inputs)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda c: c.__name__)
+def test_backbones_summarise_adapt_and_quantise(backbone: Any) -> None:
+    arguments, inputs, _ = BACKBONES[backbone]
+    model, lines = backbone(**arguments), []
+    model.summary(print_fn=lambda line, **_: lines.append(line))
+    assert "encoder" in "\n".join(lines)
+    expected = keras.tree.flatten(model(inputs))
+    model.enable_lora(2)
+    num_trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert num_trained < model.count_params() / 4
+    for own, other in zip(keras.tree.flatten(model(inputs)), expected, strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(own), other, atol=1e-5)
+    whole = backbone(**arguments)
+    expected = keras.tree.flatten(whole(inputs))
+    whole.quantize("int8")
+    for own, other in zip(keras.tree.flatten(whole(inputs)), expected, strict=True):
+        difference = np.abs(ops.convert_to_numpy(own) - ops.convert_to_numpy(other))
+        assert difference.mean() < 0.1 * np.abs(ops.convert_to_numpy(other)).mean() + 0.05
+
+
+def test_a_config_may_be_given_as_its_fields() -> None:
+    layer = spectrogram.LogMel(dataclasses.asdict(LogMelConfig(num_mels=8)))
+    assert layer.config == LogMelConfig(num_mels=8)
