@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from benchmarks.transcribe import describe_machine, resident_mb, run_json
 from export.streaming import NoteOn, StreamingTranscriber
 from mt3_keras.audio import read_blocks
-from mt3_keras.cli.command_line import limit_threads
 from mt3_keras.engines.litert import ROWS, EdgeModel, EdgeSearch
 from mt3_keras.grammar import Rules
 from mt3_keras.models.config import SAMPLE_RATE_HZ
+from mt3_keras.process import limit_threads
 from mt3_keras.segments import AudioSegment, cut_segments
 from mt3_keras.transcriber import Transcriber
 

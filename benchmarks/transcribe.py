@@ -105,7 +105,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
     On Keras by the exact path.
     """
-    from mt3_keras.cli.command_line import limit_threads, load_keras
+    from mt3_keras.process import limit_threads, load_keras
 
     limit_threads(arguments.threads)
     on_keras = arguments.engine == "keras"

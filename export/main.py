@@ -17,14 +17,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mt3_keras.cli.command_line import (
-    Command,
-    UsageError,
-    define_model_flags,
-    load_transcriber,
-    parse_rules,
-    run,
-)
+from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.model_flags import define_model_flags, load_transcriber, parse_rules
 
 if TYPE_CHECKING:
     from mt3_keras.transcriber import Transcriber

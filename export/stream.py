@@ -25,7 +25,8 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from mt3_keras.cli.command_line import Command, UsageError, define_rule_flags, parse_rules, run
+from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.model_flags import define_rule_flags, parse_rules
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, describe_notes
 

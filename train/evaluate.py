@@ -23,13 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.cli.command_line import (
-    Command,
-    UsageError,
-    define_model_flags,
-    load_transcriber,
-    run,
-)
+from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
 from train.prepare import define_dataset_flags, find_sources
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mt3_keras.extras import require_keras
 from mt3_keras.models.catalog import ModelError, find_preset, is_preset
 from mt3_keras.models.config import ModelConfig
-from mt3_keras.models.t5x import assign_leaves, load_t5x
 
 if TYPE_CHECKING:
     from mt3_keras.models.mt3 import MT3Backbone
@@ -25,9 +25,13 @@ def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> MT3
 
     Raises:
       ModelError, CheckpointError: the model cannot be found or read; one line, naming the file.
+      MissingPackageError: Keras cannot run here.
     """
     folder = find_preset(name)
+    require_keras()
     if not is_preset(folder):
+        from mt3_keras.models.t5x import assign_leaves, load_t5x
+
         config, leaves = load_t5x(folder)
         model = _build(config, log_floor)
         assign_leaves(leaves, model)

@@ -1,0 +1,22 @@
+"""Lists the names that transcribe --instruments knows."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from mt3_keras.cli.command_line import Command
+
+
+def _print_instruments(values: flags.FlagValues, arguments: list[str]) -> None:
+    import pretty_midi
+
+    from mt3_keras.midi import instrument_name
+
+    for program in range(128):
+        if program % 8 == 0:
+            print(pretty_midi.program_to_instrument_class(program))
+        print(f"  {program:3} {instrument_name(program, False)}")
+    print("Drums")
+
+
+COMMAND = Command("", __doc__, lambda values: None, _print_instruments)
