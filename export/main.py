@@ -19,6 +19,7 @@ from absl import flags
 
 from mt3_keras.cli.command_line import Command, UsageError, run
 from mt3_keras.cli.model_flags import define_model_flags, load_transcriber, parse_rules
+from mt3_keras.extras import require
 
 if TYPE_CHECKING:
     from mt3_keras.transcriber import Transcriber
@@ -62,6 +63,8 @@ def _export(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError(f"--formats must be of {', '.join(FORMATS)}: got {', '.join(unknown)}")
     if values.search == "beam1" or values.engine == "litert":
         raise UsageError("an exported model searches greedily: drop --search and --engine")
+    if "saved_model" in values.formats:
+        require("tensorflow_serving")
     values["engine"].value = "keras"
     transcriber = load_transcriber(values)
     folder = pathlib.Path(values.out_dir)

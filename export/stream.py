@@ -3,7 +3,7 @@
     python -m export.stream --bundle edge song.wav --output song.mid
     python -m export.stream --bundle edge --microphone
 
-Runs on what requirements-edge.txt lists. On a terminal each instrument has a line: how many notes
+Runs without TensorFlow and Keras. On a terminal each instrument has a line: how many notes
 it played and the last of them. Elsewhere each note is a line, as soon as it is certain. Ctrl-C ends
 a recording from the microphone.
 """

@@ -54,8 +54,9 @@ def require_keras() -> None:
     """Checks that Keras and the backend that it would choose are installed.
 
     Raises:
-      MissingPackageError: Keras, KerasHub or TensorFlow is missing, or another project's setting
-        (KERAS_BACKEND, keras.json) asks for a backend that does not run here.
+      MissingPackageError: Keras, KerasHub or TensorFlow is missing.
+      ValueError: a setting (KERAS_BACKEND, keras.json), perhaps another project's, asks for a
+        backend that cannot run here.
     """
     require("keras", "keras_hub")
     backend, setting = _find_backend()
@@ -64,7 +65,7 @@ def require_keras() -> None:
     if setting is None:
         raise _missing("tensorflow")
     state = "is not installed" if backend in BACKENDS else "is not supported"
-    raise MissingPackageError(
+    raise ValueError(
         f"{setting} asks Keras for {backend}, which {state} here: "
         "set KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax"
     )
@@ -74,7 +75,7 @@ def can_run_keras() -> bool:
     """Whether `require_keras` finds nothing to complain of."""
     try:
         require_keras()
-    except MissingPackageError:
+    except ValueError:
         return False
     return True
 

@@ -65,7 +65,7 @@ def load_keras() -> None:
     """Loads Keras and its backend; to be called before anything else does.
 
     Raises:
-      MissingPackageError: Keras cannot run here (see `require_keras`).
+      ValueError: Keras cannot run here (see `require_keras`).
     """
     require_keras()
     with loading_tensorflow():

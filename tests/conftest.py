@@ -89,7 +89,7 @@ def tiny_bundle(tiny_model, tmp_path_factory) -> pathlib.Path:
     """The tiny model as an edge bundle in float32."""
     import keras
 
-    pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
     if keras.backend.backend() != "tensorflow":
         pytest.skip("a bundle is written by TensorFlow")
     from export.tflite import export_bundle

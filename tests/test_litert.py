@@ -23,7 +23,7 @@ from mt3_keras.note_encoder import tie_tokens
 from mt3_keras.segments import AudioSegment, cut_segments
 from tests.conftest import ROOT, tones
 
-litert = pytest.importorskip("mt3_keras.engines.litert", reason="needs requirements-edge.txt")
+litert = pytest.importorskip("mt3_keras.engines.litert", reason="needs ai-edge-litert")
 
 # Of a network that learnt nothing these rules make notes.
 RULES = Rules(constrained=True)

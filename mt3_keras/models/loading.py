@@ -25,7 +25,7 @@ def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> MT3
 
     Raises:
       ModelError, CheckpointError: the model cannot be found or read; one line, naming the file.
-      MissingPackageError: Keras cannot run here.
+      ValueError: Keras cannot run here (see `require_keras`).
     """
     folder = find_preset(name)
     require_keras()
