@@ -56,7 +56,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def _export(values: flags.FlagValues, arguments: list[str]) -> None:
+def _export(values: flags.FlagValues, _: list[str]) -> None:
     if not values.out_dir:
         raise UsageError("--out_dir is needed: a folder to write to")
     if unknown := sorted(set(values.formats) - set(FORMATS)):

@@ -102,7 +102,6 @@ def _freeze(model: MT3Backbone, function: Any) -> Any:
 
     The converter would leave variables of several signatures in the graph, without their values.
     """
-
     weights = [(variable, variable.numpy()) for variable in model.variables]
 
     def frozen(**inputs: Any) -> dict[str, Any]:

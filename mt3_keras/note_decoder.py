@@ -232,7 +232,7 @@ class NoteDecoder:
 
     def finish(self) -> list[Note]:
         """Ends all sounding notes at the time of the last event and returns all notes, ordered."""
-        for _, note in self._open.items():
+        for note in self._open.values():
             self._time = max(self._time, note.onset + MIN_DURATION)
         for key in list(self._open):
             self._close(key, self._time)

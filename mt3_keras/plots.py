@@ -29,6 +29,9 @@ def plot_piano_roll(
     """Draws notes as a PNG: pitch over time, a colour for each instrument, drums in a row below.
 
     Args:
+      notes: in seconds, in any order.
+      path: the file to write.
+      title: by default the number of notes.
       duration: seconds to show; at least up to the last note.
     """
     duration = max([duration, 1.0, *(note.offset for note in notes)])
@@ -80,6 +83,7 @@ def plot_curves(
 
     Args:
       rows: figures by name; names as in a run's `log.jsonl`.
+      path: the file to write.
       along: what runs to the right.
       scores: names of figures from 0 to 1; by default those of validation.
     """

@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
     return run("train.evaluate", Command(usage, __doc__, _define_flags, _evaluate), argv)
 
 
-def _evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
+def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
     if bool(values.data) == bool(values.dataset):
         raise UsageError("either --dataset or --data is needed: what to score the model on")
     from train import scores

@@ -374,7 +374,7 @@ def main(argv: Sequence[str]) -> int:
     return run("train.main", command, argv)
 
 
-def _train_from_flags(values: flags.FlagValues, arguments: list[str]) -> None:
+def _train_from_flags(values: flags.FlagValues, _: list[str]) -> None:
     keep_freed_memory()
     train(config_from_flags(values), open_prepared_data)
 

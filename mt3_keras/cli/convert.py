@@ -16,7 +16,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output", None, "Preset folder to write.", flag_values=values)
 
 
-def _convert(values: flags.FlagValues, arguments: list[str]) -> None:
+def _convert(values: flags.FlagValues, _: list[str]) -> None:
     if not values.t5x_checkpoint or not values.output:
         raise UsageError("--t5x_checkpoint and --output are both needed")
     from mt3_keras.models.loading import convert_t5x

@@ -31,7 +31,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("all", False, "Print every score, not the main ones.", flag_values=values)
 
 
-def _evaluate(values: flags.FlagValues, arguments: list[str]) -> None:
+def _evaluate(values: flags.FlagValues, _: list[str]) -> None:
     from mt3_keras.metrics import further_scores, mean_scores, transcription_scores
     from mt3_keras.midi import read_midi, replacing
 

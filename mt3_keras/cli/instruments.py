@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from absl import flags
-
 from mt3_keras.cli.command_line import Command
 
 
-def _print_instruments(values: flags.FlagValues, arguments: list[str]) -> None:
+def _print_instruments(*_: object) -> None:
     import pretty_midi
 
     from mt3_keras.midi import instrument_name
@@ -19,4 +17,4 @@ def _print_instruments(values: flags.FlagValues, arguments: list[str]) -> None:
     print("Drums")
 
 
-COMMAND = Command("", __doc__, lambda values: None, _print_instruments)
+COMMAND = Command("", __doc__, lambda _: None, _print_instruments)
