@@ -230,6 +230,20 @@ def test_the_list_of_commands_states_the_first_line_of_each():
         assert command.text.splitlines()[0] == summary
 
 
+def test_pictures_take_no_part_of_the_process_wide_plotting_state(tmp_path):
+    code = f"""
+import sys
+from mt3_keras.notes import Note
+from mt3_keras.plots import plot_curves, plot_piano_roll
+plot_piano_roll([Note(0.5, 1.5, 60, 90)], {str(tmp_path / "notes.png")!r})
+plot_curves([dict(step=1, loss=2.0, onset_loss=1.0)], {str(tmp_path / "curves.png")!r})
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    for name in ("notes.png", "curves.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_closed_streams_and_foreign_plot_backends_do_no_harm(recording, tmp_path):
     code = "import sys; from mt3_keras.__main__ import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["transcribe", recording, "--formats=mid,png", f"--output_dir={tmp_path / 'out'}"]

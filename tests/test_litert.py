@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from mt3_keras import Transcriber, catalog
+from mt3_keras import Transcriber
 from mt3_keras.codec import EOS
 from mt3_keras.grammar import KINDS, Grammar, Rules
+from mt3_keras.models import catalog
 from mt3_keras.models.catalog import ModelError, pick_engine
 from mt3_keras.models.config import ISMIR2021, MT3, SMALL, VocabularyConfig
 from mt3_keras.note_encoder import tie_tokens

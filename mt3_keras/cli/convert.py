@@ -19,9 +19,9 @@ def _define_flags(values: flags.FlagValues) -> None:
 def _convert(values: flags.FlagValues, _: list[str]) -> None:
     if not values.t5x_checkpoint or not values.output:
         raise UsageError("--t5x_checkpoint and --output are both needed")
+    load_keras()
     from mt3_keras.models.loading import convert_t5x
 
-    load_keras()
     convert_t5x(values.t5x_checkpoint, values.output)
     print(f"wrote {values.output}")
 
