@@ -43,10 +43,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_list(
-        "formats",
-        ["mid"],
-        f"What to write for each recording: of {', '.join(FORMATS)}.",
-        flag_values=values,
+        "formats", ["mid"], f"Files to write: of {', '.join(FORMATS)}.", flag_values=values
     )
     flags.DEFINE_boolean(
         "resume", False, "Skip recordings whose outputs are all there.", flag_values=values
