@@ -202,8 +202,8 @@ def report(items: Sequence[Item], summaries: Mapping[str, Summary]) -> str:
 
     counts = collections.Counter(group for item in items for group in item.groups)
     tables = [to_table(group, f"{group} ({counts[group]})", COLUMNS) for group in sorted(counts)]
-    for kind in sorted({item.groups[0] for item in items}):
-        tables.append(to_table(kind, f"where the rest is lost: {kind}", LOSSES))
+    kinds = sorted({item.groups[0] for item in items})
+    tables += [to_table(kind, f"where the rest is lost: {kind}", LOSSES) for kind in kinds]
     return "\n\n".join(tables)
 
 

@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import describe_machine, matmul_speed, resident_mb, run_json
 from mt3_keras.audio import read_blocks
-from mt3_keras.cli.command_line import limit_threads
 from mt3_keras.engines.litert import ROWS, EdgeModel, TokenEngine, read_bundle_config
 from mt3_keras.grammar import Rules
 from mt3_keras.models.config import SAMPLE_RATE_HZ
+from mt3_keras.process import limit_threads
 from mt3_keras.segments import AudioSegment, cut_segments
 from mt3_keras.streaming import NoteOn, StreamingTranscriber
 from mt3_keras.transcriber import Transcriber

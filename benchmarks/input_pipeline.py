@@ -60,7 +60,7 @@ def _render(folder: str) -> str:
 
 
 def _compare(arguments: argparse.Namespace, data: tuple[str, ...]) -> None:
-    from mt3_keras.cli.command_line import load_keras
+    from mt3_keras.process import load_keras
 
     load_keras()
 

@@ -86,7 +86,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """
     backend, jit_compile = FLAVOURS.get(arguments.measure, FLAVOURS["tensorflow"])
     os.environ["KERAS_BACKEND"] = backend
-    from mt3_keras.cli.command_line import keep_freed_memory, limit_threads, load_keras
+    from mt3_keras.process import keep_freed_memory, limit_threads, load_keras
 
     limit_threads(arguments.threads)
     keep_freed_memory()

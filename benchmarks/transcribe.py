@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
     On Keras by the exact path.
     """
-    from mt3_keras.cli.command_line import limit_threads, load_keras
+    from mt3_keras.process import limit_threads, load_keras
 
     limit_threads(arguments.threads)
     on_keras = arguments.engine == "keras"
@@ -187,16 +187,19 @@ def report(ours: list[dict[str, float]], peers: list[dict[str, float]]) -> str:
     mine = {key: statistics.median(run[key] for run in ours) for key in ours[0]}
     other = {key: statistics.median(run[key] for run in peers) for key in peers[0]} if peers else {}
     lines = [f"{'median of ' + str(len(ours)):28}{'ours':>10}{'peer':>10}{'peer/ours':>11}"]
-    rows = {key: key for key in ("front end", "encode", "decode", "total", "peak memory (MB)")}
-    for key in rows:
-        lines.append(_row(f"{key} (s)" if "(" not in key else key, mine[key], other.get(key)))
+    lines += [
+        _row(key if "(" in key else f"{key} (s)", mine[key], other.get(key))
+        for key in ("front end", "encode", "decode", "total", "peak memory (MB)")
+    ]
     for run in (mine, other):
         if run:
             run["decode (ms/token)"] = 1000 * run["decode"] / run["tokens"]
             run["encode (ms/segment)"] = 1000 * run["encode"] / run["segments"]
             run["real-time factor"] = run["total"] / run["audio"]
-    for key in ("decode (ms/token)", "encode (ms/segment)", "real-time factor"):
-        lines.append(_row(key, mine[key], other.get(key)))
+    lines += [
+        _row(key, mine[key], other.get(key))
+        for key in ("decode (ms/token)", "encode (ms/segment)", "real-time factor")
+    ]
     encoder = mine["encoder GFLOP"] * mine["segments"] / mine["encode"]
     decoder = mine["token GFLOP"] * mine["tokens"] / mine["decode"]
     lines.append(

@@ -1,0 +1,1 @@
+"""Export of models: SavedModel, LiteRT bundle, preset."""

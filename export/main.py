@@ -17,13 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.cli.command_line import (
-    Command,
-    UsageError,
-    define_model_flags,
-    load_transcriber,
-    run,
-)
+from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
+from mt3_keras.extras import require
 
 if TYPE_CHECKING:
     from mt3_keras.transcriber import Transcriber
@@ -60,7 +56,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def _export(values: flags.FlagValues, arguments: list[str]) -> None:
+def _export(values: flags.FlagValues, _: list[str]) -> None:
     if not values.out_dir:
         raise UsageError("--out_dir is needed: a folder to write to")
     if unknown := sorted(set(values.formats) - set(FORMATS)):
@@ -69,6 +65,8 @@ def _export(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("--least_confidence is for transcribing: an exported model keeps its own")
     if values.search == "beam1" or values.engine == "litert":
         raise UsageError("an exported model searches greedily: drop --search and --engine")
+    if "saved_model" in values.formats:
+        require("tensorflow_serving")
     values["engine"].value = "keras"
     transcriber = load_transcriber(values)
     folder = pathlib.Path(values.out_dir)

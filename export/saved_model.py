@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from export.served_model import ServedDetector, ServedModel
+from mt3_keras.extras import require
 from mt3_keras.midi import replacing
 from mt3_keras.note_rolls import RollDecoding
 
@@ -102,15 +103,11 @@ def write_warmup(served: Served, name: str, path: pathlib.Path) -> None:
     """Writes a request for each signature, which the server runs before it says it is ready.
 
     Raises:
-      ValueError: `tensorflow-serving-api` is not installed.
+      MissingPackageError: `tensorflow-serving-api` is not installed.
     """
-    try:
-        from tensorflow_serving.apis import prediction_log_pb2
-    except ImportError as error:
-        raise ValueError(
-            f"a SavedModel needs what requirements-serving.txt lists ({error}):"
-            " pip install -r requirements-serving.txt"
-        ) from error
+    require("tensorflow_serving")
+    from tensorflow_serving.apis import prediction_log_pb2
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature, inputs in served.example_inputs().items():

@@ -125,7 +125,6 @@ def _freeze(model: Backbone, function: Any) -> Any:
 
     The converter would leave variables of several signatures in the graph, without their values.
     """
-
     weights = [(variable, variable.numpy()) for variable in model.variables]
 
     def frozen(**inputs: Any) -> dict[str, Any]:

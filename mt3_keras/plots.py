@@ -1,23 +1,23 @@
-"""Pictures of notes."""
+"""Pictures of notes and of training logs.
+
+Figures are made without pyplot: no screen is needed, and no state of the process is changed.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")  # pictures go to files; no screen is needed
-
-from matplotlib import pyplot
+from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mt3_keras.midi import instrument_name, replacing
 from mt3_keras.notes import Note
 
-COLORS = [*matplotlib.color_sequences["tab20"][::2], *matplotlib.color_sequences["tab20"][1::2]]
+COLORS = [*color_sequences["tab20"][::2], *color_sequences["tab20"][1::2]]
 SECONDS_PER_INCH = 2.5
 MAX_INCHES = 200.0
 MIN_WIDTH = 0.06  # seconds; drum hits last 0.01
@@ -29,6 +29,9 @@ def plot_piano_roll(
     """Draws notes as a PNG: pitch over time, a colour for each instrument, drums in a row below.
 
     Args:
+      notes: in seconds, in any order.
+      path: the file to write.
+      title: by default the number of notes.
       duration: seconds to show; at least up to the last note.
     """
     duration = max([duration, 1.0, *(note.offset for note in notes)])
@@ -36,9 +39,8 @@ def plot_piano_roll(
     for note in notes:
         parts.setdefault((note.is_drum, 0 if note.is_drum else note.program), []).append(note)
     width = min(MAX_INCHES, max(8.0, duration / SECONDS_PER_INCH))
-    figure, (pitched, drums) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(width, 6.5), height_ratios=[4, 1], layout="constrained"
-    )
+    figure = Figure(figsize=(width, 6.5), layout="constrained")
+    pitched, drums = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     handles: list[Rectangle] = []
     for (is_drum, program), part in sorted(parts.items()):
         color = "0.25" if is_drum else COLORS[len(handles) % len(COLORS)]
@@ -55,7 +57,6 @@ def plot_piano_roll(
         figure.legend(handles=handles, loc="outside right upper", frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
-    pyplot.close(figure)
 
 
 def _draw(axes: Axes, part: Sequence[Note], color: object) -> None:
@@ -82,6 +83,7 @@ def plot_curves(
 
     Args:
       rows: figures by name; names as in a run's `log.jsonl`.
+      path: the file to write.
       along: what runs to the right.
       scores: names of figures from 0 to 1; by default those of validation.
     """
@@ -89,14 +91,8 @@ def plot_curves(
     losses = [name for name in names if name.endswith("_loss") and name != "val_loss"]
     scores = scores or [name for name in names if name.endswith("_f1")]
     num_panels = 2 if scores else 1
-    figure, axes = pyplot.subplots(
-        num_panels,
-        1,
-        sharex=True,
-        squeeze=False,
-        figsize=(9, 4.5 * num_panels),
-        layout="constrained",
-    )
+    figure = Figure(figsize=(9, 4.5 * num_panels), layout="constrained")
+    axes = figure.subplots(num_panels, 1, sharex=True, squeeze=False)
     parts = sorted({name.removeprefix("val_") for name in losses})
     colors = dict(zip(parts, COLORS * len(parts), strict=False))
     of_losses = {name: colors[name.removeprefix("val_")] for name in losses}
@@ -108,7 +104,6 @@ def plot_curves(
     axes[-1, 0].set_xlabel("updates" if along == "step" else along.replace("_", " "))
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
-    pyplot.close(figure)
 
 
 def _draw_curves(

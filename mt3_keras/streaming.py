@@ -128,7 +128,12 @@ class StreamingTranscriber:
         """Loads a bundle by the name of a shipped model or its folder.
 
         Args:
+          name: of a shipped model, or the folder.
           num_threads: None takes the cores this process may use.
+          hop: see the class.
+          tie_forcing: see the class.
+          context: see the class.
+          rules: see the class.
 
         Raises:
           ValueError: the bundle cannot be found or used; one line, naming the file.

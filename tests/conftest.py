@@ -105,7 +105,7 @@ def detector_bundle(tmp_path_factory) -> pathlib.Path:
 def _bundle_exporter():
     import keras
 
-    pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
     if keras.backend.backend() != "tensorflow":
         pytest.skip("a bundle is written by TensorFlow")
     from export.tflite import export_bundle

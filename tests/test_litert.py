@@ -24,7 +24,7 @@ from mt3_keras.note_encoder import tie_tokens
 from mt3_keras.segments import AudioSegment, cut_segments
 from tests.conftest import ROOT, tones
 
-litert = pytest.importorskip("mt3_keras.engines.litert", reason="needs requirements-edge.txt")
+litert = pytest.importorskip("mt3_keras.engines.litert", reason="needs ai-edge-litert")
 
 RULES = Rules(constrained=True)  # even an untrained network emits notes under them
 

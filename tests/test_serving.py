@@ -20,7 +20,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3_keras.cli.client import main
+from export.serving_client import main
 from mt3_keras.engines.serving import (
     GrpcServer,
     Request,
@@ -364,7 +364,7 @@ def test_tokens_that_are_none_are_one_line(found):
 def test_rest_needs_neither_keras_nor_tensorflow(module, server, exported, tmp_path):
     soundfile.write(tmp_path / "song.wav", SAMPLES[:50_000], 16_000)
     code = (
-        "import sys; from mt3_keras.cli.client import main; code = main(sys.argv[1:]);"
+        "import sys; from export.serving_client import main; code = main(sys.argv[1:]);"
         f" assert {module!r} not in sys.modules; sys.exit(code)"
     )
     command = [sys.executable, "-c", code, f"--server={server[1]['rest']}", f"--config={exported}"]

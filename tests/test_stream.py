@@ -26,7 +26,7 @@ from mt3_keras.midi import read_instruments, read_midi
 from mt3_keras.segments import cut_segments
 from tests.conftest import ROOT
 
-ai_edge_litert = pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
+ai_edge_litert = pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
 
 from mt3_keras.engines.litert import EdgeModel, search_one  # noqa: E402
 

@@ -20,7 +20,7 @@ from mt3_keras.note_rolls import NUM_COLUMNS, RollDecoding
 from mt3_keras.segments import cut_segments
 from tests.detectors import MINI, build, random_samples
 
-pytest.importorskip("ai_edge_litert", reason="needs requirements-edge.txt")
+pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("a bundle is written by TensorFlow", allow_module_level=True)
 

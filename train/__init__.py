@@ -1,0 +1,1 @@
+"""Training: preparing data sets, runs, scores."""

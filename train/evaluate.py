@@ -23,13 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.cli.command_line import (
-    Command,
-    UsageError,
-    define_model_flags,
-    load_transcriber,
-    run,
-)
+from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
 from train.prepare import define_dataset_flags, find_sources
 
 if TYPE_CHECKING:
@@ -124,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
     return run("train.evaluate", Command(usage, __doc__, _define_flags, _evaluate), argv)
 
 
-def _evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
+def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
     if bool(values.data) == bool(values.dataset):
         raise UsageError("either --dataset or --data is needed: what to score the model on")
     from train import scores

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, keep_freed_memory, load_keras, run
+from mt3_keras.cli.command_line import Command, run
+from mt3_keras.process import keep_freed_memory, load_keras
 from train.config import RunConfig, RunError, config_from_flags, define_flags
 
 if TYPE_CHECKING:
@@ -365,10 +366,12 @@ def _open_resident_data(config: RunConfig, model_config: Any, batch_size: int) -
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped and saved."""
     usage = "--flagfile=FILE --data=DIR --out_dir=DIR [FLAGS]"
-    return run("train.main", Command(usage, __doc__, define_flags, _train_from_flags), argv)
+    packages = ("array_record", "grain")
+    command = Command(usage, __doc__, define_flags, _train_from_flags, packages=packages)
+    return run("train.main", command, argv)
 
 
-def _train_from_flags(values: flags.FlagValues, arguments: list[str]) -> None:
+def _train_from_flags(values: flags.FlagValues, _: list[str]) -> None:
     keep_freed_memory()
     train(config_from_flags(values), open_prepared_data)
 

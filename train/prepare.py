@@ -104,6 +104,7 @@ def main(argv: Sequence[str]) -> int:
         __doc__,
         _define_flags,
         lambda values, _: _prepare(values, beam_args),
+        packages=("array_record",),
     )
     return run("train.prepare", command, own)
 

@@ -210,15 +210,12 @@ def report(result: Mapping[str, Any]) -> str:
 
 def plot_scores(result: Mapping[str, Any], path: pathlib.Path) -> None:
     """Bars as a PNG: means by group above, instruments below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     parts = ((result["summary"], COLUMNS), (result["instruments"], (ONSET, OFFSET)))
     width = max(7.0, 0.7 * max(len(rows) for rows, _ in parts))
-    figure, both = pyplot.subplots(2, 1, figsize=(width, 8), layout="constrained")
-    for axes, (rows, columns) in zip(both, parts, strict=True):
+    figure = Figure(figsize=(width, 8), layout="constrained")
+    for axes, (rows, columns) in zip(figure.subplots(2, 1), parts, strict=True):
         bar = 0.8 / len(columns)
         for i, column in enumerate(columns):
             places = [place + i * bar for place in range(len(rows))]
@@ -230,7 +227,6 @@ def plot_scores(result: Mapping[str, Any], path: pathlib.Path) -> None:
         axes.legend(loc="upper right", frameon=False, ncols=len(columns))
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
-    pyplot.close(figure)
 
 
 def tell_left_out(result: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""The commands of `mt3`, a module each, and what they share."""

@@ -1,31 +1,24 @@
-"""Transcribes a recording on a model server: samples there, tokens or rolls back, notes here.
+"""Transcribes a recording on a model server.
 
     mt3 client --server localhost:8500 --config DIR song.mp3 --output song.mid
     mt3 client --server http://localhost:8501 --config DIR song.mp3
 
-HOST:PORT speaks gRPC, an http address REST. DIR is what `export.main` wrote, or the `config.json`
-in it.
+Samples go there, tokens or rolls come back and are read as notes here. HOST:PORT speaks gRPC, an
+http address REST. DIR is what `export.main` wrote, or the `config.json` in it.
 """
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mt3_keras.audio import read_blocks
-from mt3_keras.cli.command_line import Command, UsageError, run
-from mt3_keras.engines.serving import (
-    GrpcServer,
-    RestServer,
-    Samples,
-    ServedConfig,
-    Server,
-    call_patiently,
-    transcribe,
-)
-from mt3_keras.outputs import Output
+from mt3_keras.cli.command_line import Command, UsageError
+
+if TYPE_CHECKING:
+    from mt3_keras.engines.serving import Samples
+    from mt3_keras.outputs import Output
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -53,20 +46,25 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> None:
     for name in ("server", "config"):
         if not values[name].value:
             raise UsageError(f"--{name} is needed")
-    config = ServedConfig.read(pathlib.Path(values.config))
+    from mt3_keras.audio import read_blocks
+    from mt3_keras.engines import serving
+
+    config = serving.ServedConfig.read(pathlib.Path(values.config))
     name = values.name or config.name
     is_rest = values.server.startswith(("http://", "https://"))
-    server: Server = (RestServer if is_rest else GrpcServer)(values.server, name)
+    server: serving.Server = (serving.RestServer if is_rest else serving.GrpcServer)(
+        values.server, name
+    )
 
     def predict(samples: Samples) -> list[Output]:
-        return call_patiently(
+        return serving.call_patiently(
             lambda seconds: server.predict(samples, seconds),
             values.server,
             deadline=values.deadline,
             retries=values.retries,
         )
 
-    result = transcribe(
+    result = serving.transcribe(
         read_blocks(arguments[0]),
         config,
         predict,
@@ -78,8 +76,10 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> None:
     print(f"wrote {output}: {len(result.notes)} notes, {result.duration:.1f} s")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Returns the exit code (see `mt3_keras.cli.command_line.run`)."""
-    usage = "--server=ADDRESS --config=DIR RECORDING [FLAGS]"
-    command = Command(usage, __doc__, _define_flags, _run, takes_arguments=True)
-    return run("mt3_keras client", command, argv)
+COMMAND = Command(
+    "--server=ADDRESS --config=DIR RECORDING [FLAGS]",
+    __doc__,
+    _define_flags,
+    _run,
+    takes_arguments=True,
+)

@@ -1,0 +1,1 @@
+"""Data sets: their files, shards of examples, batches for training."""

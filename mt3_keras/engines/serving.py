@@ -158,8 +158,8 @@ class GrpcServer:
                 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
         except ImportError as error:
             raise ServingError(
-                f"gRPC needs what requirements-serving.txt lists ({error}):"
-                " install it, or give the server's http address"
+                f"gRPC needs more packages ({error}): pip install 'mt3-keras[serving]', or give "
+                "the server's http address"
             ) from error
         self._grpc, self._tf, self._request = grpc, tf, predict_pb2.PredictRequest
         self._address, self._model = address, model
@@ -261,8 +261,9 @@ def call_patiently(
     retries: int,
     pause: float = 0.5,
 ) -> Answer:
-    """Calls call(deadline) until it answers, with pauses that double, and vary so that many
-    clients do not return at once.
+    """Calls call(deadline) until it answers, with pauses in between.
+
+    They double, and vary, so that many clients do not return at once.
 
     Args:
       call: raises `Unavailable` where another attempt is worth while.

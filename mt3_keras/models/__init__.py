@@ -1,0 +1,1 @@
+"""Networks, their configurations, and where their weights come from."""

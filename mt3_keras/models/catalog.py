@@ -9,6 +9,8 @@ from __future__ import annotations
 import pathlib
 from typing import Literal
 
+from mt3_keras.extras import can_run_keras
+
 FOLDER = pathlib.Path(__file__).parent.parent / "presets"
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*")  # in /dev: NVIDIA's, AMD's, TPUs
 
@@ -53,7 +55,7 @@ def pick_engine(
     Args:
       name: see `find_preset`.
       engine: "keras", "litert", or "auto": LiteRT on a processor where the model has a bundle,
-        Keras otherwise and where there is an accelerator.
+        Keras otherwise and where there is an accelerator that it can use.
       needs_keras: something is asked that LiteRT cannot do.
 
     Raises:
@@ -66,7 +68,7 @@ def pick_engine(
     has_weights = not has_bundle or _has_weights(folder)
     if engine == "auto":
         accelerated = any(any(pathlib.Path("/dev").glob(name)) for name in ACCELERATORS)
-        wants_keras = needs_keras or (accelerated and has_weights)
+        wants_keras = needs_keras or (accelerated and has_weights and can_run_keras())
         engine = "keras" if wants_keras or not has_bundle else "litert"
     if engine == "litert":
         if not has_bundle:

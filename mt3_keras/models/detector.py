@@ -88,6 +88,7 @@ class ConvStem(_Part):
                 padding="same",
                 activation="relu",
                 kernel_initializer="he_normal",
+                data_format="channels_last",  # whatever keras.json asks for
                 dtype=policy,
                 name=f"convolution_{i}",
             )
@@ -202,6 +203,7 @@ class ClassHead(_Part):
             padding="same",
             activation="relu",
             kernel_initializer="he_normal",
+            data_format="channels_last",
             dtype=policy,
             name="course",
         )

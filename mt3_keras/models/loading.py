@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mt3_keras.extras import require_keras
 from mt3_keras.models.catalog import ModelError, find_preset, is_preset
 from mt3_keras.models.config import DetectorConfig, ModelConfig, config_from_preset
-from mt3_keras.models.t5x import assign_leaves, load_t5x
 
 if TYPE_CHECKING:
     from mt3_keras.models.detector import NoteDetector
@@ -28,9 +28,13 @@ def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> Bac
 
     Raises:
       ModelError, CheckpointError: the model cannot be found or read; one line, naming the file.
+      ValueError: Keras cannot run here (see `require_keras`).
     """
     folder = find_preset(name)
+    require_keras()
     if not is_preset(folder):
+        from mt3_keras.models.t5x import assign_leaves, load_t5x
+
         config, leaves = load_t5x(folder)
         model = build_network(_with_floor(config, log_floor))
         assign_leaves(leaves, model)

@@ -1,0 +1,1 @@
+"""Sound sources and the renderer of synthetic training audio."""

@@ -1,0 +1,75 @@
+"""Scores two MIDI files, or two folders of them.
+
+Of folders, files of the same name are compared. The scores are those of the original MT3, which
+`mt3_keras.metrics` defines, and some more.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from absl import flags
+
+from mt3_keras.cli.command_line import Command, UsageError
+
+MAIN_SCORES = (
+    "Onset F1",
+    "Onset + offset F1",
+    "Frame F1",
+    "Onset + offset + program F1 (full)",
+    "Onset + offset + program F1 (midi_class)",
+    "Drum onset F1 (full)",
+)
+MIDI_SUFFIXES = (".mid", ".midi")
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("reference", None, "MIDI file or folder: the truth.", flag_values=values)
+    flags.DEFINE_string("estimate", None, "MIDI file or folder: to be scored.", flag_values=values)
+    flags.DEFINE_string("json", None, "Also write all scores to this file.", flag_values=values)
+    flags.DEFINE_boolean("all", False, "Print every score, not the main ones.", flag_values=values)
+
+
+def _evaluate(values: flags.FlagValues, _: list[str]) -> None:
+    from mt3_keras.metrics import further_scores, mean_scores, transcription_scores
+    from mt3_keras.midi import read_midi, replacing
+
+    if not values.reference or not values.estimate:
+        raise UsageError("--reference and --estimate are both needed")
+    scores = {}
+    for name, reference, estimate in _pair_files(values.reference, values.estimate):
+        notes = read_midi(reference), read_midi(estimate)
+        scores[name] = {**transcription_scores(*notes), **further_scores(*notes)}
+    mean = mean_scores(scores.values())
+    if len(scores) > 1:
+        for name, result in scores.items():
+            print("  ".join(f"{key} {result.get(key, 0.0):.3f}" for key in MAIN_SCORES[:3]), name)
+        print(f"mean of {len(scores)}:")
+    for key in mean if values.all else MAIN_SCORES:
+        print(f"{key:45} {mean.get(key, 0.0):.4f}")
+    if values.json:
+        with replacing(values.json) as temporary:
+            temporary.write_text(json.dumps({"items": scores, "mean": mean}, indent=1) + "\n")
+
+
+def _pair_files(reference: str, estimate: str) -> list[tuple[str, pathlib.Path, pathlib.Path]]:
+    """Two files, or the files of the same name in two folders."""
+    first, second = pathlib.Path(reference), pathlib.Path(estimate)
+    if first.is_dir() != second.is_dir():
+        raise UsageError("--reference and --estimate must be two files or two folders")
+    if not first.is_dir():
+        return [(first.name, first, second)]
+    references, estimates = _list_midi(first), {path.stem: path for path in _list_midi(second)}
+    if not references:
+        raise UsageError(f"{first}: holds no MIDI files")
+    if missing := [path.name for path in references if path.stem not in estimates]:
+        raise UsageError(f"{second}: no estimate for {missing[0]} ({len(missing)} are missing)")
+    return [(path.stem, path, estimates[path.stem]) for path in references]
+
+
+def _list_midi(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in MIDI_SUFFIXES)
+
+
+COMMAND = Command("--reference R --estimate E [FLAGS]", __doc__, _define_flags, _evaluate)

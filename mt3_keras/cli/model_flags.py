@@ -1,0 +1,142 @@
+"""Flags that choose a model and how it is run, and the `Transcriber` they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from mt3_keras.cli.command_line import UsageError
+from mt3_keras.process import limit_threads, loading_tensorflow
+
+if TYPE_CHECKING:
+    from mt3_keras.grammar import Rules
+    from mt3_keras.transcriber import Transcriber
+
+
+def define_model_flags(values: flags.FlagValues) -> None:
+    """Adds the flags that `load_transcriber` reads."""
+
+    def text(name: str, meaning: str) -> None:
+        flags.DEFINE_string(name, None, meaning, flag_values=values)
+
+    def switch(name: str, default: bool, meaning: str) -> None:
+        flags.DEFINE_boolean(name, default, meaning, flag_values=values)
+
+    def choice(name: str, default: str | None, names: Sequence[str], meaning: str) -> None:
+        flags.DEFINE_enum(name, default, names, meaning, flag_values=values)
+
+    def count(name: str, default: int | None, meaning: str) -> None:
+        flags.DEFINE_integer(name, default, meaning, lower_bound=1, flag_values=values)
+
+    text("model", "A shipped model's name, a preset folder or a T5X checkpoint folder.")
+    define_rule_flags(values)
+    switch("exact", False, "Decode exactly as the original MT3 does; takes no other decoding flag.")
+    choice(
+        "context",
+        None,
+        ["segment", "full"],
+        "What follows a segment's last samples: zeros, or the audio after it (default).",
+    )
+    choice(
+        "log_floor",
+        None,
+        ["zero", "clamp"],
+        "Floor of the spectrum's logarithm; by default the model's own.",
+    )
+    choice(
+        "search",
+        None,
+        ["greedy", "beam1"],
+        "How tokens are searched: greedily (default), or by the original's beam search of one beam "
+        "with brevity 0.6.",
+    )
+    choice("engine", "auto", ["auto", "keras", "litert"], "What runs the network.")
+    count("batch_size", None, "Segments decoded side by side; the default depends on the engine.")
+    count("max_tokens", None, "Longest token sequence of a segment; by default the model's own.")
+    flags.DEFINE_float(
+        "least_confidence",
+        None,
+        "Confidence that a detector's notes need, 0 to 1; by default it follows the music.",
+        flag_values=values,
+    )
+    count("threads", None, "Processor cores to use; by default all.")
+
+
+def define_rule_flags(values: flags.FlagValues) -> None:
+    """Adds the flags that `parse_rules` reads."""
+    flags.DEFINE_string(
+        "instruments",
+        None,
+        "Only these: General MIDI names, classes or numbers, and drums.",
+        flag_values=values,
+    )
+    for name, default, meaning in (
+        (
+            "constrained",
+            False,
+            "Allow only tokens that are legal where they stand.",
+        ),
+        ("stop_runaways", True, "End segments that emit tokens without advancing in time."),
+    ):
+        flags.DEFINE_boolean(name, default, meaning, flag_values=values)
+
+
+def parse_rules(values: flags.FlagValues) -> Rules:
+    """The rules of the token search that the flags describe.
+
+    Raises:
+      ValueError: an instrument is unknown.
+    """
+    from mt3_keras.grammar import Rules
+    from mt3_keras.midi import parse_instruments
+
+    programs, drums = parse_instruments(values.instruments) if values.instruments else (None, True)
+    return Rules(
+        programs=programs,
+        drums=drums,
+        constrained=values.constrained,
+        stop_runaways=values.stop_runaways,
+    )
+
+
+def load_transcriber(values: flags.FlagValues) -> Transcriber:
+    """Loads the model that the flags name, and Keras if it is to run it.
+
+    Raises:
+      UsageError: flags contradict each other.
+      ValueError: the model cannot be found or read, or an optional package is missing.
+    """
+    options = _decoding_options(values)
+    limit_threads(values.threads)
+    if values.instruments or values.constrained or not values.stop_runaways:
+        options["rules"] = parse_rules(values)
+    from mt3_keras.transcriber import Transcriber
+
+    with loading_tensorflow():
+        return Transcriber.from_preset(values.model or "small", **options)
+
+
+def _decoding_options(values: flags.FlagValues) -> dict[str, Any]:
+    options: dict[str, Any] = {"batch_size": values.batch_size, "engine": values.engine}
+    if not values.exact:
+        return options | {
+            "context": values.context,
+            "log_floor": values.log_floor,
+            "method": values.search,
+            "max_tokens": values.max_tokens,
+            "least_confidence": values.least_confidence,
+        }
+    names = (
+        "context",
+        "log_floor",
+        "instruments",
+        "max_tokens",
+        "constrained",
+        "search",
+        "least_confidence",
+    )
+    if chosen := [name for name in names if values[name].using_default_value is False]:
+        raise UsageError(f"--exact decodes as the original does: drop --{', --'.join(chosen)}")
+    return options | {"exact": True}

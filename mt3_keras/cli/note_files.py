@@ -1,0 +1,73 @@
+"""Files of a transcription's notes that are for programs: JSON, CSV, JSON lines; and pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pathlib
+from typing import IO, TYPE_CHECKING, Any
+
+from mt3_keras.midi import instrument_name, replacing
+
+if TYPE_CHECKING:
+    from mt3_keras.recording import Progress, Transcription
+
+NOTE_COLUMNS = (
+    *("onset", "offset", "pitch", "velocity", "program", "is_drum"),
+    *("instrument", "confidence"),
+)
+
+
+def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Path) -> None:
+    """Writes one file of a transcription: .mid, .png, .json or .csv, by the path's suffix.
+
+    Args:
+      result: the transcription.
+      recording: the recording it is of, whose name the file states.
+      path: the file; it appears whole or not at all.
+    """
+    if path.suffix == ".mid":
+        result.write_midi(path)
+    elif path.suffix == ".png":
+        from mt3_keras.plots import plot_piano_roll
+
+        plot_piano_roll(result.notes, path, title=recording.name, duration=result.duration)
+    elif path.suffix == ".json":
+        content = {
+            "file": recording.name,
+            "duration": result.duration,
+            "invalid_events": result.invalid_events,
+            "dropped_events": result.dropped_events,
+            "notes": _note_records(result),
+            "segments": [segment._asdict() for segment in result.segments],
+        }
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(content) + "\n")
+    elif path.suffix == ".csv":
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, NOTE_COLUMNS)
+            writer.writeheader()
+            writer.writerows(_note_records(result))
+
+
+def write_lines(progress: Progress, recording: pathlib.Path, stream: IO[str]) -> None:
+    """Writes the notes of a segment, each as a line of JSON, at once."""
+    for record in _note_records(progress):
+        stream.write(json.dumps({"file": recording.name, **record}) + "\n")
+    stream.flush()
+
+
+def _note_records(found: Transcription | Progress) -> list[dict[str, Any]]:
+    records = []
+    for note in found.notes:
+        confidence = found.confidences.get(note)
+        records.append(
+            {
+                **note._asdict(),
+                "onset": round(note.onset, 3),
+                "offset": round(note.offset, 3),
+                "instrument": instrument_name(note.program, note.is_drum),
+                "confidence": None if confidence is None else round(confidence, 3),
+            }
+        )
+    return records

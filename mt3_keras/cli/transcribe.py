@@ -1,0 +1,200 @@
+"""Writes the notes of recordings as MIDI, JSON, CSV and pictures.
+
+Recordings are files, folders and patterns; folders keep their shape in --output_dir. What cannot
+be read is named and the rest is transcribed; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+from absl import flags
+
+from mt3_keras.cli.command_line import Command, UsageError, complain
+from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
+
+if TYPE_CHECKING:
+    from mt3_keras.recording import Progress
+    from mt3_keras.transcriber import Transcriber
+
+FORMATS = ("mid", "json", "csv", "jsonl", "png")
+NEEDS_FFMPEG = frozenset((".aac", ".ac3", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".wma"))
+
+
+class Job(NamedTuple):
+    """A recording and the files to write; none means JSON lines on standard output."""
+
+    recording: pathlib.Path
+    outputs: Sequence[pathlib.Path]
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    define_model_flags(values)
+    flags.DEFINE_string(
+        "output_dir",
+        "out",
+        "Where to write; '-' writes the notes to standard output as JSON lines.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "formats", ["mid"], f"Files to write: of {', '.join(FORMATS)}.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "resume", False, "Skip recordings whose outputs are all there.", flag_values=values
+    )
+    flags.DEFINE_boolean("progress", True, "Show a progress bar.", flag_values=values)
+
+
+def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
+    from mt3_keras.audio import find_audio
+
+    formats = _parse_formats(values.formats)
+    if not arguments:
+        raise UsageError("name at least one recording")
+    recordings = find_audio(arguments)
+    if values.output_dir == "-":
+        jobs = [Job(recording, ()) for recording in recordings]
+    else:
+        jobs = _plan_outputs(recordings, arguments, values.output_dir, formats)
+    if values.resume:
+        jobs = [job for job in jobs if not (job.outputs and all(p.exists() for p in job.outputs))]
+        if not jobs:
+            print("all done before", file=sys.stderr)
+            return 0
+    readable = [job for job in jobs if _has_reader(job.recording)]
+    num_failed = len(jobs) - len(readable)
+    if readable:
+        num_failed += _transcribe_all(load_transcriber(values), readable, values.progress)
+    if num_failed and len(jobs) > 1:
+        complain("mt3", f"{num_failed} of {len(jobs)} recordings failed", 1)
+    return 1 if num_failed else 0
+
+
+def _parse_formats(names: Sequence[str]) -> list[str]:
+    formats = [name.strip().lower() for name in names if name.strip()]
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise UsageError(f"unknown format {unknown[0]!r}: use {', '.join(FORMATS)}")
+    if not formats:
+        raise UsageError(f"name at least one format of {', '.join(FORMATS)}")
+    return formats
+
+
+def _plan_outputs(
+    recordings: Sequence[pathlib.Path],
+    arguments: Sequence[str],
+    output_dir: str,
+    formats: Sequence[str],
+) -> list[Job]:
+    """The files to write for each recording: folders keep their shape, no two share a name."""
+    root = pathlib.Path(output_dir)
+    folders = [pathlib.Path(a) for a in arguments if pathlib.Path(a).is_dir()]
+    stems = []
+    for recording in recordings:
+        home = next((f for f in folders if f in recording.parents), recording.parent)
+        stems.append(root / recording.relative_to(home).with_suffix(""))
+    jobs = []
+    for recording, stem in zip(recordings, stems, strict=True):
+        # song.wav and song.mp3: keep the suffix, so that each has its own output.
+        name = stem.with_name(recording.name) if stems.count(stem) > 1 else stem
+        jobs.append(Job(recording, [name.with_name(f"{name.name}.{f}") for f in formats]))
+    written = [path for job in jobs for path in job.outputs]
+    if len(set(written)) < len(written):
+        twice = next(path for path in written if written.count(path) > 1)
+        raise UsageError(f"{twice} would be written twice: rename a recording or run them apart")
+    for folder in sorted({path.parent for path in written}):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{folder}: cannot be made ({error.strerror})") from error
+        if not os.access(folder, os.W_OK):
+            raise UsageError(f"{folder}: no permission to write; choose another --output_dir")
+    return jobs
+
+
+def _has_reader(recording: pathlib.Path) -> bool:
+    """Whether this machine can read the recording's format; complains if not."""
+    if recording.suffix.lower() not in NEEDS_FFMPEG or shutil.which("ffmpeg"):
+        return True
+    complain("mt3", f"{recording}: install ffmpeg to read {recording.suffix} files", 1)
+    return False
+
+
+def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], shows_progress: bool) -> int:
+    """Transcribes one after the other; returns how many failed."""
+    num_failed = 0
+    for number, job in enumerate(jobs, 1):
+        place = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
+        try:
+            _transcribe_one(transcriber, job, f"{place}{job.recording.name}", shows_progress)
+        except BrokenPipeError:  # nobody reads standard output any more
+            raise
+        except (ValueError, OSError) as error:
+            num_failed += 1
+            complain("mt3", str(error), 1)
+    return num_failed
+
+
+def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progress: bool) -> None:
+    from mt3_keras.cli.note_files import write_lines, write_notes
+    from mt3_keras.midi import replacing
+    from mt3_keras.notes import describe_notes
+
+    lines = next((path for path in job.outputs if path.suffix == ".jsonl"), None)
+    with contextlib.ExitStack() as stack:
+        stream: IO[str] | None = None
+        if not job.outputs:
+            stream = sys.stdout
+        elif lines is not None:
+            stream = stack.enter_context(stack.enter_context(replacing(lines)).open("w"))
+        update = stack.enter_context(_progress_bar(job.recording, label, shows_progress))
+
+        def on_segment(progress: Progress) -> None:
+            if stream:
+                write_lines(progress, job.recording, stream)
+            update(progress.end)
+
+        result = transcriber.transcribe(job.recording, on_segment=on_segment)
+    for path in job.outputs:
+        if path != lines:
+            write_notes(result, job.recording, path)
+    if job.outputs:
+        written = ", ".join(map(str, job.outputs))
+        print(f"{job.recording.name}: {describe_notes(result.notes)} -> {written}")
+
+
+@contextlib.contextmanager
+def _progress_bar(
+    recording: pathlib.Path, label: str, is_wanted: bool
+) -> Iterator[Callable[[float], None]]:
+    """Gives update(seconds of audio done); the bar shows the speed relative to real time."""
+    from tqdm import tqdm
+
+    from mt3_keras.audio import duration
+
+    total = duration(recording)
+    start = time.monotonic()
+    layout = (
+        "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}{postfix}]"
+    )
+    if total is None:
+        layout = "{desc} {n:.0f} s [{elapsed}{postfix}]"
+    with tqdm(
+        total=total, desc=label, bar_format=layout, disable=None if is_wanted else True, leave=False
+    ) as bar:
+
+        def update(seconds: float) -> None:
+            speed = seconds / max(time.monotonic() - start, 1e-6)
+            bar.set_postfix_str(f"{speed:.1f}x real time", refresh=False)
+            bar.update(min(seconds, total or seconds) - bar.n)
+
+        yield update
+
+
+COMMAND = Command("FILE_OR_FOLDER ... [FLAGS]", __doc__, _define_flags, _transcribe, True)
