@@ -222,7 +222,7 @@ def test_flags_that_a_detector_has_no_use_for_are_refused_in_one_line(
     assert main(["transcribe", *flags, *arguments, str(recording)]) == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert complaint in line
-    assert not (tmp_path / "out").exists()
+    assert files_in(tmp_path) == ["audio/a song.wav"]
 
 
 def test_a_missing_model_is_told_with_the_cure(recording, capsys):
