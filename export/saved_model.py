@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from export.served_model import ServedModel
-from mt3_keras.midi import replacing
+from mt3_keras.files import replacing
 
 
 def export_saved_model(

@@ -30,8 +30,8 @@ import tensorflow as tf
 
 from mt3_keras.codec import EOS
 from mt3_keras.engines.litert import EdgeModel
+from mt3_keras.files import replacing
 from mt3_keras.grammar import STATE, Grammar, Rules
-from mt3_keras.midi import replacing
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.models.mt3 import MT3Backbone, without_rolls
 

@@ -151,7 +151,7 @@ def _transcribe_one(
     label: str,
     values: flags.FlagValues,
 ) -> None:
-    from mt3_keras.midi import replacing
+    from mt3_keras.files import replacing
     from mt3_keras.notes import describe_notes
 
     lines = next((path for path in outputs if path.suffix == ".jsonl"), None)
@@ -231,7 +231,7 @@ def _write_lines(progress: Any, recording: pathlib.Path, stream: IO[str]) -> Non
 
 def _write(result: Any, recording: pathlib.Path, path: pathlib.Path) -> None:
     """Writes one output of a transcription, by its suffix; JSON lines are written already."""
-    from mt3_keras.midi import replacing
+    from mt3_keras.files import replacing
 
     if path.suffix == ".mid":
         result.write_midi(path)
@@ -280,8 +280,9 @@ MAIN_SCORES = (
 
 
 def _run_evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
+    from mt3_keras.files import replacing
     from mt3_keras.metrics import further_scores, mean_scores, transcription_scores
-    from mt3_keras.midi import read_midi, replacing
+    from mt3_keras.midi import read_midi
 
     if not values.reference or not values.estimate:
         raise UsageError("--reference and --estimate are both needed")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pretty_midi
 
+from mt3_keras.files import replacing
 from mt3_keras.notes import Note, PedalChange, apply_sustain, sort_notes
 
 SUSTAIN_CONTROL = 64
@@ -106,23 +107,6 @@ def write_midi(notes: Iterable[Note], path: str | os.PathLike[str]) -> None:
     midi.instruments = [parts[key] for key in sorted(parts)]
     with replacing(path) as temporary:
         midi.write(str(temporary))
-
-
-class replacing:  # noqa: N801 - reads as the statement it is: `with replacing(path) as temporary`
-    """Gives a temporary path beside `path`, moved onto it on success and removed on failure."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = pathlib.Path(path)
-        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> pathlib.Path:
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.temporary.replace(self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
 
 
 def instrument_name(program: int, is_drum: bool) -> str:

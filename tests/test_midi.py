@@ -13,7 +13,6 @@ from mt3_keras.midi import (
     parse_instruments,
     read_instruments,
     read_midi,
-    replacing,
     write_midi,
 )
 from mt3_keras.notes import Note, sort_notes
@@ -94,15 +93,6 @@ def test_a_truncated_midi_file_is_refused(tmp_path):
 def test_a_missing_midi_file_is_named(tmp_path):
     with pytest.raises(MidiError, match=r"none\.mid"):
         read_midi(tmp_path / "none.mid")
-
-
-def test_a_failed_write_leaves_nothing_behind(tmp_path):
-    (tmp_path / "old.txt").write_text("old")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "old.txt") as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert [p.name for p in tmp_path.iterdir()] == ["old.txt"]
-    assert (tmp_path / "old.txt").read_text() == "old"
 
 
 def test_instruments_are_named_by_number_name_and_class():

@@ -17,9 +17,9 @@ import numpy as np
 from keras import ops
 
 from mt3_keras.engines.keras import Search
+from mt3_keras.files import replacing
 from mt3_keras.grammar import Rules
 from mt3_keras.metrics import further_scores, onset_scores
-from mt3_keras.midi import replacing
 from mt3_keras.models.config import ENCODER_HEADS, NUM_CLASSES, NUM_PITCHES, ModelConfig
 from mt3_keras.models.heads import (
     CLASS_WIDTH,
