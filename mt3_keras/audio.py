@@ -7,6 +7,7 @@ then soxr's HQ resampler. What makes sound hard to transcribe is told in a warni
 
 from __future__ import annotations
 
+import functools
 import glob
 import logging
 import math
@@ -156,6 +157,7 @@ def find_audio(paths: Sequence[str | os.PathLike[str]]) -> list[pathlib.Path]:
       AudioError: a path does not exist, a pattern matches nothing, a folder holds no audio.
     """
     found: dict[pathlib.Path, pathlib.Path] = {}
+    resolve = functools.cache(pathlib.Path.resolve)  # once for each folder
     for path in paths:
         given = os.fspath(path)
         # As it stands first, so that brackets in a file's name do no harm; pathlib's glob would
@@ -169,7 +171,7 @@ def find_audio(paths: Sequence[str | os.PathLike[str]]) -> list[pathlib.Path]:
         if not files:
             raise AudioError(f"{given}: no audio in this folder; name files of other suffixes")
         for file in files:
-            found.setdefault(file.parent.resolve() / file.name, file)
+            found.setdefault(resolve(file.parent) / file.name, file)
     return list(found.values())
 
 

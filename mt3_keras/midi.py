@@ -184,7 +184,7 @@ def read_midi(path: str | os.PathLike[str], *, sustain: bool = True) -> list[Not
     """
     notes: list[Note] = []
     for part in read_instruments(path):
-        notes += apply_sustain(part.notes, part.pedal) if sustain else part.notes
+        notes += apply_sustain(part.notes, part.pedal) if sustain and part.pedal else part.notes
     return sort_notes(notes)
 
 

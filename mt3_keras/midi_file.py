@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from mt3_keras.files import open_regular
 
 MAX_BYTES = 2**25  # of a file
-MAX_EVENTS = 2**22  # of notes, programs and pedals in a file
+MAX_EVENTS = 2**22  # of notes, programs, pedals and tempos in a track, and in a file
+MAX_TRACKS = 2**16
 NOTE_OFF, NOTE_ON, CONTROL, PROGRAM = 0x80, 0x90, 0xB0, 0xC0
 SUSTAIN_CONTROL, SOUND_OFF_CONTROL, NOTES_OFF_CONTROL = 64, 120, 123
 _CONTROLS = (SUSTAIN_CONTROL, SOUND_OFF_CONTROL, NOTES_OFF_CONTROL)
@@ -102,6 +103,10 @@ def read_tracks(path: str | os.PathLike[str]) -> list[tuple[Track, TempoMap]]:
         file_format, division, tracks = _read_chunks(data, os.fspath(path))
     except _DamageError as damage:
         raise MidiError(f"{path}: {damage}; copy or download it again") from None
+    except _SizeError:
+        raise MidiError(
+            f"{path}: holds more than {MAX_EVENTS} events or {MAX_TRACKS} tracks; split it"
+        ) from None
     if num_odd := sum(track.num_odd for track in tracks):
         _logger.warning("%s: %d notes of a pitch above 127 are left out", path, num_odd)
     if file_format == 2:
@@ -112,6 +117,10 @@ def read_tracks(path: str | os.PathLike[str]) -> list[tuple[Track, TempoMap]]:
 
 class _DamageError(Exception):
     """Why a file cannot be read."""
+
+
+class _SizeError(Exception):
+    """A file holds more than is read."""
 
 
 def _read_chunks(data: bytes, path: str) -> tuple[int, int, list[Track]]:
@@ -137,9 +146,9 @@ def _read_chunks(data: bytes, path: str) -> tuple[int, int, list[Track]]:
                 end = len(data)
             track, at = _read_track(data, at + 8, end, len(tracks) + 1)
             tracks.append(track)
-            num_events += len(track.events)
-            if num_events > MAX_EVENTS:
-                raise MidiError(f"{path}: holds more than {MAX_EVENTS} events; split it")
+            num_events += len(track.events) + len(track.tempos)
+            if num_events > MAX_EVENTS or len(tracks) > MAX_TRACKS:
+                raise _SizeError
         elif kind == b"MThd":
             _logger.warning("%s: holds several MIDI files; only the first is read", path)
             break
@@ -173,6 +182,8 @@ def _read_track(data: bytes, start: int, stated_end: int, number: int) -> tuple[
     at, status, port = start, 0, 0
     try:
         while not (at == stated_end and _is_chunk(data, at)):
+            if len(track.events) + len(track.tempos) > MAX_EVENTS:
+                raise _SizeError
             delta, at = _read_variable(data, at)
             track.end += delta
             if data[at] >= 0x80:

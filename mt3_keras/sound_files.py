@@ -423,6 +423,8 @@ def _is_broadcast(head: bytes) -> bool:
 def _check_log(log: str, is_failure: bool, held: float, path: pathlib.Path) -> None:
     """Raises or warns by what ffmpeg said of a file of which it gave `held` seconds."""
     errors = re.findall(r"^(?:\[[^]]*\] )*\[(?:error|fatal|panic)\] (.*)$", log, re.M)
+    if "matches no streams" in log:
+        raise AudioError(f"{path}: holds no sound; check that it is the right file")
     if is_failure or "ended prematurely" in log:  # cut short, to ffmpeg no failure
         lines = errors or [line for line in log.splitlines() if not line.startswith("[info]")]
         complaint = re.sub(r"^(\[[^]]*\] )+", "", lines[0]) if lines else "no reason given"

@@ -734,6 +734,12 @@ def test_sound_that_begins_after_the_picture_is_read_in_its_time(
 
 
 @needs_ffmpeg
+def test_a_video_without_sound_is_told_as_such(tmp_path: pathlib.Path) -> None:
+    ffmpeg("-f", "lavfi", "-i", "color=size=16x16:duration=1", tmp_path / "a.mp4")
+    assert "holds no sound" in refuse(tmp_path / "a.mp4")
+
+
+@needs_ffmpeg
 def test_a_pause_of_the_stream_is_silence(tmp_path: pathlib.Path) -> None:
     wav = write(tmp_path / "a.wav", tone(32000), 16000)
     jump = "asetpts=PTS+gte(T\\,1)*2/TB"

@@ -333,6 +333,9 @@ def test_what_a_file_holds_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr("mt3_keras.midi_file.MAX_EVENTS", 3)
     with pytest.raises(MidiError, match="more than 3 events"):
         read_bytes(tmp_path, song(TWO + END))
+    monkeypatch.setattr("mt3_keras.midi_file.MAX_TRACKS", 2)
+    with pytest.raises(MidiError, match="or 2 tracks"):
+        read_bytes(tmp_path, song(END, END, END))
     with (tmp_path / "a.mid").open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(MidiError, match="larger than 32 MiB"):
