@@ -13,7 +13,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -30,13 +29,14 @@ from mt3_keras.containers import (
     read_ogg_pages,
     skip_tags,
 )
+from mt3_keras.ffmpeg import check_log, ffmpeg_command
 from mt3_keras.files import open_regular
 from mt3_keras.quiet import quiet_stderr
 from mt3_keras.segments import AudioError
 
 MAX_VALUES_AT_ONCE = 2**22  # 16 MiB of float32, also at 192 kHz and with many channels
 TOLERATED_LOSS = 0.1  # seconds that a file may fall short of what it states
-TOLERATED_EARLY_END = 2.0  # seconds; of a video's sound, or where a duration is an estimate
+MAX_PAUSE_SECONDS = 3600.0  # of a stream; a damaged time would be made up for with years of silence
 MAX_PADDING = 2**13  # samples that an MP3 encoder adds, and its first frame tells to leave out
 MIN_RATE_HZ, MAX_RATE_HZ = 1000, 2_000_000
 INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
@@ -84,7 +84,7 @@ def read_channels(path: pathlib.Path, block_seconds: float) -> _Blocks:
                 yield from _read_mpeg(mpeg, file, path, block_seconds)
             else:
                 _check_size(file, path)
-                head = os.pread(file.fileno(), 200, 0)
+                head = _peek(file, 0, 200)
                 yield from _read_by_ffmpeg(
                     path, head, error.error_string.strip(" ."), block_seconds
                 )
@@ -107,11 +107,19 @@ def duration(path: str | os.PathLike[str]) -> float | None:
         return None
 
 
+def _peek(file: IO[bytes], at: int, num_bytes: int) -> bytes:
+    """Bytes of the file; its position, which libsndfile shares, stays."""
+    position = file.tell()
+    file.seek(at)
+    found = file.read(num_bytes)
+    file.seek(position)
+    return found
+
+
 def _open(file: IO[bytes], path: pathlib.Path) -> _Stream:
     """By libsndfile; FLAC files as if they stated no length, for some state too little."""
     start = skip_tags(file.fileno())
-    file.seek(start)
-    head = file.read(26)
+    head = _peek(file, start, 26)
     if head[:4] == b"OggS":
         _check_pages(path, file)
     parts = [(start, os.fstat(file.fileno()).st_size - start)]
@@ -246,9 +254,7 @@ def _check_header(sound: _Stream, file: IO[bytes], path: pathlib.Path) -> None:
         r"(?:match value from 'ds64' chunk of|^ *Frames *:|^ *Rows : \d+ +Cols :) (\d+)", log, re.M
     )
     if sound.format == "NIST":
-        frames = re.findall(
-            r"sample_count -i (\d+)", os.pread(file.fileno(), 1024, 0).decode("latin-1")
-        )
+        frames = re.findall(r"sample_count -i (\d+)", _peek(file, 0, 1024).decode("latin-1"))
     if frames and sound.format in ("RF64", "AVR", "MPC2K", "MAT5", "NIST"):
         _check_length(held, int(frames[-1]) / sound.samplerate, path)
     if "Seems to be a truncated file" in log:  # VOC
@@ -257,7 +263,7 @@ def _check_header(sound: _Stream, file: IO[bytes], path: pathlib.Path) -> None:
 
 def _flac_frames(file: IO[bytes]) -> int:
     """The number of frames that a FLAC file states; 0 is unknown."""
-    return int.from_bytes(os.pread(file.fileno(), 5, skip_tags(file.fileno()) + 21)) & (2**36 - 1)
+    return int.from_bytes(_peek(file, skip_tags(file.fileno()) + 21, 5)) & (2**36 - 1)
 
 
 def _check_pages(path: pathlib.Path, file: IO[bytes]) -> None:
@@ -288,19 +294,17 @@ def _open_rest(sound: _Stream, file: IO[bytes]) -> _Stream | None:
         return None
     if not sound.frames:
         sound.seek(0)
-    descriptor = file.fileno()
-    at = os.lseek(descriptor, 0, os.SEEK_CUR)
-    size = os.fstat(descriptor).st_size
+    at, size = file.tell(), os.fstat(file.fileno()).st_size
     width *= sound.channels
     if (size - at) / (width * sound.samplerate) <= TOLERATED_LOSS:
         return None
-    if any(_is_chunk(descriptor, at + i, size, endian) for i in range(width + 1)):
+    if any(_is_chunk(file, at + i, size, endian) for i in range(width + 1)):
         return None
-    ends = os.pread(descriptor, 2**16, at), os.pread(descriptor, 2**16, max(at, size - 2**16))
+    ends = _peek(file, at, 2**16), _peek(file, max(at, size - 2**16), 2**16)
     if ends[0].startswith((b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")) or not any(map(any, ends)):
         return None
     return _Stream(
-        PartsOfFile(descriptor, [(at, size - at)], {}),
+        PartsOfFile(file.fileno(), [(at, size - at)], {}),
         samplerate=sound.samplerate,
         channels=sound.channels,
         format="RAW",
@@ -309,9 +313,9 @@ def _open_rest(sound: _Stream, file: IO[bytes]) -> _Stream | None:
     )
 
 
-def _is_chunk(descriptor: int, at: int, size: int, order: Literal["little", "big"]) -> bool:
+def _is_chunk(file: IO[bytes], at: int, size: int, order: Literal["little", "big"]) -> bool:
     """Whether a chunk of WAV, AIFF, Wave64 or CAF begins there."""
-    head = os.pread(descriptor, 24, at)
+    head = _peek(file, at, 24)
     if len(head) < 8 or not re.fullmatch(rb"[ -~]{4}", head[:4]):
         return False
     lengths = [int.from_bytes(head[4:8], order) + 8, int.from_bytes(head[4:12], order) + 12]
@@ -342,7 +346,7 @@ def _integer_scale(sound: _Stream, path: pathlib.Path) -> float:
 
 def _check_size(file: IO[bytes], path: pathlib.Path) -> None:
     """Raises if a file of a kind that states its size (ASF: WMA; RIFF: AVI) is shorter."""
-    head, size = os.pread(file.fileno(), 4096, 0), os.fstat(file.fileno()).st_size
+    head, size = _peek(file, 0, 4096), os.fstat(file.fileno()).st_size
     properties = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
     stated = 0
     if properties >= 0:
@@ -356,34 +360,9 @@ def _check_size(file: IO[bytes], path: pathlib.Path) -> None:
         )
 
 
-def _find_ffmpeg() -> str | None:
-    """The program on PATH, or that of the package imageio-ffmpeg."""
-    if program := shutil.which("ffmpeg"):
-        return program
-    try:
-        import imageio_ffmpeg
-
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError):
-        return None
-
-
 def _read_by_ffmpeg(path: pathlib.Path, head: bytes, refusal: str, block_seconds: float) -> _Blocks:
-    """The first audio stream of anything that ffmpeg reads, at its own rate and channels."""
-    program = _find_ffmpeg()
-    if program is None:
-        raise AudioError(
-            f"{path}: is not audio that can be read here ({refusal}); if it is M4A, AAC, WMA or"
-            " video, pip install imageio-ffmpeg, or install ffmpeg or convert it to WAV"
-        )
-    # Silence where the sound begins late or pauses: times are then those of a player. AU, for it
-    # states rate and channels before the samples and needs no length. Only local files: a playlist
-    # must not make this read from a network.
-    command = [program, "-nostdin", "-hide_banner", "-nostats", "-v", "level+info", "-xerror"]
-    command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path}", "-map", "0:a:0"]
-    command += ["-af", "aresample=async=1:first_pts=0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
-    if _is_broadcast(head):  # time counts from the first stream in use: pictures are copied nowhere
-        command += ["-map", "0:a:0", "-map", "0:v?", "-c", "copy", "-f", "null", "-"]
+    """The first audio stream of anything that ffmpeg reads."""
+    command = ffmpeg_command(path, head, refusal)
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
@@ -392,7 +371,7 @@ def _read_by_ffmpeg(path: pathlib.Path, head: bytes, refusal: str, block_seconds
     ):
         assert process.stdout is not None
         try:
-            held = 0.0
+            held = paused = 0.0
             try:
                 sound = _Stream(process.stdout.fileno(), closefd=False)
             except soundfile.LibsndfileError:
@@ -403,41 +382,16 @@ def _read_by_ffmpeg(path: pathlib.Path, head: bytes, refusal: str, block_seconds
                 with sound:
                     for block, rate in _read(sound, path, block_seconds):
                         held += len(block) / rate
+                        paused = 0.0 if block.any() else paused + len(block) / rate
+                        if paused > MAX_PAUSE_SECONDS:
+                            raise AudioError(
+                                f"{path}: is silent for an hour up to {held / 3600:.1f} h, so a"
+                                " time in it is damaged; convert it to WAV first"
+                            )
                         yield block, rate
             is_failure = process.wait() != 0 or not is_sound
             log.seek(0)
             text = log.read(2**20).decode(errors="replace")
-            _check_log(text, is_failure, held, path)
+            check_log(text, is_failure, held, path)
         finally:
             process.kill()
-
-
-def _is_broadcast(head: bytes) -> bool:
-    """Whether a file is an MPEG program stream or transport stream, with times or without."""
-    packs = ((0, 188), (4, 196))
-    return head[:4] == b"\0\0\1\xba" or any(
-        head[a : a + 1] == head[b : b + 1] == b"G" for a, b in packs
-    )
-
-
-def _check_log(log: str, is_failure: bool, held: float, path: pathlib.Path) -> None:
-    """Raises or warns by what ffmpeg said of a file of which it gave `held` seconds."""
-    errors = re.findall(r"^(?:\[[^]]*\] )*\[(?:error|fatal|panic)\] (.*)$", log, re.M)
-    if "matches no streams" in log:
-        raise AudioError(f"{path}: holds no sound; check that it is the right file")
-    if is_failure or "ended prematurely" in log:  # cut short, to ffmpeg no failure
-        lines = errors or [line for line in log.splitlines() if not line.startswith("[info]")]
-        complaint = re.sub(r"^(\[[^]]*\] )+", "", lines[0]) if lines else "no reason given"
-        raise AudioError(
-            f"{path}: ffmpeg cannot read all of it as audio ({complaint});"
-            " copy or download it again, or convert it to WAV"
-        )
-    if errors:
-        text = "%s: may be damaged (%s); sound may be missing from what was read, %.1f s"
-        _logger.warning(text, path, errors[0], held)
-    elif found := re.search(r"Duration: (\d+):(\d+):([\d.]+)", log):
-        hours, minutes, seconds = map(float, found.groups())
-        stated = 3600 * hours + 60 * minutes + seconds
-        if stated - held > TOLERATED_EARLY_END:
-            text = "%s: its sound ends after %.1f s, of %.1f s that the file states"
-            _logger.warning(text, path, held, stated)

@@ -750,6 +750,15 @@ def test_a_pause_of_the_stream_is_silence(tmp_path: pathlib.Path) -> None:
 
 
 @needs_ffmpeg
+def test_a_time_far_off_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sound_files, "MAX_PAUSE_SECONDS", 50.0)
+    wav = write(tmp_path / "a.wav", tone(32000), 16000)
+    jump = "asetpts=PTS+gte(T\\,1)*100/TB"
+    ffmpeg("-i", wav, "-af", jump, "-c:a", "libvorbis", tmp_path / "a.mka")
+    assert "is silent for an hour" in refuse(tmp_path / "a.mka")
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize("name", ["a.mka", "a.webm", "a.wma", "a.avi"])
 def test_cut_files_of_ffmpeg_are_refused_or_told(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, name: str
