@@ -31,8 +31,8 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.machine import run_json
+from mt3_keras.files import replacing
 from mt3_keras.metrics import match_notes, onset_scores
-from mt3_keras.midi import replacing
 from mt3_keras.notes import Note, map_program
 from mt3_keras.transcriber import Transcriber
 from train.evaluate import read_manifest

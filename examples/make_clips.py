@@ -19,7 +19,8 @@ import scipy.signal
 import soundfile
 
 from mt3_keras.data.example import DatasetError
-from mt3_keras.midi import replacing, write_midi
+from mt3_keras.files import replacing
+from mt3_keras.midi import write_midi
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, sort_notes, trim_overlaps
 from mt3_keras.synth.augment import Samples, room_responses

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from export.served_model import ServedDetector, ServedModel
 from mt3_keras.extras import require
-from mt3_keras.midi import replacing
+from mt3_keras.files import replacing
 from mt3_keras.note_rolls import RollDecoding
 
 Served = ServedModel | ServedDetector

@@ -33,8 +33,8 @@ import tensorflow as tf
 
 from mt3_keras.codec import EOS
 from mt3_keras.engines.litert import EdgeDetector, EdgeModel
+from mt3_keras.files import replacing
 from mt3_keras.grammar import Grammar, Rules
-from mt3_keras.midi import replacing
 from mt3_keras.models.config import SAMPLE_RATE_HZ, DetectorConfig
 from mt3_keras.models.detector import NoteDetector
 from mt3_keras.models.mt3 import MT3Backbone

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 import difflib
+import logging
 import os
-import pathlib
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import mido
 import pretty_midi
 
+from mt3_keras.files import replacing
+from mt3_keras.midi_file import (
+    CONTROL,
+    NOTE_OFF,
+    NOTE_ON,
+    PROGRAM,
+    SUSTAIN_CONTROL,
+    MidiError,
+    TempoMap,
+    Track,
+    read_tracks,
+)
 from mt3_keras.notes import Note, PedalChange, apply_sustain, sort_notes
 
-SUSTAIN_CONTROL = 64
-# 120 beats a minute at 500 ticks a beat: one tick is 1 ms, so MT3's 10 ms grid is stored exactly.
-BEATS_PER_MINUTE, TICKS_PER_BEAT = 120.0, 500
+__all__ = [
+    "Instrument",
+    "MidiError",
+    "instrument_name",
+    "parse_instruments",
+    "read_instruments",
+    "read_midi",
+    "write_midi",
+]
 
-
-class MidiError(ValueError):
-    """A MIDI file that cannot be read."""
+MAX_SECONDS = 100 * 3600.0  # of a piece: what is longer has a damaged time in it
+DRUM_CHANNEL = 9
+MELODIC_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
+# Ticks a beat, at 120 beats a minute: ticks of 1 ms in all but long pieces, for pretty_midi refuses
+# a file of more than `MAX_TICKS`. Down to 50 they keep MT3's 10 ms grid.
+BEATS_PER_SECOND, RESOLUTIONS, MAX_TICKS = 2, (500, 250, 100, 50, 25, 10, 1), 10_000_000
+_logger = logging.getLogger(__name__)
 
 
 class Instrument(NamedTuple):
@@ -33,41 +57,120 @@ class Instrument(NamedTuple):
 
 
 def read_instruments(path: str | os.PathLike[str]) -> list[Instrument]:
-    """Reads the parts of a MIDI file, those without notes included.
+    """Reads the parts of a MIDI file: what one program plays in one channel of one track.
 
-    Notes of no duration or velocity 0 are left out, pitch bends are ignored.
+    A note has the program that its own track gave its channel, else that which another track gave
+    it. Notes still held where their track ends, end there, or with the next strike of their key.
+    Left out: notes of no duration (but drums, which last a tick) and pitch bends.
 
     Raises:
-      MidiError: the file is missing, damaged or no MIDI file.
+      MidiError: the file cannot be read (see `read_tracks`), or lasts more than `MAX_SECONDS`.
     """
-    path = pathlib.Path(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tempo changes off track 0: harmless and common
-            midi = pretty_midi.PrettyMIDI(str(path))
-    except OSError as error:
-        reason = error.strerror or "it is damaged or cut short: get it again"
-        raise MidiError(f"{path}: cannot read the MIDI file ({reason})") from error
-    except Exception as error:  # the MIDI parser raises a dozen types on damaged input
+    tracks = read_tracks(path)
+    programs: dict[int, list[tuple[int, int]]] = {}  # of each channel, in all tracks
+    for track, _ in tracks:
+        for time, kind, channel, program, _ in track.events:
+            if kind == PROGRAM:
+                programs.setdefault(channel, []).append((time, program))
+    for changes in programs.values():
+        changes.sort(key=lambda change: change[0])
+    instruments: list[Instrument] = []
+    for track, tempos in tracks:
+        parts = _Parts(programs)
+        parts.read(track)
+        instruments += parts.to_instruments(track.name, tempos)
+    last = max((note.offset for part in instruments for note in part.notes), default=0.0)
+    if last > MAX_SECONDS:
         raise MidiError(
-            f"{path}: not a readable MIDI file ({error or type(error).__name__})"
-        ) from error
-    return [_to_instrument(part) for part in midi.instruments]
+            f"{path}: lasts {last / 3600:.0f} hours by its own account, so a time in it is damaged;"
+            " copy or download it again"
+        )
+    return instruments
 
 
-def _to_instrument(part: pretty_midi.Instrument) -> Instrument:
-    program = 0 if part.is_drum else int(part.program)  # numpy.int64 for some files
-    notes = [
-        Note(float(n.start), float(n.end), n.pitch, n.velocity, program, part.is_drum)
-        for n in part.notes
-        if n.end > n.start >= 0 and n.velocity > 0
-    ]
-    pedal = [
-        PedalChange(float(c.time), c.value >= 64)
-        for c in part.control_changes
-        if c.number == SUSTAIN_CONTROL
-    ]
-    return Instrument(part.name, program, part.is_drum, sort_notes(notes), pedal)
+class _Held(NamedTuple):
+    """A note that has begun; onset in ticks."""
+
+    onset: int
+    velocity: int
+    program: int
+
+
+class _Parts:
+    """The parts of one track, as its events come.
+
+    Args:
+      programs: the program changes of each channel in all tracks: (time in ticks, program).
+    """
+
+    def __init__(self, programs: dict[int, list[tuple[int, int]]]) -> None:
+        self._programs = programs
+        self._own: dict[int, int] = {}  # the program of each channel, if this track gave it one
+        self._held: dict[tuple[int, int], list[_Held]] = {}  # by channel and pitch
+        self._notes: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+        self._pedals: dict[int, list[tuple[int, bool]]] = {}  # by channel
+
+    def read(self, track: Track) -> None:
+        """Takes all events of the track."""
+        for time, kind, channel, first, second in track.events:
+            if kind == NOTE_ON:
+                held = _Held(time, second, self._program(channel, time))
+                self._held.setdefault((channel, first), []).append(held)
+            elif kind == NOTE_OFF:
+                self._release(channel, first, time)
+            elif kind == PROGRAM:
+                self._own[channel] = first
+            elif kind == CONTROL and first == SUSTAIN_CONTROL:
+                self._pedals.setdefault(channel, []).append((time, second >= 64))
+            else:  # all notes off, all sound off
+                for key in [key for key in self._held if key[0] == channel]:
+                    self._release(*key, time)
+        for (channel, pitch), still_held in self._held.items():
+            ends = [note.onset for note in still_held[1:]] + [track.end]
+            for note, end in zip(still_held, ends, strict=True):
+                self._add(channel, pitch, note, end)
+
+    def _program(self, channel: int, time: int) -> int:
+        if channel in self._own:
+            return self._own[channel]
+        changes = self._programs.get(channel, [])
+        index = bisect.bisect_right(changes, time, key=lambda change: change[0])
+        return changes[index - 1][1] if index else 0
+
+    def _release(self, channel: int, pitch: int, time: int) -> None:
+        """Ends all notes of the key; one that has just begun sounds on, if there are others."""
+        held = self._held.pop((channel, pitch), [])
+        ended = [note for note in held if note.onset < time]
+        if ended and len(ended) < len(held):
+            self._held[channel, pitch] = held[len(ended) :]
+            held = ended
+        for note in held:
+            self._add(channel, pitch, note, time)
+
+    def _add(self, channel: int, pitch: int, note: _Held, end: int) -> None:
+        is_drum = channel % 16 == DRUM_CHANNEL
+        if is_drum:  # a strike sounds, however soon it is released
+            end = max(end, note.onset + 1)
+        if end > note.onset:
+            key = (channel, 0 if is_drum else note.program)
+            self._notes.setdefault(key, []).append((note.onset, end, pitch, note.velocity))
+
+    def to_instruments(self, name: str, tempos: TempoMap) -> list[Instrument]:
+        """The parts, times in seconds."""
+        instruments = []
+        for (channel, program), notes in self._notes.items():
+            is_drum = channel % 16 == DRUM_CHANNEL
+            seconds = tempos.to_seconds
+            timed = sort_notes(
+                Note(seconds(onset), seconds(end), pitch, velocity, program, is_drum)
+                for onset, end, pitch, velocity in notes
+            )
+            pedal = [
+                PedalChange(seconds(time), is_down)
+                for time, is_down in self._pedals.get(channel, [])
+            ]
+            instruments.append(Instrument(name, program, is_drum, timed, pedal))
+        return instruments
 
 
 def read_midi(path: str | os.PathLike[str], *, sustain: bool = True) -> list[Note]:
@@ -81,48 +184,126 @@ def read_midi(path: str | os.PathLike[str], *, sustain: bool = True) -> list[Not
     """
     notes: list[Note] = []
     for part in read_instruments(path):
-        notes += apply_sustain(part.notes, part.pedal) if sustain else part.notes
+        notes += apply_sustain(part.notes, part.pedal) if sustain and part.pedal else part.notes
     return sort_notes(notes)
+
+
+@dataclasses.dataclass
+class _Part:
+    """The track of one instrument, as it is written; times in ticks.
+
+    Attributes:
+      notes: (onset, offset, pitch, velocity), by onset.
+      channels: of each note.
+      programs: (time, channel): where the program of a channel is set.
+    """
+
+    program: int
+    is_drum: bool
+    notes: list[tuple[int, int, int, int]]
+    channels: list[int] = dataclasses.field(default_factory=list)
+    programs: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
 
 def write_midi(notes: Iterable[Note], path: str | os.PathLike[str]) -> None:
     """Writes notes as a MIDI file, one track for each instrument, named as in General MIDI.
 
-    Times are rounded to 1 ms. The file appears whole or not at all. MIDI has 15 melodic channels:
-    from the 16th instrument on, tracks share channels.
+    Times are rounded to 1 ms, in pieces of more than 2 h 46 min to 2 ms, of 5 h 33 min to 5 ms, of
+    13 h 53 min to 10 ms and so on. The file appears whole or not at all. MIDI has 15 melodic
+    channels: from the 16th instrument on, one that begins takes the channel of one that is silent.
+
+    Raises:
+      OSError: the file cannot be written.
+      ValueError: a time, pitch, velocity or program that MIDI cannot hold.
     """
-    midi = pretty_midi.PrettyMIDI(resolution=TICKS_PER_BEAT, initial_tempo=BEATS_PER_MINUTE)
-    parts: dict[tuple[bool, int], pretty_midi.Instrument] = {}
-    for note in sort_notes(notes):
-        key = (note.is_drum, 0 if note.is_drum else note.program)
-        if key not in parts:
-            parts[key] = pretty_midi.Instrument(key[1], key[0], instrument_name(key[1], key[0]))
-        onset = round(note.onset, 3)
-        parts[key].notes.append(
-            pretty_midi.Note(
-                int(note.velocity), int(note.pitch), onset, max(round(note.offset, 3), onset + 1e-3)
-            )
+    notes = sort_notes(notes)
+    end = max((note.offset for note in notes), default=0.0)
+    resolution = next(
+        (r for r in RESOLUTIONS if (end + 1) * r * BEATS_PER_SECOND < MAX_TICKS), RESOLUTIONS[-1]
+    )
+    ticks_per_second = resolution * BEATS_PER_SECOND
+    parts: dict[tuple[bool, int], _Part] = {}
+    for note in notes:
+        key = (note.is_drum, 0 if note.is_drum else int(note.program))
+        onset, offset = (round(time * ticks_per_second) for time in (note.onset, note.offset))
+        part = parts.setdefault(key, _Part(key[1], key[0], []))
+        part.notes.append((onset, max(offset, onset + 1), int(note.pitch), int(note.velocity)))
+    ordered = [parts[key] for key in sorted(parts)]
+    _assign_channels(ordered, path)
+    midi = mido.MidiFile(ticks_per_beat=resolution)
+    midi.tracks.append(
+        mido.MidiTrack(
+            [
+                mido.MetaMessage("set_tempo", tempo=1_000_000 // BEATS_PER_SECOND),
+                mido.MetaMessage("time_signature", numerator=4, denominator=4),
+                mido.MetaMessage("end_of_track", time=1),
+            ]
         )
-    midi.instruments = [parts[key] for key in sorted(parts)]
+    )
+    midi.tracks += map(_to_track, ordered)
     with replacing(path) as temporary:
-        midi.write(str(temporary))
+        midi.save(temporary)
 
 
-class replacing:  # noqa: N801 - reads as the statement it is: `with replacing(path) as temporary`
-    """Gives a temporary path beside `path`, moved onto it on success and removed on failure."""
+def _assign_channels(parts: Sequence[_Part], path: str | os.PathLike[str]) -> None:
+    """Gives each note a channel, and each channel its program before the notes that need it."""
+    owners: dict[int, _Part] = {}  # who has a melodic channel
+    held: dict[int, dict[int, int]] = {channel: {} for channel in MELODIC_CHANNELS}  # pitch -> end
+    ends = dict.fromkeys(MELODIC_CHANNELS, -1)
+    melodic = [part for part in parts if not part.is_drum]
+    for channel, part in zip(MELODIC_CHANNELS, melodic, strict=False):
+        owners[channel] = part
+        part.programs.append((0, channel))
+    for part in parts:
+        if part.is_drum:
+            part.programs.append((0, DRUM_CHANNEL))
+            part.channels = [DRUM_CHANNEL] * len(part.notes)
+    own = {id(part): channel for channel, part in owners.items()}
+    num_cut = 0
+    order = ((*note[:3], part) for part in melodic for note in part.notes)
+    for onset, offset, pitch, part in sorted(order, key=lambda note: note[0]):
+        channel = own.get(id(part), -1)
+        if channel < 0:
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = pathlib.Path(path)
-        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+            def rank(c: int, onset: int = onset, pitch: int = pitch) -> tuple[bool, bool, int]:
+                return held[c].get(pitch, -1) >= onset, ends[c] >= onset, ends[c]
 
-    def __enter__(self) -> pathlib.Path:
-        return self.temporary
+            channel = min(MELODIC_CHANNELS, key=rank)
+            num_cut += held[channel].get(pitch, -1) >= onset
+            if channel in owners:
+                del own[id(owners[channel])]
+            owners[channel] = part
+            own[id(part)] = channel
+            part.programs.append((onset, channel))
+        part.channels.append(channel)
+        held[channel][pitch] = max(offset, held[channel].get(pitch, -1))
+        ends[channel] = max(ends[channel], offset)
+    if num_cut:
+        _logger.warning(
+            "%s: %d notes are struck while another instrument holds their pitch in their channel,"
+            " for MIDI has 15 channels; a player may cut them short",
+            path,
+            num_cut,
+        )
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.temporary.replace(self.path)
+
+def _to_track(part: _Part) -> mido.MidiTrack:
+    # (time, rank, channel, pitch, velocity); at one time notes end, programs change, notes begin.
+    events = [(time, 1, channel, 0, 0) for time, channel in part.programs]
+    for (onset, offset, pitch, velocity), channel in zip(part.notes, part.channels, strict=True):
+        events += [(onset, 2, channel, pitch, velocity), (offset, 0, channel, pitch, 0)]
+    name = instrument_name(part.program, part.is_drum)
+    track = mido.MidiTrack([mido.MetaMessage("track_name", name=name)])
+    before = 0
+    for time, rank, channel, pitch, velocity in sorted(events):
+        values = {"channel": channel, "time": time - before}
+        if rank == 1:
+            track.append(mido.Message("program_change", program=part.program, **values))
         else:
-            self.temporary.unlink(missing_ok=True)
+            track.append(mido.Message("note_on", note=pitch, velocity=velocity, **values))
+        before = time
+    track.append(mido.MetaMessage("end_of_track", time=1))
+    return track
 
 
 def instrument_name(program: int, is_drum: bool) -> str:

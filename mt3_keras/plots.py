@@ -14,7 +14,8 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mt3_keras.midi import instrument_name, replacing
+from mt3_keras.files import replacing
+from mt3_keras.midi import instrument_name
 from mt3_keras.notes import Note
 
 COLORS = [*color_sequences["tab20"][::2], *color_sequences["tab20"][1::2]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import random
+import re
 import shutil
 import struct
 import subprocess
@@ -12,14 +14,17 @@ import sys
 import textwrap
 import time
 import tracemalloc
+import types
 from collections.abc import Iterator
+from typing import Literal
 
 import librosa
 import numpy as np
 import pytest
 import soundfile
 
-from mt3_keras import audio
+from mt3_keras import audio, sound_files
+from mt3_keras.containers import find_mpeg
 from mt3_keras.segments import AudioError
 
 
@@ -137,7 +142,7 @@ def test_blocks_of_many_channels_are_shorter(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.wav", np.zeros((4000, 8)), 16000)
-    monkeypatch.setattr(audio, "MAX_VALUES_AT_ONCE", 8000)
+    monkeypatch.setattr(sound_files, "MAX_VALUES_AT_ONCE", 8000)
     assert [block.size for block in audio.read_blocks(path)] == [1000] * 4
 
 
@@ -284,11 +289,16 @@ def test_truncated_ogg_is_read_with_a_warning(
     assert str(path) in caplog.text and "cut short" in caplog.text
 
 
-@pytest.mark.parametrize("suffix", [".mp3", ".ogg"])
-def test_joined_files_are_refused(tmp_path: pathlib.Path, suffix: str) -> None:
-    path = write(tmp_path / f"a{suffix}", noise(88200, 2), 44100)
-    path.write_bytes(2 * path.read_bytes())
-    assert "several recordings" in refuse(path)
+def test_joined_files_are_read_whole_or_refused(tmp_path: pathlib.Path) -> None:
+    mp3, other = (write(tmp_path / f"{rate}.mp3", noise(2 * rate), rate) for rate in (44100, 48000))
+    once = read(mp3)
+    mp3.write_bytes(2 * mp3.read_bytes())
+    assert read(mp3).size == pytest.approx(2 * once.size, abs=2000)
+    mp3.write_bytes(mp3.read_bytes() + other.read_bytes())
+    assert "several recordings" in refuse(mp3)
+    ogg = write(tmp_path / "a.ogg", noise(88200, 2), 44100)
+    ogg.write_bytes(2 * ogg.read_bytes())
+    assert "several recordings" in refuse(ogg)
 
 
 # ---------------------------------------------------------------- ffmpeg
@@ -389,6 +399,470 @@ def test_real_ffmpeg_reads_m4a_and_refuses_half_of_it(tmp_path: pathlib.Path) ->
     assert abs(samples.size - 32000) < 1000
     assert np.corrcoef(samples[:30000], read(wav)[:30000])[0, 1] > 0.9
     assert "ffmpeg cannot read all" in refuse(truncate(m4a))
+
+
+# ---------------------------------------------------------------- never less than the file holds
+
+
+def tone(num_samples: int, rate: int = 16000) -> np.ndarray:
+    """A chirp with some noise: sound of which no part is like another."""
+    time = np.arange(num_samples) / rate
+    return 0.3 * np.sin(2 * np.pi * 200 * (time + 1) ** 1.5) + 0.1 * noise(num_samples)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "subtype", "order"),
+    [
+        ("a.wav", 40, "PCM_16", "little"),
+        ("a.wav", 40, "PCM_24", "little"),
+        ("a.wav", 40, "PCM_U8", "little"),
+        ("a.au", 8, "FLOAT", "big"),
+        ("a.au", 8, "ULAW", "big"),
+        ("a.aiff", 42, "PCM_16", "big"),
+    ],
+)
+@pytest.mark.parametrize("num_stated", [0, 9000])
+def test_sound_that_a_header_understates_is_read(
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    at: int,
+    subtype: str,
+    order: Literal["little", "big"],
+    num_stated: int,
+) -> None:
+    path = write(tmp_path / name, tone(32000), 16000, subtype=subtype)
+    whole, contents = read(path), bytearray(path.read_bytes())
+    assert not caplog.messages
+    width, overhead = divmod(int.from_bytes(contents[at : at + 4], order), 32000)
+    contents[at : at + 4] = (num_stated * width + overhead).to_bytes(4, order)
+    path.write_bytes(contents)
+    np.testing.assert_array_equal(read(path), whole)
+    assert f"holds 2.0 s and not the {num_stated / 16000:.1f} s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"LIST" + struct.pack("<I", 40000) + b"x" * 40000,
+        b"id3 " + struct.pack("<I", 40001) + b"x" * 40001,
+        b"ID3" + b"x" * 40000,
+        b"TAG" + b"x" * 40000,
+        bytes(40000),
+    ],
+)
+def test_what_follows_the_sound_and_is_none_is_not_read(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, rest: bytes
+) -> None:
+    path = write_wav(
+        tmp_path / "a.wav", 32000, (tone(16000) * 20000).astype("<i2").tobytes() + rest
+    )
+    assert read(path).size == 16000
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("tag", [b"", b"ID3\x03\0\0\0\0\0\x05hello"])
+def test_flac_that_states_too_little_or_too_much_is_read_or_refused(
+    tmp_path: pathlib.Path, tag: bytes
+) -> None:
+    path = write(tmp_path / "a.flac", noise(160_000), 16000)
+    whole, contents = read(path), path.read_bytes()
+    for stated in (0, 1000, 80_000, 160_000):
+        path.write_bytes(tag + contents[:22] + stated.to_bytes(4) + contents[26:])
+        np.testing.assert_array_equal(read(path, block_seconds=3), whole)
+    path.write_bytes(tag + contents[:22] + (200_000).to_bytes(4) + contents[26:])
+    assert "holds 10.0 s of the 12.5 s" in refuse(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [
+        ("AVR", "PCM_16"),
+        ("MAT4", "FLOAT"),
+        ("MAT5", "PCM_16"),
+        ("MPC2K", "PCM_16"),
+        ("NIST", "PCM_16"),
+        ("SVX", "PCM_16"),
+        ("VOC", "PCM_16"),
+        ("WVE", "ALAW"),
+        ("CAF", "PCM_16"),
+    ],
+)
+def test_truncated_files_of_rare_formats_are_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kind: str, subtype: str
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    rate = 8000 if kind == "WVE" else 16000
+    path = write(tmp_path / "a.bin", noise(16000), rate, format=kind, subtype=subtype)
+    assert read(path).size in (16000, 32000)
+    refuse(truncate(path))
+
+
+@pytest.mark.parametrize("rate", [0, 1, 7, 3_000_000, 2**31 - 1])
+def test_sample_rates_that_no_recording_has_are_refused(tmp_path: pathlib.Path, rate: int) -> None:
+    path = write(tmp_path / "a.wav", noise(1000), 16000)
+    contents = path.read_bytes()
+    path.write_bytes(contents[:24] + struct.pack("<I", rate) + contents[28:])
+    assert f"{rate} Hz" in refuse(path) or rate in (0, 2**31 - 1)
+
+
+def frame_length(mp3: bytes) -> int:
+    return mp3.index(mp3[:2], 2)
+
+
+@pytest.fixture
+def mp3(tmp_path: pathlib.Path) -> pathlib.Path:
+    """3 s of constant bit rate and no stated length."""
+    path = tmp_path / "a.mp3"
+    with soundfile.SoundFile(path, "w", 44100, 1, bitrate_mode="CONSTANT") as file:
+        file.write(tone(3 * 44100, 44100))
+    return without_length(path)
+
+
+ID3 = b"ID3\x04\0\x10" + bytes([0, 0, 78, 16]) + b"x" * 10_000  # 10 + 10,000 + a footer of 10
+FOOTER = b"3DI\x04\0\x10" + bytes([0, 0, 78, 16])
+APE = b"APETAGEX" + struct.pack("<IIII", 2000, 5032, 1, 1 << 29) + bytes(8) + b"x" * 5032
+
+
+@pytest.mark.parametrize("tag", [ID3 + FOOTER, APE, b"TAG" + bytes(125), b"TAG+" + bytes(223)])
+def test_tags_may_stand_anywhere_in_mp3(
+    mp3: pathlib.Path, caplog: pytest.LogCaptureFixture, tag: bytes
+) -> None:
+    whole, contents = read(mp3), mp3.read_bytes()
+    middle = contents.index(contents[:2], len(contents) // 2)
+    for at in (0, middle, len(contents)):
+        mp3.write_bytes(contents[:at] + tag + contents[at:])
+        np.testing.assert_array_equal(read(mp3), whole)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("num_stated", [1, 30, 2**32 - 1])
+def test_mp3_is_not_read_to_the_length_that_it_states(
+    tmp_path: pathlib.Path, num_stated: int
+) -> None:
+    path = write(tmp_path / "a.mp3", noise(3 * 44100), 44100)
+    whole, contents = read(path), path.read_bytes()
+    at = contents.index(b"Xing") + 8
+    path.write_bytes(contents[:at] + num_stated.to_bytes(4) + contents[at + 4 :])
+    if num_stated < 2**32 - 1:
+        np.testing.assert_array_equal(read(path), whole)
+    else:
+        assert "cut short" in refuse(path)
+
+
+def test_mp3_after_zeros_or_within_a_frame_is_read(
+    mp3: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    whole, contents = read(mp3), mp3.read_bytes()
+    mp3.write_bytes(bytes(100_000) + contents)
+    np.testing.assert_array_equal(read(mp3), whole)
+    mp3.write_bytes(contents[100:])  # the frame that is left of is not heard
+    assert whole.size - 2 * 1152 < read(mp3).size < whole.size
+    assert not caplog.messages
+
+
+def test_mp3_with_a_hole_is_read_around_it_and_says_so(
+    mp3: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, contents = read(mp3), mp3.read_bytes()
+    third = len(contents) // 3
+    mp3.write_bytes(contents[:third] + bytes(third) + contents[2 * third :])
+    assert read(mp3).size == pytest.approx(2 / 3 * whole.size, abs=1500)
+    assert "a.mp3: is damaged: about 1.0 s of it cannot be read, from 1.0 s on" in caplog.text
+
+
+def test_mp3_that_ends_within_a_frame_says_so(
+    mp3: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mp3.write_bytes(mp3.read_bytes()[:-100])
+    read(mp3)
+    assert "a.mp3: ends within a frame" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("header", "length", "samples"),
+    [
+        ("fffb9064", 417, 1152 / 44100),  # MPEG 1 layer III, 128 kbit/s
+        ("fffb9264", 418, 1152 / 44100),  # padded
+        ("fffda404", 576, 1152 / 48000),  # MPEG 1 layer II, 192 kbit/s
+        ("ffff8800", 384, 384 / 32000),  # MPEG 1 layer I, 256 kbit/s
+        ("fff38464", 192, 576 / 24000),  # MPEG 2 layer III, 64 kbit/s
+        ("ffe34864", 288, 576 / 8000),  # MPEG 2.5 layer III, 32 kbit/s
+    ],
+)
+def test_frames_of_all_layers_are_found(
+    tmp_path: pathlib.Path, header: str, length: int, samples: float
+) -> None:
+    frame = bytes.fromhex(header).ljust(length, b"\0")
+    (tmp_path / "a.mp3").write_bytes(5 * frame)
+    with (tmp_path / "a.mp3").open("rb") as file:
+        found = find_mpeg(file.fileno())
+    assert found is not None
+    assert found.parts == [(0, 5 * length)] and found.seconds == pytest.approx(5 * samples)
+
+
+def ogg(path: pathlib.Path, subtype: str) -> list[bytes]:
+    """Writes 4 s and returns the pages."""
+    with soundfile.SoundFile(path, "w", 48000, 1, format="OGG", subtype=subtype) as file:
+        for part in np.split(tone(4 * 48000, 48000), 16):
+            file.write(part)
+    return [b"OggS" + page for page in path.read_bytes().split(b"OggS")[1:]]
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_lost_pages_of_ogg_are_told(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, subtype: str
+) -> None:
+    path = tmp_path / "a.ogg"
+    pages = ogg(path, subtype)
+    whole = read(path)
+    first = next(i for i, page in enumerate(pages) if page[6:14] != bytes(8))
+    assert not caplog.messages and len(pages) > first + 3
+    for index in (first, first + 1, len(pages) - 2):
+        damaged = bytearray(pages[index])
+        damaged[len(damaged) // 2] ^= 1
+        path.write_bytes(b"".join([*pages[:index], damaged, *pages[index + 1 :]]))
+        assert "damaged in 1 places" in refuse(path)
+    path.write_bytes(b"".join(pages[: first + 1] + pages[first + 2 :]))
+    assert "damaged in 1 places, first after" in refuse(path)
+    path.write_bytes(b"".join(pages) + b"TAG" + bytes(125))
+    np.testing.assert_array_equal(read(path), whole)
+    assert not caplog.messages
+    path.write_bytes(b"".join(pages)[:-100])
+    assert read(path).size < whole.size
+    assert "lacks the mark of an Ogg file's end" in caplog.text
+
+
+# ---------------------------------------------------------------- sound that is hard to transcribe
+
+
+def test_channels_that_cancel_give_one_of_them(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = tone(32000).astype(np.float32)
+    path = write(tmp_path / "a.wav", np.stack([left, -left], 1), 16000, subtype="FLOAT")
+    np.testing.assert_array_equal(read(path, 0.7), left)
+    assert caplog.text.count("cancel each other (opposite phase): channel 1 alone") == 1
+    caplog.clear()
+    for other in (0 * left, left, 0.5 * left, -0.5 * left, noise(32000)[:, 0]):
+        both = np.stack([left, other], 1)
+        path = write(tmp_path / "b.wav", both, 16000, subtype="FLOAT")
+        np.testing.assert_allclose(read(path), both.mean(1), atol=1e-6)
+    path = write(tmp_path / "c.wav", noise(8000, 32), 16000, subtype="FLOAT")
+    np.testing.assert_allclose(read(path), noise(8000, 32).mean(1), atol=1e-6)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(("scale", "bits"), [(2**15, 16), (2**23, 24), (2**31, 32)])
+def test_integers_in_floating_point_are_scaled(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, scale: int, bits: int
+) -> None:
+    samples = tone(32000).astype(np.float32)
+    samples[:16000] *= 1e-3  # quiet at first
+    path = write(tmp_path / "a.wav", samples * scale, 16000, subtype="FLOAT")
+    np.testing.assert_allclose(read(path, 0.5), samples, atol=1e-6)
+    assert f"read as integers of {bits} bits" in caplog.text
+    caplog.clear()
+    path = write(tmp_path / "b.wav", 4 * samples, 16000, subtype="FLOAT")  # merely loud
+    np.testing.assert_array_equal(read(path), 4 * samples)
+    assert not caplog.messages
+
+
+def test_integers_that_fill_little_of_their_width_are_told(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read(write(tmp_path / "a.wav", tone(32000) / 2**16, 16000, subtype="PCM_32"))
+    assert "is all but silent (-106 dB)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rate", "limit_hz", "suffix"),
+    [(8000, 4000, ".wav"), (44100, 3400, ".wav"), (44100, 5500, ".flac"), (11025, 5512, ".mp3")],
+)
+def test_narrow_bands_are_told(
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    rate: int,
+    limit_hz: int,
+    suffix: str,
+) -> None:
+    spectrum = np.fft.rfft(noise(2 * rate)[:, 0])
+    spectrum[2 * limit_hz :] = 0
+    read(write(tmp_path / f"a{suffix}", np.fft.irfft(spectrum), rate))
+    assert "(telephone, low bit rate): drums are missed" in caplog.text
+    stated = float(caplog.text.partition("nothing above ")[2].partition(" kHz")[0])
+    assert stated == pytest.approx(limit_hz / 1000, abs=0.6)
+
+
+def test_full_bands_silence_and_rests_are_not_told(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for rate in (16000, 22050, 44100):
+        sound = noise(2 * rate)
+        sound[rate:] = 0
+        read(write(tmp_path / "a.wav", sound, rate))
+        read(write(tmp_path / "b.mp3", sound, rate))
+    read(write(tmp_path / "c.wav", np.zeros(32000), 16000))
+    assert not caplog.messages
+
+
+# ---------------------------------------------------------------- a player's time
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the program ffmpeg")
+
+
+def ffmpeg(*arguments: object) -> None:
+    subprocess.run(["ffmpeg", "-v", "error", "-y", *map(str, arguments)], check=True)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.mov", "a.ts"])
+def test_sound_that_begins_after_the_picture_is_read_in_its_time(
+    tmp_path: pathlib.Path, name: str
+) -> None:
+    sound = tone(32000)
+    sound[:100] = 0.9
+    wav = write(tmp_path / "a.wav", sound, 16000)
+    picture = ["-f", "lavfi", "-i", "color=size=16x16:rate=10:duration=4"]
+    late = ["-itsoffset", "1.5", "-i", wav]
+    ffmpeg(*picture, *late, "-map", "0:v", "-map", "1:a", "-c:a", "aac", tmp_path / name)
+    heard = read(tmp_path / name)
+    assert np.abs(heard[:22000]).max() < 0.01
+    first = int(np.argmax(np.abs(heard) > 0.1))
+    assert first == pytest.approx(1.5 * 16000, abs=800)
+
+
+@needs_ffmpeg
+def test_a_video_without_sound_is_told_as_such(tmp_path: pathlib.Path) -> None:
+    ffmpeg("-f", "lavfi", "-i", "color=size=16x16:duration=1", tmp_path / "a.mp4")
+    assert "holds no sound" in refuse(tmp_path / "a.mp4")
+
+
+@needs_ffmpeg
+def test_a_pause_of_the_stream_is_silence(tmp_path: pathlib.Path) -> None:
+    wav = write(tmp_path / "a.wav", tone(32000), 16000)
+    jump = "asetpts=PTS+gte(T\\,1)*2/TB"
+    ffmpeg("-i", wav, "-af", jump, "-c:a", "libvorbis", tmp_path / "a.mka")
+    heard = read(tmp_path / "a.mka")
+    assert heard.size == pytest.approx(4 * 16000, abs=1600)
+    assert np.abs(heard[18000:46000]).max() < 0.01 < np.abs(heard[50000:60000]).max()
+
+
+@needs_ffmpeg
+def test_a_time_far_off_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sound_files, "MAX_PAUSE_SECONDS", 50.0)
+    wav = write(tmp_path / "a.wav", tone(32000), 16000)
+    jump = "asetpts=PTS+gte(T\\,1)*100/TB"
+    ffmpeg("-i", wav, "-af", jump, "-c:a", "libvorbis", tmp_path / "a.mka")
+    assert "is silent for an hour" in refuse(tmp_path / "a.mka")
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["a.mka", "a.webm", "a.wma", "a.avi"])
+def test_cut_files_of_ffmpeg_are_refused_or_told(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    wav = write(tmp_path / "a.wav", tone(8 * 16000), 16000)
+    ffmpeg("-i", wav, "-ar", "48000", "-b:a", "128k", tmp_path / name)
+    whole = read(tmp_path / name)
+    assert not caplog.messages
+    with contextlib.suppress(AudioError):
+        assert read(truncate(tmp_path / name)).size < whole.size
+        assert name in caplog.text and "s that the file states" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("[matroska @ 0x1] [error] a broken element", r"may be damaged \(a broken element\)"),
+        ("[info]   Duration: 00:01:30.50, start: 0", r"ends after 1\.0 s, of 90\.5 s"),
+        ("[info]   Duration: 00:00:01.20, start: 0\n[warning] hm", None),
+        ("[info]   Duration: N/A", None),
+    ],
+)
+def test_what_ffmpeg_says_is_handed_on(
+    tmp_path: pathlib.Path,
+    fake_ffmpeg: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    said: str,
+    told: str | None,
+) -> None:
+    (tmp_path / "a.m4a").write_bytes(b"?")
+    install(fake_ffmpeg, f"out.write(header + bytes(8 * 48000)); sys.stderr.write({said!r})")
+    assert read(tmp_path / "a.m4a").size == 16000
+    assert bool(told) == bool(caplog.messages) and re.search(told or "", caplog.text)
+
+
+def test_a_file_shorter_than_it_states_is_refused_before_ffmpeg(
+    tmp_path: pathlib.Path, fake_ffmpeg: pathlib.Path
+) -> None:
+    install(fake_ffmpeg, "out.write(header + bytes(8 * 48000))")
+    (tmp_path / "a.avi").write_bytes(b"RIFF" + struct.pack("<I", 9992) + b"AVI " + bytes(988))
+    assert "holds 1000 of the 10000 bytes" in refuse(tmp_path / "a.avi")
+    guid = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+    (tmp_path / "a.wma").write_bytes(bytes(30) + guid + bytes(24) + struct.pack("<Q", 10000))
+    assert "of the 10000 bytes" in refuse(tmp_path / "a.wma")
+
+
+def test_the_ffmpeg_of_a_package_serves_where_none_is_installed(
+    tmp_path: pathlib.Path, fake_ffmpeg: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.m4a").write_bytes(b"?")
+    assert "pip install imageio-ffmpeg" in refuse(tmp_path / "a.m4a")
+    install(fake_ffmpeg, "out.write(header + bytes(8 * 48000))")
+    monkeypatch.setenv("PATH", "")
+    package = types.SimpleNamespace(get_ffmpeg_exe=lambda: str(fake_ffmpeg / "ffmpeg"))
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", package)
+    assert read(tmp_path / "a.m4a").size == 16000
+
+
+# ---------------------------------------------------------------- damaged
+
+NUM_MUTATIONS = int(os.environ.get("MT3_FUZZ", "12"))
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3", "b.wav"])
+def test_damaged_files_are_read_or_refused_in_a_line(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    path = write(tmp_path / name, tone(44100, 22050), 22050)
+    if name == "b.wav":
+        path = write(path, noise(22050, 2), 22050, subtype="FLOAT")
+    whole, size = path.read_bytes(), read(path).size
+    for seed in range(NUM_MUTATIONS):
+        rng, contents = random.Random(seed), bytearray(whole)
+        at, length = rng.randrange(len(contents)), rng.randint(1, 600)
+        if rng.random() < 0.4:
+            at = rng.randrange(200)  # headers
+        kind = rng.randrange(5)
+        if kind == 0:
+            contents[at : at + length] = rng.randbytes(length)
+        elif kind == 1:
+            del contents[at : at + length]
+        elif kind == 2:
+            contents[at] ^= 1 << rng.randrange(8)
+        elif kind == 3:
+            contents[at:at] = contents[at : at + length]
+        else:
+            del contents[at + 1 :]
+        path.write_bytes(contents)
+        caplog.clear()
+        start = time.process_time()
+        try:
+            is_whole = read(path).size > size - 6000  # what MP3 may leave out as padding
+        except AudioError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+        else:
+            # A WAV file's rate, width and channels may be others and look no worse.
+            assert is_whole or caplog.messages or name.endswith(".wav"), seed
+        assert time.process_time() - start < 20, seed
+    assert capfd.readouterr() == ("", "")
 
 
 # ---------------------------------------------------------------- finding

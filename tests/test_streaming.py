@@ -79,7 +79,7 @@ class PerfectModel:
         return logits
 
 
-class PerfectDetector(Any):
+class PerfectDetector(litert.EdgeDetector):  # type: ignore[name-defined]
     """Stands in for a detector's bundle: predicts each segment's part of a recording's rolls."""
 
     def __init__(self, whole):

@@ -16,9 +16,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from mt3_keras.files import replacing
 from mt3_keras.grammar import Rules
 from mt3_keras.metrics import further_scores, onset_scores
-from mt3_keras.midi import replacing
 from mt3_keras.models.config import DetectorConfig, ModelConfig
 from mt3_keras.note_rolls import NOTE_HEADS
 from mt3_keras.notes import Note

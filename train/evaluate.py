@@ -137,7 +137,7 @@ def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
     result = scores.evaluate(load_transcriber(values), items, granularity=GRANULARITIES[values.by])
     print(scores.report(result))
     if values.json:
-        from mt3_keras.midi import replacing
+        from mt3_keras.files import replacing
 
         with replacing(values.json) as temporary:
             temporary.write_text(json.dumps(result) + "\n")

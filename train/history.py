@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mt3_keras.midi import replacing
+from mt3_keras.files import replacing
 from train.scores import COLUMNS
 
 RUN_COLUMNS = ("updates", "hours_trained", "hours_heard")

@@ -102,7 +102,7 @@ def _set_up_backend(config: RunConfig) -> None:
 
 def _write_description(config: RunConfig, backbone: Backbone, out_dir: pathlib.Path) -> None:
     """`config.json` and `run.flags`; RunError if the folder is of a run of another network."""
-    from mt3_keras.midi import replacing
+    from mt3_keras.files import replacing
     from mt3_keras.models.catalog import find_preset
     from mt3_keras.models.config import DetectorConfig, config_from_preset
     from mt3_keras.note_rolls import RollDecoding

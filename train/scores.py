@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from mt3_keras.files import replacing
 from mt3_keras.metrics import (
     TrackSpec,
     drum_onset_scores,
@@ -18,7 +19,7 @@ from mt3_keras.metrics import (
     onset_scores,
     transcription_scores,
 )
-from mt3_keras.midi import instrument_name, replacing
+from mt3_keras.midi import instrument_name
 from mt3_keras.notes import Note, map_program
 
 ONSET, OFFSET, MULTI, DRUMS = "onset F1", "on+off F1", "multi F1 (class)", "drum F1"

@@ -32,8 +32,9 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def _evaluate(values: flags.FlagValues, _: list[str]) -> None:
+    from mt3_keras.files import replacing
     from mt3_keras.metrics import further_scores, mean_scores, transcription_scores
-    from mt3_keras.midi import read_midi, replacing
+    from mt3_keras.midi import read_midi
 
     if not values.reference or not values.estimate:
         raise UsageError("--reference and --estimate are both needed")

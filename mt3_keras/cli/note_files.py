@@ -7,7 +7,8 @@ import json
 import pathlib
 from typing import IO, TYPE_CHECKING, Any
 
-from mt3_keras.midi import instrument_name, replacing
+from mt3_keras.files import replacing
+from mt3_keras.midi import instrument_name
 
 if TYPE_CHECKING:
     from mt3_keras.recording import Progress, Transcription

@@ -143,7 +143,7 @@ def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], shows_progres
 
 def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progress: bool) -> None:
     from mt3_keras.cli.note_files import write_lines, write_notes
-    from mt3_keras.midi import replacing
+    from mt3_keras.files import replacing
     from mt3_keras.notes import describe_notes
 
     lines = next((path for path in job.outputs if path.suffix == ".jsonl"), None)
