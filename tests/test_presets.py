@@ -13,6 +13,7 @@ from mt3_keras.midi import read_midi
 from mt3_keras.models.catalog import find_preset, shipped_names
 from mt3_keras.models.config import SMALL, config_from_preset
 from mt3_keras.models.detector import NoteDetector
+from mt3_keras.models.mt3 import MT3Backbone
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.streaming import StreamingTranscriber
 from mt3_keras.transcriber import Transcriber
@@ -74,7 +75,8 @@ def test_small_streams_from_the_box(found):
 
 
 def test_small_is_loaded_by_the_library_it_is_built_on(found):
-    model = NoteDetector.from_preset(str(find_preset("small")))
+    assert "small" in NoteDetector.presets and "small" not in MT3Backbone.presets
+    model = NoteDetector.from_preset("small")
     assert model.model_config == config_from_preset(find_preset("small")) == SMALL
 
 

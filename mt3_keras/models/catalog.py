@@ -6,6 +6,7 @@ Where they are and what may run them; loading them takes `mt3_keras.models.loadi
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Literal
 
@@ -22,6 +23,19 @@ class ModelError(ValueError):
 def shipped_names() -> list[str]:
     """Names of the models that come with the package."""
     return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+
+
+def register_presets(backbone: type) -> None:
+    """Makes the shipped models of a KerasHub backbone class known to its `from_preset`."""
+    from keras_hub.src.utils.preset_utils import register_presets
+
+    folders = {name: FOLDER / name for name in shipped_names()}
+    own = {
+        name: {"metadata": {"description": "see its README.md"}, "kaggle_handle": str(folder)}
+        for name, folder in folders.items()
+        if json.loads((folder / "config.json").read_text())["class_name"] == backbone.__name__
+    }
+    register_presets(own, backbone)
 
 
 def find_preset(name: str | pathlib.Path) -> pathlib.Path:

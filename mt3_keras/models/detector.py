@@ -34,6 +34,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from mt3_keras.models.catalog import register_presets
 from mt3_keras.models.config import (
     HEADS,
     NUM_CLASSES,
@@ -376,3 +377,6 @@ class NoteDetector(keras_hub.models.Backbone):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self.model_config.to_dict()}
+
+
+register_presets(NoteDetector)

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from mt3_keras.grammar import MASKED
+from mt3_keras.models.catalog import register_presets
 from mt3_keras.models.config import LogMelConfig, MT3Config, T5Config, VocabularyConfig
 from mt3_keras.models.layers import (
     DecoderLayer,
@@ -265,3 +266,6 @@ class MT3Backbone(keras_hub.models.Backbone):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self.model_config.to_dict()}
+
+
+register_presets(MT3Backbone)
