@@ -222,7 +222,6 @@ def make_bad(kind, folder, bundle, detector):
         config["config"]["network"]["num_heads"] += 1
         (good / "config.json").write_text(json.dumps(config))
     return {
-        "no bundle": ["a.wav"],
         "missing bundle": ["--bundle=none", "a.wav"],
         "text as sound": ["--bundle=good", "text.wav"],
         "missing sound": ["--bundle=good", "none.wav"],
@@ -241,7 +240,7 @@ def make_bad(kind, folder, bundle, detector):
 
 
 WRONG_USAGE = (
-    *("no bundle", "no sound", "two sounds", "microphone and sound"),
+    *("no sound", "two sounds", "microphone and sound"),
     *("output in a file", "output a folder"),
 )
 WRONG_INPUT = (
