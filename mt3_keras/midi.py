@@ -181,6 +181,14 @@ def read_midi(path: str | os.PathLike[str], *, sustain: bool = True) -> list[Not
 
     Raises:
       MidiError: the file is missing, damaged or no MIDI file.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from mt3_keras import Note, read_midi, write_midi
+      >>> path = pathlib.Path(tempfile.mkdtemp(), "song.mid")
+      >>> write_midi([Note(0.5, 1.0, pitch=60, velocity=100)], path)
+      >>> read_midi(path)
+      [Note(onset=0.5, offset=1.0, pitch=60, velocity=100, program=0, is_drum=False)]
     """
     notes: list[Note] = []
     for part in read_instruments(path):
@@ -215,6 +223,8 @@ def write_midi(notes: Iterable[Note], path: str | os.PathLike[str]) -> None:
     Raises:
       OSError: the file cannot be written.
       ValueError: a time, pitch, velocity or program that MIDI cannot hold.
+
+    Example: see `read_midi`.
     """
     notes = sort_notes(notes)
     end = max((note.offset for note in notes), default=0.0)

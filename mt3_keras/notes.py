@@ -16,6 +16,12 @@ class Note(NamedTuple):
     """One note. Times in seconds; pitch, velocity and program as in MIDI (0 to 127).
 
     For drums `pitch` names the drum and `program` is 0.
+
+    Example:
+      >>> from mt3_keras import Note
+      >>> note = Note(onset=0.5, offset=1.25, pitch=69, velocity=80, program=40)
+      >>> note.offset - note.onset
+      0.75
     """
 
     onset: float
