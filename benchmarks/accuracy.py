@@ -10,7 +10,7 @@ holds on to an old TensorFlow and runs as well without any:
     python3.11 -m venv VENV && VENV/bin/pip install --no-deps basic-pitch==0.4.0
     VENV/bin/pip install onnxruntime librosa mir_eval pretty_midi 'resampy<0.4.3' scikit-learn
 
-A second table tells where the rest is lost, in shares of a clip's pitched notes, averaged over the
+A second table shows where the rest is lost, in shares of a clip's pitched notes, averaged over the
 clips like the scores. Each reference note is paired with at most one estimated note, by the first
 of these that fits: "found" (same pitch, onset within the clip's tolerance), "timing" (same pitch,
 onset within 150 ms), "octave" and "other pitch" (onset within the tolerance); or it is "missed".

@@ -5,7 +5,7 @@
 
 Every measurement is a process of its own and all are made in turn, `--runs` times; medians are
 printed, beside those of the compact PyTorch MT3 in float32 at its batch of 16 and in dynamic int8
-at a batch of 1, and beside what the machine could do at best. With --hours a stream also hears the
+at a batch of 1, and beside what the machine could do at best. With --hours a stream is also given the
 recording again and again for so long, in blocks of all sizes, and its memory is watched.
 
 Only a quiet machine gives ratios that count: PyTorch's threads spin while they wait, and where
@@ -190,7 +190,7 @@ def _time_file(bundle: pathlib.Path, samples: Any) -> Figures:
 
 
 def _time_stream(bundle: pathlib.Path, samples: Any, hop: float | None) -> Figures:
-    """Real-time factor, and seconds from onsets to when they are told.
+    """Real-time factor, and seconds from onsets to when they are reported.
 
     A block can be pushed when its last sample has been played and those before it are done with.
     Notes that only the end of the recording makes certain are left out.
@@ -198,19 +198,17 @@ def _time_stream(bundle: pathlib.Path, samples: Any, hop: float | None) -> Figur
     stream = StreamingTranscriber.from_bundle(bundle, hop=hop)
     computing = done = 0.0
     delays: list[float] = []
-    told: set[NoteOn] = set()
+    reported: set[NoteOn] = set()
     for i in range(0, samples.size, BLOCK):
         block = samples[i : i + BLOCK]
         start = time.perf_counter()
-        heard = stream.push(block)
+        new = stream.push(block)
         seconds = time.perf_counter() - start
         computing += seconds
         done = max(done, (i + block.size) / SAMPLE_RATE_HZ) + seconds
-        notes = {
-            NoteOn(n.onset, n.pitch, n.velocity, -1 if n.is_drum else n.program) for n in heard
-        }
-        delays += [done - note.onset for note in (notes | set(heard.started)) - told]
-        told |= set(heard.started)
+        notes = {NoteOn(n.onset, n.pitch, n.velocity, -1 if n.is_drum else n.program) for n in new}
+        delays += [done - note.onset for note in (notes | set(new.started)) - reported]
+        reported |= set(new.started)
     delays = delays or [float("nan")]
     return {
         "factor": computing * SAMPLE_RATE_HZ / samples.size,
@@ -331,7 +329,7 @@ def report(found: dict[str, Figures], arguments: argparse.Namespace) -> str:
         run = found[f"stream {hop}"]
         add(f"stream, hop {hop}: real-time factor", run["factor"])
         add("  onset to its telling, median s", run["delay"])
-        add("  95 % are told within, s", run["longest delays"])
+        add("  95 % are reported within, s", run["longest delays"])
     add("cold start to first note, s", found["start"]["seconds"])
     add("memory: whole file, MB", found["file"]["MB"], "peak_rss_mb")
     add("memory: stream, MB", found["stream segment"]["MB"])

@@ -158,7 +158,7 @@ def join_times(notes: Iterable[Note], seconds: float) -> list[Note]:
 
     Onsets and offsets (not of drums) within `seconds` of the first of them get the mean of the
     onsets among them, of the offsets where there is none. A chord whose notes begin a few
-    milliseconds apart would else be told as a sequence that nobody hears.
+    milliseconds apart would else be encoded as a sequence that nobody perceives.
     """
     notes = list(notes)
     moments = [(note.onset, True) for note in notes]

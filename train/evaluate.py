@@ -99,7 +99,11 @@ def _define_flags(values: flags.FlagValues) -> None:
     text("data", None, "Folder with manifest.json, instead of a data set.")
     text("only", "", "Score only items whose id holds this.")
     flags.DEFINE_enum(
-        "by", "class", list(GRANULARITIES), "How instruments are told apart.", flag_values=values
+        "by",
+        "class",
+        list(GRANULARITIES),
+        "How finely instruments are distinguished.",
+        flag_values=values,
     )
     text("json", None, "Write all scores and notes here.")
     text("png", None, "Write a picture of the tables here.")

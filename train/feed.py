@@ -34,7 +34,7 @@ class Feed:
     `fit` draws ahead of what it trains on, so the stream's own state is never the one to save.
 
     Args:
-      batches: the stream, standing where the run goes on.
+      batches: the stream, standing where the run is resumed.
       start: batches used before.
 
     Attributes:

@@ -18,16 +18,16 @@ RUN_COLUMNS = ("updates", "hours_trained", "hours_heard")
 
 
 class HistoryError(ValueError):
-    """A log that cannot be read or gone on with: one line naming it, and the cure."""
+    """A log that cannot be read or continued: one line naming it, and the cure."""
 
 
 def describe_run(folder: pathlib.Path) -> dict[str, float]:
-    """What a run's `log.jsonl` tells: updates, hours of training and of audio, last losses."""
+    """Reads a run's `log.jsonl`: updates, hours of training and of audio, last losses."""
     path = folder / "log.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         last = lines[-1]
-        # Gone on with for one update, which is not timed, a run logs no speed.
+        # A run resumed for one update, which is not timed, logs no speed.
         timed = [line for line in lines if "audio_per_second" in line] or [last]
         trained = sum(line["seconds"] for line in timed)
         heard = sum(line["seconds"] * line["audio_per_second"] for line in timed)
@@ -51,7 +51,7 @@ def append_scores(
 ) -> None:
     """Adds a line and draws all, in a PNG file beside it: losses and scores by hours of training.
 
-    The line holds what `describe_runs` tells of the runs since the line before, updates and hours
+    The line holds what `describe_runs` finds in the runs since the line before, updates and hours
     added to that line's, and the mean scores of each group. What earlier lines do not have, such
     as the loss of a part that is new, is empty in them.
 

@@ -60,7 +60,7 @@ def make_model(config: RunConfig, num_replicas: int = 1) -> TrainingModel:
         ema=config.ema,
         num_replicas=num_replicas,
     )
-    # `fit` would put the averages in the place of the weights that training goes on with.
+    # `fit` would put the averages in the place of the weights that training continues with.
     optimizer.finalize_variable_values = lambda variables: None
     mend_gradients(optimizer, sum_first=num_replicas > 1 and config.clip_norm > 0)
     optimizer.build(model.trainable_variables)

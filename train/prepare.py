@@ -6,7 +6,7 @@
     python -m train.prepare --dataset slakh --root DIR --out_dir DIR --runner FlinkRunner \\
         -- --flink_master=HOST:8081
 
-Stopped, it goes on where it was when the same command is run again. An example that cannot be used
+Stopped, it is resumed where it was by the same command. An example that cannot be used
 is left out and named at the end. What follows `--` are flags of Apache Beam. Options of data sets,
 given as `--option name=value`: slakh num_mixes, seed, bass; cerberus4 bass; musicnet labels;
 guitarset audio; synthetic seed, seconds, max_instruments and the other fields of SyntheticConfig,

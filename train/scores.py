@@ -140,7 +140,7 @@ def evaluate(
     """Transcribes and scores all items.
 
     Args:
-      granularity: how programs are told apart in the scores by instrument.
+      granularity: how finely programs are distinguished in the scores by instrument.
 
     Returns:
       "items" (scores by id), "instruments" (scores by name), "summary" (means by group),

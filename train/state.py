@@ -1,4 +1,4 @@
-"""Checkpoints of a run: everything that training goes on from, and nothing that is unpickled.
+"""Checkpoints of a run: everything that training is resumed from, and nothing that is unpickled.
 
 A checkpoint is a folder `checkpoints/step_<updates>` of two files: `arrays.npz` holds every
 variable of the model (weights, the states of its random numbers) and of the optimizer (its

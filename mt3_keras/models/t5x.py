@@ -113,7 +113,7 @@ def read_t5x(folder: str | pathlib.Path) -> dict[str, NDArray[np.float32]]:
 
 
 def config_of(leaves: Mapping[str, NDArray[Any]]) -> MT3Config:
-    """The model whose weights these are, told from a few shapes (all: `check_leaves`).
+    """The model whose weights these are, found from a few shapes (all: `check_leaves`).
 
     The rows of the token embedding tell the released vocabularies apart: 1536 is mt3's, 1664 is
     that of ismir2021. What shapes do not show (hop, mel edges, dropout) is as in those models.
