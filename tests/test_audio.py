@@ -28,6 +28,11 @@ from mt3_keras.containers import find_mpeg
 from mt3_keras.segments import AudioError
 
 
+@pytest.fixture(autouse=True)
+def no_packaged_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # not installed
+
+
 def noise(num_samples: int, num_channels: int = 1) -> np.ndarray:
     rng = np.random.default_rng(0)
     samples = np.clip(0.1 * rng.standard_normal((num_samples, num_channels)), -1, 1)
