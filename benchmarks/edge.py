@@ -5,8 +5,8 @@
 
 Every measurement is a process of its own and all are made in turn, `--runs` times; medians are
 printed, beside those of the compact PyTorch MT3 in float32 at its batch of 16 and in dynamic int8
-at a batch of 1, and beside what the machine could do at best. With --hours a stream is also given the
-recording again and again for so long, in blocks of all sizes, and its memory is watched.
+at a batch of 1, and beside what the machine could do at best. With --hours a stream is also given
+the recording again and again for so long, in blocks of all sizes, and its memory is watched.
 
 Only a quiet machine gives ratios that count: PyTorch's threads spin while they wait, and where
 something else has a core they are tens of times slower. So the peer is run both with spinning and

@@ -145,8 +145,9 @@ prometheus_config { enable: true path: "/monitoring/prometheus/metrics" }
     "batching_parameters.txt": """\
 # CPU. A queue and no more: the segments of a request are a batch already, and recordings of
 # different lengths cannot be joined without changing the outputs. With it the number of requests
-# at work, and so the memory, stays bounded; what does not fit the queue is answered UNAVAILABLE, which
-# clients try again. Requests of several recordings ([B, n], B > 1) need a larger max_batch_size.
+# at work, and so the memory, stays bounded; what does not fit the queue is answered UNAVAILABLE,
+# which clients try again. Requests of several recordings ([B, n], B > 1) need a larger
+# max_batch_size.
 max_batch_size { value: 1 }
 batch_timeout_micros { value: 0 }
 num_batch_threads { value: 2 }  # half the cores: each request uses several

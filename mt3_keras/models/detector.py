@@ -177,8 +177,8 @@ class ClassHead(_Part):
     """The instrument of each pitch: encoded [B, P, D] -> logits float32 [B, F, N * NUM_CLASSES].
 
     It combines the encoder's output, the stem's features of the pitch and the shape of its
-    spectrum, whatever the level; then it covers a fifth of a second from there on, which separates a guitar
-    from a piano.
+    spectrum, whatever the level; then it covers a fifth of a second from there on, which separates
+    a guitar from a piano.
 
     Call arguments:
       encoded: of the encoder.
