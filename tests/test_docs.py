@@ -77,6 +77,11 @@ def test_files_named_in_the_architecture_exist_with_their_functions():
         defined = {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
         names = {name for name in re.findall(r"`([\w/]+)`", functions) if "/" not in name}
         assert names - {"find", "encode_segments"} <= defined, path
-    picture = text.split("```")[1]
-    files = {path.name for path in ROOT.rglob("*.py")}
-    assert {*re.findall(r"[\w]+\.py", picture)} <= files
+
+
+def test_the_picture_of_the_tree_has_the_modules_of_the_library_and_no_others():
+    picture = (ROOT / "docs/architecture.md").read_text().split("```")[1].split("\ntrain/")[0]
+    library, named = ROOT / "mt3_keras", {*re.findall(r"\w+\.py", picture)}
+    folders = [library, library / "models", library / "engines"]
+    files = {path.name for folder in folders for path in folder.glob("[!_]*.py")}
+    assert named == files
