@@ -8,6 +8,7 @@ RUN := $(VENV)/bin/python
 CORE := $(VENV)/core.stamp
 RUNTIME := $(VENV)/runtime.stamp
 DEVELOPMENT := $(VENV)/development.stamp
+DOCS := $(VENV)/docs.stamp
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 
 # The recipe reads these from its environment, so that no character in a path means anything to it.
@@ -17,7 +18,7 @@ override OUT := $(value OUT)
 export AUDIO MODEL OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help transcribe test lint format clean
+.PHONY: help transcribe test lint docs format clean
 
 help:
 	@echo 'make transcribe AUDIO=song.mp3   write the notes of a recording, or of a folder of them, as MIDI'
@@ -26,6 +27,7 @@ help:
 	@echo '       ARGS=...   further flags: $(RUN) -m mt3_keras transcribe --help'
 	@echo 'make test                        lint, then run all tests; ARGS=... goes to pytest'
 	@echo 'make lint                        check style, types and who imports what'
+	@echo 'make docs                        build the documentation: site/index.html'
 	@echo 'make format                      put the code into the one style'
 	@echo 'make clean                       remove .venv and caches'
 	@echo 'Each sets up what it needs in .venv first; PYTHON=... picks the Python (3.11 to 3.13).'
@@ -52,12 +54,15 @@ lint: $(DEVELOPMENT)
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 format: $(DEVELOPMENT)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build mt3_keras.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build site mt3_keras.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CORE): requirements.txt pyproject.toml
@@ -80,4 +85,10 @@ $(DEVELOPMENT): requirements-dev.txt requirements-train.txt requirements-fonts.t
 	@echo 'Setting up the development tools in .venv.'
 	@$(INSTALL) -r requirements-dev.txt
 	@$(INSTALL) --no-deps -r requirements-fonts.txt
+	@touch $@
+
+# Reads the code and does not run it: needs neither Keras nor the package itself.
+$(DOCS): requirements-docs.txt $(CORE)
+	@echo 'Setting up the tools of the documentation in .venv.'
+	@$(INSTALL) -r requirements-docs.txt
 	@touch $@

@@ -1,7 +1,7 @@
-"""Events and tokens: what a model id means.
+"""Events and tokens: the token language of MT3.
 
-A *token* is an id as the network sees it: 0 PAD (and start), 1 EOS, 2 UNK, then the event ranges
-in their fixed order, then 100 ids that are never used. MT3's source counts "codec ids" from the
+A *token* is an id of the network: 0 PAD (and start), 1 EOS, 2 UNK, then the event ranges in their
+fixed order, then 100 ids that are never used. MT3's source counts "codec ids" from the
 first event; a token is that plus 3.
 """
 
@@ -49,10 +49,10 @@ class Codec:
     mt3 vocabulary (1,388 events), with 127 the one of ismir2021 (1,514).
 
     Attributes:
-      num_velocity_bins: number of loudness levels of a note-on.
-      steps_per_second: the time grid.
+      num_velocity_bins: number of velocity levels of a note-on.
+      steps_per_second: of the time grid.
       max_shift_steps: largest value of one shift token.
-      event_ranges: all ranges but shift, in order; None gives the ones above.
+      event_ranges: all ranges but shift, in order; None is the ranges above.
       num_extra: unused ids at the end.
     """
 
@@ -90,11 +90,11 @@ class Codec:
 
     @property
     def num_tokens(self) -> int:
-        """Size of the vocabulary: specials, events and unused ids."""
+        """Size of the vocabulary: special tokens, events and unused ids."""
         return NUM_SPECIAL + self.num_events + self.num_extra
 
     def token_range(self, event_type: str) -> tuple[int, int]:
-        """First and last token (inclusive) of an event type; ValueError if there is none."""
+        """First and last token (inclusive) of an event type; ValueError if the codec lacks it."""
         for event_range, start in self._ranges:
             if event_range.type == event_type:
                 return start, start + len(event_range) - 1
@@ -126,7 +126,7 @@ class Codec:
         return classes + classes.dtype.type(NUM_SPECIAL)
 
     def tokens_to_classes(self, tokens: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Tokens [..., L] -> MT3 codec ids: -1 from the first EOS on, -2 for ids without event."""
+        """Tokens [..., L] -> MT3 codec ids; -1 from the first EOS on, -2 for ids without event."""
         tokens = np.asarray(tokens)
         valid = (tokens >= NUM_SPECIAL) & (tokens < NUM_SPECIAL + self.num_events)
         ended = np.cumsum(tokens == EOS, axis=-1) > 0

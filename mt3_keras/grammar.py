@@ -61,7 +61,8 @@ class Grammar:
     `BODY`), "last" (kind of the last token) and what only some rules need.
 
     Args:
-      config, rules: of the sequences.
+      config: of the network that predicts the tokens.
+      rules: which tokens may be emitted.
       xp: the module that computes, `keras.ops` or `numpy`.
     """
 

@@ -1,25 +1,25 @@
 """Transcription scores: how well estimated notes agree with reference notes.
 
-The task is to find the notes that were played: pitch, onset, offset, loudness and instrument. An
-estimated note is a hit if it can be paired, one to one, with a reference note of the same pitch
-whose onset is at most 50 ms away and, where offsets count, whose offset is at most 50 ms or a
-fifth of the reference note's length away. Precision is hits per estimated note, recall hits per
-reference note, F1 their harmonic mean; the pairing is a largest possible one (mir_eval, Raffel et
-al., ISMIR 2014). Frame scores compare piano rolls instead. "Drum-less" means that drum notes are
-left out and the instrument is ignored; program-aware scores ask for the same program, exactly
-("full"), within its class of eight ("midi_class") or not at all ("flat").
+Notes have pitch, onset, offset, velocity and instrument. An estimated note is a hit if it can be
+paired, one to one, with a reference note of the same pitch whose onset is at most 50 ms away and,
+where offsets count, whose offset is at most 50 ms or a fifth of the reference note's length away.
+Precision is hits per estimated note, recall hits per reference note, F1 their harmonic mean; the
+pairing is a largest possible one (mir_eval, Raffel et al., ISMIR 2014). Frame scores compare piano
+rolls instead. "Drum-less" means that drum notes are left out and the instrument is ignored;
+program-aware scores require the same program ("full"), a program of the same class of eight
+("midi_class"), or any program ("flat").
 
-`transcription_scores` gives the scores of MT3 (Gardner et al., ICLR 2022, arXiv 2111.03017) under
-the original's names, with the original's values. These habits of the original are kept:
+`transcription_scores` computes the scores of MT3 (Gardner et al., ICLR 2022, arXiv 2111.03017)
+under its names, with its values. These peculiarities of the original are kept:
 
 - Notes shorter than 50 ms (if the reference is all drums, or empty: all notes) are stretched to
-  50 ms for the frame scores, and the tolerance sweep that follows still sees them stretched: its
-  entry for 0.05 s can differ from "Onset + offset", and it counts notes without duration.
+  50 ms for the frame scores, and stay stretched in the tolerance sweep that follows: its entry for
+  0.05 s can differ from "Onset + offset", and it counts notes without duration.
 - In the frame scores a reference cell counts only if its velocities add up to more than 30, an
-  estimated cell always: a soft note that is found is a false alarm.
+  estimated cell always: a soft note that is found counts as false.
 - Drums are compared per drum kit (program), whatever the granularity.
-- Where there is nothing to count the score is 0, also for a piece without drums rightly
-  transcribed without drums, and these zeros enter the mean over pieces.
+- Where there is nothing to count the score is 0, also for a piece without drums that is correctly
+  transcribed without drums, and these zeros are part of the mean over pieces.
 - Velocity scores (mir_eval) take one of the largest pairings, chosen without regard to velocity,
   fit a line to its velocities and drop the pairs off that line. They depend on the order of the
   notes, and where a pitch is repeated within 50 ms even a perfect transcription can fall short.
@@ -27,8 +27,8 @@ the original's names, with the original's values. These habits of the original a
 The original's piano roll can lose notes when several programs share instrument number 0; a `Note`
 has no instrument number, so here it cannot. The scores of onset-only models are left out.
 
-`further_scores` adds what later work reports, and corrected variants of the first four habits:
-"(unmodified notes)" scores neither stretch nor drop a note, "Drum onset" without a granularity
+`further_scores` adds scores of later work, and variants without the first four peculiarities:
+"(unmodified notes)" scores neither stretch nor ignore a note, "Drum onset" without a granularity
 ignores the kit, and a score with nothing to count is left out, so that `mean_scores` averages it
 over the pieces that have it.
 """
@@ -54,7 +54,7 @@ VELOCITY_TOLERANCE = 0.1
 
 
 class TrackSpec(NamedTuple):
-    """A track scored by itself: the notes of one program and drum flag."""
+    """A track that is scored separately: the notes of one program and drum flag."""
 
     name: str
     program: int = 0
@@ -70,7 +70,7 @@ CERBERUS4_TRACKS = (
 
 
 class Counts(NamedTuple):
-    """What precision, recall and F1 are made of: notes, frames or instruments."""
+    """Counts of notes, frames or instruments, of which precision, recall and F1 are ratios."""
 
     num_hits: int
     num_reference: int
@@ -85,14 +85,14 @@ def transcription_scores(
     dropped_events: int = 0,
     tracks: Sequence[TrackSpec] = (),
 ) -> dict[str, float]:
-    """The original's scores of one piece (see the module's docstring for its habits).
+    """The original's scores of one piece (see the module's docstring for peculiarities).
 
     Args:
       reference: the true notes.
       estimate: the transcribed notes.
-      invalid_events: the decoder's count, reported as it is.
+      invalid_events: count of the decoder, part of the result.
       dropped_events: likewise.
-      tracks: tracks to score by themselves too, their scores named "<track>/...". The original
+      tracks: tracks to score separately as well; their scores are named "<track>/...". The original
         does so for one data set, with `CERBERUS4_TRACKS`.
 
     Returns:
@@ -123,8 +123,8 @@ def transcription_scores(
 def further_scores(reference: Sequence[Note], estimate: Sequence[Note]) -> dict[str, float]:
     """Scores that the original lacks.
 
-    Drums count as one more instrument, whatever their kit. Each score comes as precision, recall
-    and F1, and is left out if neither side has anything to count.
+    Drums count as one more instrument, whatever their kit. Each score is given as precision, recall
+    and F1, and left out if neither side has anything to count.
 
     - "Onset + program ... (granularity)": all notes, offsets ignored.
     - "Instrument detection ... (granularity)": the sets of programs (and drums) that occur.
@@ -212,9 +212,9 @@ def match_notes(
 ) -> list[tuple[int, int]]:
     """A largest one-to-one pairing of notes of the same pitch, program and drum flag.
 
-    Gives `mir_eval.transcription.match_notes` of the whole, pair by pair, in much less time and
-    memory: that builds matrices of all notes by all notes, and is called here for one pitch at a
-    time, as notes of different pitch can never pair.
+    Equals `mir_eval.transcription.match_notes` of all notes, in much less time and memory: that
+    function builds matrices of all notes by all notes, and is called here for one pitch at a time,
+    since notes of different pitch cannot be paired.
 
     Args:
       reference: notes of positive duration; so is `estimate`.
@@ -249,7 +249,7 @@ def piano_roll(
     """Notes -> velocities [128, T], added up where notes of the same pitch overlap.
 
     A note fills the frames from floor(onset) to before floor(offset), in units of frames, as in
-    pretty_midi: one that begins and ends within a frame is not seen. Programs are ignored.
+    pretty_midi: one that begins and ends within a frame fills none. Programs are ignored.
     """
     spans = [(int(n.onset * frames_per_second), int(n.offset * frames_per_second)) for n in notes]
     roll = np.zeros((128, max((end for _, end in spans), default=0)), np.int32)

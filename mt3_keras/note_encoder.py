@@ -1,12 +1,13 @@
-"""Notes -> token ids, segment by segment: the targets a model learns.
+"""Notes -> token ids, segment by segment: the targets of a token network.
 
-The original (MT3 paper, section 3.1) writes a whole piece as events with single-step shifts, cuts
-that list at the segments and shortens the shifts. Here each segment is written directly; the
-tokens are the same, its quirks included:
+The original (MT3 paper, section 3.1) encodes a whole piece as events with single-step shifts, cuts
+that list at the segments and shortens the shifts. Here each segment is encoded directly. The tokens
+are the same, including these peculiarities:
 
-- events are ordered by their true time, then offsets before onsets, then drums last, program and
-  pitch; the 10 ms grid comes after the ordering;
-- a segment that begins after the last event of a piece lists the notes that event ended as tied.
+- events are ordered by their exact time, then offsets before onsets, then drums last, then by
+  program and pitch; times are rounded to the 10 ms grid after this ordering;
+- a segment that begins after the last event of a piece lists the notes that this event ended as
+  tied.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FRAMES_PER_SECOND = 125.0
 
 
 class NoteEvent(NamedTuple):
-    """A note turning on or off at `step` of the time grid; velocity_bin 0 is off."""
+    """The onset or offset of a note at `step` of the time grid; velocity_bin 0 is an offset."""
 
     step: int
     pitch: int
@@ -36,7 +37,7 @@ Sounding = dict[tuple[int, int], int]  # (program, pitch) -> velocity bin
 
 
 def time_to_step(time: float, steps_per_second: int) -> int:
-    """The last step of the grid not after `time`, decided in floats as the original does."""
+    """The last step of the grid not after `time`, in floating point as in the original."""
     step = math.floor(time * steps_per_second)
     while step / steps_per_second > time:
         step -= 1
@@ -48,7 +49,7 @@ def time_to_step(time: float, steps_per_second: int) -> int:
 def notes_to_events(
     notes: Iterable[Note], codec: Codec, *, onsets_only: bool = False
 ) -> list[NoteEvent]:
-    """Notes -> events in the order in which the original writes them. Drums have no offset."""
+    """Notes -> events in the order of the original. Drums have no offset."""
     ordered = sorted(notes, key=lambda n: (n.is_drum, n.program, n.pitch))
     timed: list[tuple[float, Note, int]] = []
     if not onsets_only:
@@ -73,16 +74,16 @@ def encode_notes(
     onsets_only: bool = False,
     frames_per_second: float = FRAMES_PER_SECOND,
 ) -> list[list[int]]:
-    """Writes a piece as one list of tokens for each segment, each ending in EOS.
+    """Encodes a piece as one list of tokens for each segment, each ending in EOS.
 
     Args:
       notes: any order; drums' programs and offsets are ignored.
       segment_frames: spectrogram frames in a segment; the last segment may hold fewer.
       num_frames: frames in the piece.
       ties: begin each segment with the list of notes still sounding.
-      granularity: "full", "midi_class" or "flat" (see `notes.map_program`; "flat" writes no
-        programs at all).
-      onsets_only: write only pitches at onsets, without velocities, offsets and programs.
+      granularity: "full", "midi_class" or "flat" (see `notes.map_program`; with "flat" there are
+        no program tokens).
+      onsets_only: encode only the pitches of onsets, without velocities, offsets and programs.
 
     Raises:
       ValueError: a note or an argument is out of range.
@@ -110,14 +111,15 @@ def encode_segments(
     onsets_only: bool = False,
     to_mix: bool = False,
 ) -> list[list[int]]:
-    """Writes events as tokens for adjoining segments that begin at `starts` (seconds).
+    """Encodes events as tokens of consecutive segments that begin at `starts` (seconds).
 
     Args:
-      events: of the piece, or of a part of it that holds the segments and what sounds into them.
-      end: where the last segment ends; with None it takes all that is left, as at the end of a
-        piece.
-      last_step: step of the last event of the whole piece, if `events` are only a part.
-      to_mix: leave repeated states in and EOS out, as `mix_segments` needs it.
+      events: of the piece, or of a part that holds the segments and the notes that sound at
+        their starts.
+      end: of the last segment, in seconds; None includes all events that remain, as at the end of
+        a piece.
+      last_step: step of the last event of the whole piece, if `events` are a part of it.
+      to_mix: keep repeated states and omit EOS, for `mix_segments`.
     """
     steps = [event.step for event in events]
     borders = [time_to_step(start, codec.steps_per_second) for start in starts]
@@ -126,8 +128,8 @@ def encode_segments(
     cuts = [bisect.bisect_left(steps, border) for border in borders]
     if end is None:
         cuts.append(len(events))
-    # The list of tied notes is the one before this event. It never moves past the first event of
-    # the last step: the original's quirk.
+    # The tied notes are those that sound before this event. As in the original, it is never later
+    # than the first event of the last step.
     if last_step is None:
         last_step = steps[-1] if steps else 0
     last_state = bisect.bisect_left(steps, last_step)
@@ -160,7 +162,7 @@ def _tie_section(sounding: Sounding) -> list[Event]:
 def tie_tokens(
     sounding: Iterable[tuple[int, int]], codec: Codec, granularity: str = "full"
 ) -> list[int]:
-    """The section that opens a segment in which these (program, pitch) sound on."""
+    """The tie section of a segment at whose start these (program, pitch) sound."""
     symbols = _tie_section(dict.fromkeys(sounding, 1))
     return drop_repeated_states(_symbols_to_tokens(symbols, codec, granularity), codec)
 
@@ -187,7 +189,7 @@ def _event_symbols(
 
 
 def shift_symbols(steps: int, codec: Codec) -> list[Event]:
-    """`steps` since the start of the segment, as one shift or several that add up."""
+    """Steps since the start of the segment as one shift, or several that add up."""
     full, rest = divmod(steps, codec.max_shift_steps)
     values = [codec.max_shift_steps] * full + ([rest] if rest else [])
     return [Event("shift", value) for value in values]
@@ -222,11 +224,11 @@ def drop_repeated_states(tokens: Iterable[int], codec: Codec) -> list[int]:
 
 
 def merge_segments(segments: Iterable[Sequence[int]], codec: Codec) -> list[int]:
-    """Merges segments that sound together into one, ordered by time, then by segment.
+    """Merges segments that sound at the same time into one, ordered by time, then by segment.
 
-    Each is a list of tokens without tie section, its shifts counted from the segment's start and
-    not yet split; PAD ends it. This is the mixing augmentation of Gardner et al. (ISMIR 2022
-    release); repeated states are still to be dropped.
+    Each is a list of tokens without tie section, ended by PAD; its shifts count from the segment's
+    start and are not yet split. This is the mixing augmentation of Gardner et al. (ISMIR 2022
+    release). Repeated states are not removed.
     """
     first, last = codec.token_range("shift")
     timed: list[tuple[int, int]] = []  # (step, token)
@@ -251,10 +253,10 @@ def merge_segments(segments: Iterable[Sequence[int]], codec: Codec) -> list[int]
 
 
 def mix_segments(segments: Sequence[Sequence[int]], codec: Codec) -> list[int]:
-    """Merges segments of several pieces, written by `encode_segments(to_mix=True)`, into one.
+    """Merges segments of several pieces, from `encode_segments(to_mix=True)`, into one.
 
-    Ends in EOS. The original merges the streams as they are, tie sections among the events; here
-    the mix gets one tie section, which lists what sounds in any of them.
+    The result ends in EOS. The original merges tie sections like other tokens; here the result has
+    one tie section, which lists the notes that sound in any of the segments.
     """
     if len(segments) == 1:
         return [*drop_repeated_states(segments[0], codec), EOS]

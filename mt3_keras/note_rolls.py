@@ -246,7 +246,10 @@ class NoteRolls:
         """Onsets whose confidence is a peak and at least the limit.
 
         Args:
-          programs, drums: what may appear.
+          pitched_limit: least confidence of an onset of a pitch.
+          drum_limit: least confidence of a drum stroke.
+          programs: that may appear; empty for none.
+          drums: whether drums may.
         """
         found = []
         for is_drum, limit, may_appear in (

@@ -127,7 +127,8 @@ class Recording:
 
     Args:
       decoder: new, or one that has been reset.
-      hop_seconds: from the start of a segment to that of the next.
+      hop_frames: from the start of a segment to that of the next.
+      rate: frames per second.
     """
 
     def __init__(self, decoder: NoteDecoder | RollDecoder, hop_frames: int, rate: float) -> None:

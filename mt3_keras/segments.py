@@ -89,7 +89,9 @@ def cut_segments(
 
     Args:
       blocks: float [n], any lengths; the result does not depend on them.
-      config, context, hop_frames: see `SegmentCutter`.
+      config: see `SegmentCutter`, as of the others.
+      context: what surrounds a segment.
+      hop_frames: from the start of a segment to that of the next.
 
     Yields:
       The segments in order, at least one.

@@ -28,6 +28,7 @@ FILES = {
     "requirements-train.txt": "train",
     "requirements-serving.txt": "serving",
     "requirements-dev.txt": "dev",
+    "requirements-docs.txt": "docs",
 }
 
 

@@ -292,8 +292,8 @@ def search_tokens(tiny_bundle):
     return segments, found
 
 
-def test_the_readmes_loop_writes_the_tokens_of_the_search(tiny_bundle, search_tokens):
-    section = (ROOT / "README.md").read_text().split("## On a device")[1]
+def test_the_loop_of_the_docs_emits_the_tokens_of_the_search(tiny_bundle, search_tokens):
+    section = (ROOT / "docs/devices.md").read_text().split("## The loop of a token network")[1]
     names: dict[str, Any] = {}
     exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], names)
     for segment, tokens in zip(*search_tokens, strict=True):

@@ -4,10 +4,10 @@ Source: derived from Slakh2100 (see `mt3_keras.data.slakh` for its layout, licen
 by the rule of the MT3 paper, after Manilow et al., "Simultaneous Separation and Transcription of
 Mixtures with Multiple Polyphonic and Percussive Instruments", ICASSP 2020: every subset of a song's
 stems with exactly one each of the metadata's classes Piano, Guitar, Bass and Drums is an example,
-whole and without regard to how much each plays. The paper counts 960 / 235 / 132 songs.
+in full length, however little each plays. The paper counts 960 / 235 / 132 songs.
 
 Labels: fixed programs in the fixed order bass 32, drums, guitar 24, piano 0, whatever the stem's
-own program. Otherwise as Slakh's, the bass octave included.
+own program. Otherwise as for Slakh, including the octave of the bass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def find(
       bass: "written" or "sounding", see `mt3_keras.data.slakh`.
 
     Raises:
-      ValueError: no such split, or `bass` makes no sense.
+      ValueError: no such split, or an unknown value of `bass`.
       DatasetError: metadata is missing or damaged, or audio or MIDI is missing.
     """
     root = pathlib.Path(root)

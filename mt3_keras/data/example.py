@@ -1,9 +1,9 @@
-"""What every data set is made of: examples, each some audio files and their label files.
+"""Examples of data sets: each has audio files and label files.
 
-A data set is one module of this package with the same members, so that adding one is filling in a
-form: `NAME`, `SOURCE` (where to get it), `SPLITS`, `find(root, split, *, skip_missing=False, ...)`
--> list[Example], sorted by id, and `read_notes(label)` -> list[Note]. `find` looks at names and
-metadata only; labels are read when an example's `load_notes` is called.
+A data set is one module of this package with these members: `NAME`, `SOURCE` (where to get it),
+`SPLITS`, `find(root, split, *, skip_missing=False, ...)` -> list[Example], sorted by id, and
+`read_notes(label)` -> list[Note]. `find` reads file names and metadata only; labels are read when
+an example's `load_notes` is called.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import soundfile
 from mt3_keras.midi import instrument_name
 from mt3_keras.notes import Note, check_notes, sort_notes, trim_overlaps
 
-# What the readers of JSON, CSV, MIDI and text raise on nonsense.
+# What the readers of JSON, CSV, MIDI and text raise on damaged files.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, csv.Error)
 UNKNOWN_VELOCITY = 100  # for labels without loudness, as note-seq does
 
@@ -30,11 +30,11 @@ class DatasetError(ValueError):
 
 
 class Label(NamedTuple):
-    """A label file, and what its data set knows of it from elsewhere.
+    """A label file, and what the data set states about it elsewhere.
 
     Attributes:
       path: the file.
-      program: General MIDI program of all its notes; None if the file itself says it.
+      program: General MIDI program of all its notes; None if the file states it.
       is_drum: whether all its notes are drums.
       semitones: how far to transpose its notes.
     """
@@ -54,11 +54,11 @@ class Example:
       dataset: name of the data set.
       split: one of the data set's `SPLITS`.
       audio: files to be summed; a single one is the mix itself.
-      labels: files whose notes are put together.
+      labels: files whose notes are joined.
       read_notes: reads one label file; a function of the data set's module.
       trim: end each note at the next onset of its pitch and instrument (Slakh's and Cerberus4's
         training targets).
-      duration: in seconds, where the data set's metadata tells.
+      duration: in seconds, where the data set's metadata states it.
     """
 
     id: str
@@ -74,7 +74,7 @@ class Example:
         """Reads the notes of all labels, ordered by onset.
 
         Raises:
-          DatasetError: a label file is missing or damaged, or there is no note in any.
+          DatasetError: a label file is missing or damaged, or none holds a note.
         """
         notes: list[Note] = []
         for label in self.labels:
@@ -113,7 +113,7 @@ class Example:
         return self.duration or max(_audio_seconds(path, self.dataset) for path in self.audio)
 
     def instruments(self) -> set[tuple[int, bool]]:
-        """(program, is_drum) of each instrument; opens label files only if that is needed.
+        """(program, is_drum) of each instrument; reads label files only if necessary.
 
         Raises:
           DatasetError: as `load_notes`.
@@ -134,7 +134,7 @@ def _audio_seconds(path: pathlib.Path, dataset: str) -> float:
 
 
 def describe(error: Exception) -> str:
-    """The reason of a damaged file, on one line."""
+    """An error's message on one line."""
     text = " ".join(str(error).split())
     return f"no {text}" if isinstance(error, KeyError) else text
 
@@ -142,7 +142,7 @@ def describe(error: Exception) -> str:
 def check_request(
     dataset: str, source: str, root: pathlib.Path, split: str, splits: Sequence[str]
 ) -> None:
-    """Raises ValueError for an unknown split and DatasetError if `root` is no folder."""
+    """Raises ValueError for an unknown split, DatasetError if `root` is not a folder."""
     if split not in splits:
         raise ValueError(f"split of {dataset} must be one of {', '.join(splits)}: got {split!r}")
     if not root.is_dir():
@@ -152,13 +152,13 @@ def check_request(
 def check_files(
     examples: Iterable[Example], source: str, root: pathlib.Path, skip_missing: bool
 ) -> list[Example]:
-    """Sorts examples by id and makes sure that all their files are there.
+    """Sorts examples by id and checks that all their files exist.
 
     Args:
       skip_missing: leave incomplete examples out instead of raising, for partial copies.
 
     Raises:
-      DatasetError: a file is missing, or nothing is left.
+      DatasetError: a file is missing, or no example is complete.
     """
     complete, missing = [], []
     for example in sorted(examples, key=lambda e: e.id):
@@ -178,10 +178,10 @@ def check_files(
 
 
 def summarize(examples: Sequence[Example]) -> str:
-    """Says what was found: how many examples, hours, and examples with each instrument.
+    """A text: the numbers of examples and hours, and of examples with each instrument.
 
     Raises:
-      DatasetError: a file that has to be opened for it is missing or damaged.
+      DatasetError: a file that must be read for this is missing or damaged.
     """
     hours: dict[tuple[str, str], float] = collections.defaultdict(float)
     counts: collections.Counter[tuple[str, str]] = collections.Counter()

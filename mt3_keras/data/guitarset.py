@@ -8,12 +8,12 @@ Six players comp and solo over three chord progressions in each of five styles a
       audio_mono-mic/00_BN1-129-Eb_comp_mic.wav
       audio_mono-pickup_mix/00_BN1-129-Eb_comp_mix.wav
 
-Splits (MT3 facts, from the paper): of every style the first two progressions train, the third
-validates; there is no test split. With both audio versions that makes 480 and 240 examples; MT3
-counts 478 and 238 and does not say which ones it left out.
+Splits (from the MT3 paper): of every style the first two progressions are for training, the third
+for validation; there is no test split. With both audio versions these are 480 and 240 examples;
+MT3 counts 478 and 238 and does not state which it left out.
 
-Labels: the six `note_midi` annotations of the JAMS file (plain JSON) put together. Their pitches
-are fractional and rounded here. Program 24, as MT3 gives to its track "Clean Guitar".
+Labels: the six `note_midi` annotations of the JAMS file (plain JSON), joined. Their pitches are
+fractional and rounded here. The program is 24, that of MT3's track "Clean Guitar".
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def find(
     """Lists the excerpts of a split.
 
     Args:
-      audio: "mic" for the microphone, "mix" for the summed pickup, "both" for one example each.
+      audio: "mic" for the microphone, "mix" for the summed pickup, "both" for an example of each.
 
     Raises:
       ValueError: no such split or audio version.
-      DatasetError: annotations or audio are missing or oddly named.
+      DatasetError: annotations or audio are missing, or a name has another form.
     """
     root = pathlib.Path(root)
     check_request(NAME, SOURCE, root, split, SPLITS)

@@ -1,16 +1,16 @@
 """MAESTRO: piano competition recordings with the MIDI the piano recorded.
 
 Source: Hawthorne et al., "Enabling Factorized Piano Music Modeling and Generation with the MAESTRO
-Dataset", ICLR 2019. Licence CC BY-NC-SA 4.0. Versions 1.0.0, 2.0.0 and 3.0.0 have the same form:
+Dataset", ICLR 2019. Licence CC BY-NC-SA 4.0. Versions 1.0.0, 2.0.0 and 3.0.0 have the same layout:
 
     maestro-v3.0.0/
       maestro-v3.0.0.csv  and/or  maestro-v3.0.0.json
       2018/<name>.wav, <name>.midi
 
-Splits are those of the metadata file: 962 / 137 / 177 pieces in version 3 (MT3 facts, from the
-data set's own page). Version 3's JSON stores columns, earlier ones rows; both are read.
+Splits are those of the metadata file: 962 / 137 / 177 pieces in version 3 (from the data set's
+page). The JSON of version 3 stores columns, that of earlier versions rows; both are read.
 
-Labels: program 0; the sustain pedal (control 64) lengthens notes.
+Labels: program 0; notes are lengthened by the sustain pedal (control 64).
 """
 
 from __future__ import annotations

@@ -9,14 +9,14 @@ Licence CC BY 4.0 (a few recordings: public domain or other Creative Commons lic
       test_data/1759.wav     test_labels/1759.csv      10 pieces
       musicnet_em/2151.mid                             323 pieces
 
-The folder a piece lies in says nothing about its split here. Splits (MT3 facts, from its code and
-its issue 29): 15 fixed ids for validation, 15 for test, all others (300; 293 with MusicNetEM, which
-lacks 2194 2211 2227 2230 2292 2305 2310) train.
+Splits do not follow the folders. They are MT3's (from its code and its issue 29): 15 fixed ids for
+validation, 15 for test, all others for training (300; 293 with MusicNetEM, which lacks 2194 2211
+2227 2230 2292 2305 2310).
 
 Labels: CSV times are samples at 44.1 kHz. CSV instruments count General MIDI programs from 1 (the
 string quartet 2106 has 41, 42 and 43), so 1 is subtracted; the NoteSequences of the original may
-lack that. MusicNetEM's MIDI files count from 0 as all MIDI files do. No velocities in either: CSV
-notes get 100. MT3's released weights were most likely trained on the CSV labels, its present
+lack that. MusicNetEM's MIDI files count from 0, as all MIDI files do. Neither has velocities: CSV
+notes get 100. MT3's released weights were most likely trained on the CSV labels; its present
 configuration names MusicNetEM.
 """
 

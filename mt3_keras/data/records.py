@@ -1,20 +1,20 @@
 """Prepared data: pieces of 16 seconds, audio and notes together, in ArrayRecord files.
 
-A prepared split of a data set is, in a folder,
+A prepared split of a data set consists of these files in a folder:
 
     maestro-train-00003-of-00016.array_record   a shard: one record for each piece
-    maestro-train-00003-of-00016.json           what is in it, and what was left out and why
-    maestro-train.json                          the sum of these; present once all are written
+    maestro-train-00003-of-00016.json           its description: counts, examples left out and why
+    maestro-train.json                          their sum; written after all shards are complete
 
-As in the original (facts: its training pre-processing) an example is cut into pieces of at most
-2000 frames of 8 ms. A record holds, besides its audio, all that the exact targets of any chunk of
-it need: the notes with their times in the example, those that began before included, and the time
-of the example's last event. In one respect it differs from the original's cache: an example of a
-whole number of pieces gets no further piece of one empty frame; its last piece has that frame.
+As in the original's training pre-processing, an example is cut into pieces of at most 2000 frames
+of 8 ms. A record holds its audio and everything that the exact targets of any chunk of it need: the
+notes with their times in the example, including those that began before the piece, and the time of
+the example's last event. It differs from the original's cache in one respect: an example that is a
+whole number of pieces long gets no further piece of one empty frame; its last piece has that frame.
 
 A record is a msgpack map. Its audio is int16, scaled down where its peak is above 1 (in sums of
-stems), with some audio of the neighbouring pieces at both ends for the windows of outer frames.
-`shards` writes records; this file needs NumPy, msgpack and array_record only.
+stems), with audio of the neighbouring pieces at both ends for the windows of the outer frames.
+Records are written by `shards`. This module needs only NumPy, msgpack and array_record.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from numpy.typing import NDArray
 from mt3_keras.notes import Note
 
 PIECE_SAMPLES = 256_000  # 16 s, 2000 hops of 128 samples
-MARGIN_SAMPLES = 4096  # of the neighbouring pieces
+MARGIN_SAMPLES = 4096  # of audio of each neighbouring piece
 VERSION = 1
 _CURE = "run train.prepare again, it keeps what is whole"
 
 
 class RecordsError(ValueError):
-    """Prepared data that is missing, damaged or of another kind; the message names the cure."""
+    """Prepared data is missing, damaged or of another kind; the message names the cure."""
 
 
 class Record(NamedTuple):
@@ -51,12 +51,12 @@ class Record(NamedTuple):
       id: of the example.
       first_sample: where the piece begins in the example, at 16 kHz.
       num_samples: length of the piece.
-      is_last: whether the example ends with it.
+      is_last: whether it is the last piece of the example.
       pcm: int16, from MARGIN_SAMPLES before the piece (zeros before the example) to at most as
         many after it.
-      full_scale: the amplitude that 2**15 stands for.
-      notes: in the example's order, times from its start: those that sound in the piece, and those
-        that decide what sounds at its start.
+      full_scale: amplitude that the value 2**15 represents.
+      notes: in the example's order, times from the example's start: the notes that sound in the
+        piece, and those that determine which notes sound at its start.
       last_event: time of the example's last onset or offset.
     """
 
@@ -87,7 +87,7 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(data: bytes) -> Record:
-    """Bytes -> record; ValueError if they are none, or one of another version."""
+    """Bytes -> record; ValueError if they are not a record, or one of another version."""
     try:
         fields = msgpack.unpackb(data)
         version = fields.pop("version")
@@ -112,7 +112,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 class Records:
-    """A prepared split: record by record, in any order. Picklable; files are opened when needed.
+    """A prepared split, a sequence of records. Picklable; files are opened when they are needed.
 
     Attributes:
       name: of the data set.
@@ -158,7 +158,7 @@ class Records:
 
 
 def find_records(folders: Iterable[str | os.PathLike[str]], split: str) -> list[Records]:
-    """The prepared data sets of a split in some folders, in order of folder and name.
+    """The prepared data sets of a split in several folders, in order of folder and name.
 
     Raises:
       RecordsError: a folder has none, or one of them is incomplete.

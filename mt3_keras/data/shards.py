@@ -1,8 +1,8 @@
 """Examples -> shards of records (see `records`), by Apache Beam.
 
 A shard is the unit of work: a worker reads its examples one after the other, block by block, and
-the file appears under its name when it is whole. A finished shard is never written again. Examples
-that cannot be used are left out, with the reason in the shard's description.
+renames the file when it is complete. A complete shard is never written again. Examples that cannot
+be used are left out; the shard's description states the reason.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Source(NamedTuple):
 
     Attributes:
       id: unique in the data set.
-      load: gives its audio, float32 at 16 kHz mono, [n] or blocks of it, and its notes; what it
-        raises is noted and the example left out.
+      load: returns its audio, float32 at 16 kHz mono, [n] or blocks of it, and its notes. If it
+        raises an error, the example is left out and the error recorded.
     """
 
     id: str
@@ -88,7 +88,7 @@ def _render_example(config: SyntheticConfig, index: int) -> Loaded:
 
 
 def _sum_files(paths: Sequence[pathlib.Path]) -> Iterator[Samples]:
-    """Blocks of the sum; it is as long as the longest file."""
+    """Blocks of the sum of the files, which is as long as the longest of them."""
     if len(paths) == 1:
         yield from read_blocks(paths[0])
         return
@@ -102,7 +102,7 @@ def _sum_files(paths: Sequence[pathlib.Path]) -> Iterator[Samples]:
 
 
 def _equal_blocks(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
-    """The same samples in blocks of `size`, but for the last."""
+    """The same samples in blocks of `size`; the last may be shorter."""
     rest = np.zeros(0, np.float32)
     for block in blocks:
         rest = np.concatenate([rest, block])
@@ -116,7 +116,7 @@ def _equal_blocks(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
 def cut_pieces(
     name: str, samples: Samples | Iterable[Samples], notes: Sequence[Note]
 ) -> Iterator[Record]:
-    """Cuts an example into records, holding one of them and one block of audio at a time.
+    """Cuts an example into records; holds one record and one block of audio in memory.
 
     Args:
       name: id of the example.
@@ -124,8 +124,9 @@ def cut_pieces(
       notes: times from the start of the audio.
 
     Raises:
-      ValueError: on iteration, the last piece at the latest: there is no audio or no note, a note
-        or sample cannot be used, or notes begin more than `TOLERATED_ONSET` after the audio's end.
+      ValueError: on iteration, at the last piece at the latest: there is no audio or no note, a
+        note or sample is invalid, or a note begins more than `TOLERATED_ONSET` after the end of
+        the audio.
     """
     check_notes(notes)
     if not notes:
@@ -146,7 +147,7 @@ def cut_pieces(
 
 
 def _slide(blocks: Iterable[Samples]) -> Iterator[tuple[Samples, bool]]:
-    """Each piece between its margins, and whether it is the last."""
+    """Yields each piece with its margins, and whether it is the last."""
     size = MARGIN_SAMPLES + PIECE_SAMPLES + MARGIN_SAMPLES
     held = np.zeros(MARGIN_SAMPLES, np.float32)
     for block in blocks:
@@ -172,14 +173,14 @@ def _check_onsets(notes: Iterable[Note], end: float) -> None:
 
 
 def _to_pcm(samples: Samples) -> tuple[NDArray[np.int16], float]:
-    """16 bits; files of 16 bits come back exactly as they were."""
+    """Samples -> int16 and their full scale; audio of 16-bit files is reproduced exactly."""
     low, high = float(samples.min()), float(samples.max())
     full_scale = max(1.0, -low, high * 2**15 / (2**15 - 1))
     return np.rint(samples * np.float32(2**15 / full_scale)).astype(np.int16), full_scale
 
 
 class _NoteSelection:
-    """Finds the notes that a piece needs."""
+    """Selects the notes that a piece needs."""
 
     def __init__(self, notes: Sequence[Note], last_event: float) -> None:
         self._notes = notes
@@ -190,11 +191,11 @@ class _NoteSelection:
         self._keys = np.array([note.program * 128 + note.pitch for note in notes])
 
     def __call__(self, start: float, end: float) -> list[Note]:
-        # Pieces after the last event list as tied what sounded before it (`note_encoder`).
+        # Pieces after the last event list notes that sounded before it as tied (`note_encoder`).
         start, end = min(start, self._last_event) - _MARGIN, end + _MARGIN
         sounding = (self._offsets >= start) & (self._onsets < end)
         held = sounding & (self._onsets < start) & ~self._drums
-        # The end of a note silences a longer one of the same pitch: the tie section needs both.
+        # The end of a note also ends a longer one of the same pitch: the tie section needs both.
         first_onsets = np.full(128 * 128, np.inf)
         np.minimum.at(first_onsets, self._keys[held], self._onsets[held])
         within = (self._offsets < start) & (self._offsets >= first_onsets[self._keys])
@@ -219,15 +220,15 @@ def write_records(
     num_workers: int = 0,
     beam_args: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Prepares a split of a data set; continues where an earlier call was stopped.
+    """Prepares a split of a data set; resumes where an earlier call was stopped.
 
     Args:
-      sources: the examples; a shard gets neighbours of this order.
-      num_shards: 0 gives one for each four examples, at most 256.
-      options: what else decides the records' content; stored, and compared when continuing.
+      sources: the examples; a shard gets consecutive ones.
+      num_shards: 0 is one for each four examples, at most 256.
+      options: other settings that determine the records; stored, and compared when resuming.
       num_workers: processes of the local runner; 0 is one for each core.
-      beam_args: flags of Beam; with `--runner` among them that one is used, and `out_dir` must be
-        a folder that all its machines see.
+      beam_args: flags of Beam; if `--runner` is among them, that runner is used, and `out_dir`
+        must be a folder that all its machines share.
 
     Returns:
       What NAME-SPLIT.json holds.
@@ -274,7 +275,7 @@ def _is_finished(shard: _Shard) -> bool:
             " choose another out_dir, or delete these records first"
         )
     if not content["num_records"]:
-        return False  # Its files may have been mended.
+        return False  # the user may have repaired its files
     return shard.path.is_file() and shard.path.stat().st_size == content["num_bytes"]
 
 
@@ -283,9 +284,9 @@ def _run_beam(shards: Sequence[_Shard], num_workers: int, beam_args: Sequence[st
     from apache_beam.options.pipeline_options import PipelineOptions
 
     class WriteInProcess(apache_beam.DoFn):
-        """Each of the local runner's threads has a process, as reading notes is Python's work.
+        """Runs a process for each thread of the local runner, since reading notes holds the GIL.
 
-        Beam's own multi_processing mode takes ten times as long to start and is not quiet.
+        Beam's multi_processing mode takes ten times as long to start and prints warnings.
         """
 
         def setup(self) -> None:
@@ -325,7 +326,7 @@ def _run_beam(shards: Sequence[_Shard], num_workers: int, beam_args: Sequence[st
 
 
 def _write_shard(shard: _Shard) -> None:
-    """Writes a shard and, before it appears, what is in it."""
+    """Writes the description of a shard, then the shard under its final name."""
     temporary = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.tmp")
     instruments: collections.Counter[str] = collections.Counter()
     num_records, num_samples, skipped = 0, 0, []
@@ -339,7 +340,7 @@ def _write_shard(shard: _Shard) -> None:
                     spool.write(msgpack.packb(encode_record(record)))
                     found.update((note.program, note.is_drum) for note in record.notes)
                     size += record.num_samples
-            except Exception as error:  # Whatever it is, it spoils this example only.
+            except Exception as error:  # of any kind: it affects this example only
                 skipped.append({"id": source.id, "reason": describe(error) or repr(error)})
                 continue
             spool.seek(0)

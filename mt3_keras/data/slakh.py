@@ -1,9 +1,9 @@
 """Slakh2100: pop and rock MIDI files rendered with a professional sampler, stem by stem.
 
 Source: Manilow et al., "Cutting Music Source Separation Some Slakh", WASPAA 2019. Licence
-CC BY 4.0. The original, its `redux` (without duplicates, which lie in `omitted/` and are not read
-here) and BabySlakh (songs without split folders, split here by number as in the original) are
-understood, in FLAC or WAV:
+CC BY 4.0. This module reads the original, its `redux` (without duplicates, which are in `omitted/`
+and not read here) and BabySlakh (songs without split folders, split here by number as in the
+original), in FLAC or WAV:
 
     slakh2100_flac_redux/
       train/Track00001/
@@ -13,24 +13,24 @@ understood, in FLAC or WAV:
         MIDI/S00.mid
 
 Splits are the folders: 1500 / 375 / 225 songs, redux 1289 / 270 / 151. As in the MT3 paper, a
-training example is a random subset of at least four stems, ten for each song with that many; they
-are drawn independently and may repeat (10 x 1405 songs make the paper's 968.5 h). Validation and
-test examples are the mixes.
+training example is a random subset of at least four stems; each song with at least four has ten,
+drawn independently, so that they may repeat (10 x 1405 songs are the paper's 968.5 h). Validation
+and test examples are the mixes.
 
-Labels: those of the stems' MIDI files, of stems with audio only. `all_src.mid` is no use: where
-the renderer moved a bass note by octaves it has the old pitch. Each stem gets the program of its
-class, one of MT3's 34 or drums. The metadata's `inst_class` is coarser than that ("Guitar"), so
+Labels: the MIDI files of the stems that have audio. `all_src.mid` is not used: where the renderer
+transposed a bass note by octaves it has the old pitch. Each stem gets the program of its class, one
+of MT3's 34, or drums. The metadata's `inst_class` is coarser than that ("Guitar"), so
 the class follows from `program_num` by the table that Slakh was rendered with
-(github.com/ethman/slakh-generation, classes_strict.json, there counted from 1); it leaves out
-programs that were never rendered. Sustain pedals apply per stem, pitch bends are ignored.
+(github.com/ethman/slakh-generation, classes_strict.json, where programs count from 1); programs
+that were never rendered are not in it. Sustain pedals apply per stem, pitch bends are ignored.
 Overlapping notes are trimmed in training only. The folders named in the metadata are ignored
-(BabySlakh and Track00616 have odd ones), and so is BabySlakh's `audio_rendered: false` wherever
-the audio is there.
+(those of BabySlakh and Track00616 are wrong), and so is BabySlakh's `audio_rendered: false` where
+the audio exists.
 
 Bass sounds an octave lower than its MIDI files say: the sampler's bass patches are written an
 octave up (github.com/ethman/slakh-generation/issues/2). The original kept the written pitch, so
-its released weights transcribe every bass an octave too high. `bass="written"` is that,
-`bass="sounding"` corrects it.
+its released weights transcribe every bass an octave too high. `bass="written"` does the same;
+`bass="sounding"` labels the pitch that sounds.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ SOURCE = "http://www.slakh.com (files on zenodo.org/records/4599666)"
 SPLITS = ("train", "validation", "test")
 MIN_STEMS = 4
 
-# class: (program that stands for it, General MIDI programs rendered as it)
+# class: (its program in MT3, General MIDI programs rendered with it)
 CLASSES: dict[str, tuple[int, tuple[int, ...]]] = {
     "Acoustic Piano": (0, (0, 1, 3, 6)),
     "Electric Piano": (4, (2, 4, 5, 7)),
@@ -127,12 +127,12 @@ def find(
     """Lists the examples of a split.
 
     Args:
-      num_mixes: random sub-mixes of each training song; 0 gives the songs' own mixes.
-      seed: of the sub-mixes; a song's do not depend on which other songs are there.
+      num_mixes: random sub-mixes of each training song; 0 uses the songs' own mixes.
+      seed: of the sub-mixes; those of a song do not depend on the other songs present.
       bass: "written" or "sounding", see the module's text.
 
     Raises:
-      ValueError: no such split, or `bass` or `num_mixes` makes no sense.
+      ValueError: no such split, or an invalid value of `bass` or `num_mixes`.
       DatasetError: metadata is missing or damaged, or audio or MIDI is missing.
     """
     if num_mixes < 0:

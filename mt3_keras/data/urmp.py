@@ -9,11 +9,11 @@ Analysis", IEEE Transactions on Multimedia 2019. Licence CC0 (its copy on Dryad)
         Notes_1_vn_01_Jupiter.txt           onset in s, frequency in Hz, duration in s
         Notes_2_vc_01_Jupiter.txt
 
-Splits (MT3 paper): nine pieces validate, the other 35 train; there is no test split.
+Splits (MT3 paper): nine pieces for validation, the other 35 for training; there is no test split.
 
-Labels: the instrument is taken from the folder's name by the part's number, since single files
-carry a wrong one. Frequencies are measured ones and rounded to the nearest MIDI pitch (A4 =
-440 Hz). No velocities: notes get 100.
+Labels: the instrument follows from the folder's name and the part's number, since some files name a
+wrong one. Frequencies were measured and are rounded to the nearest MIDI pitch (A4 = 440 Hz). There
+are no velocities: notes get 100.
 """
 
 from __future__ import annotations

@@ -355,7 +355,10 @@ def search_one(
 
     Args:
       model: with one row at most.
-      grammar, max_tokens, prefix: see `TokenSequence`.
+      grammar: on numpy.
+      max_tokens: longest sequence.
+      segment: whose tokens are searched.
+      prefix: tokens that it begins with, whatever the network predicts.
     """
     model.encode(segment.samples, segment.num_frames)
     sequence = TokenSequence(grammar, max_tokens, prefix)

@@ -314,7 +314,8 @@ class NoteDetector(keras_hub.models.Backbone):
     compute dtype (`forward` gives them in float32).
 
     Args:
-      spectrogram, network: parts of a `DetectorConfig`, or dicts of their fields.
+      spectrogram: of a `DetectorConfig`, or a dict of its fields.
+      network: likewise.
       dtype: policy of the network; spectrum and logits are computed in float32 always.
     """
 

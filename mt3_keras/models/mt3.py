@@ -170,7 +170,9 @@ class MT3Backbone(keras_hub.models.Backbone):
     `decode_step` takes one token further.
 
     Args:
-      spectrogram, vocabulary, network: parts of an `MT3Config`, or dicts of their fields.
+      spectrogram: of an `MT3Config`, or a dict of its fields.
+      vocabulary: likewise.
+      network: likewise.
       dtype: policy of the network; spectrogram and logits are computed in float32 always.
     """
 
