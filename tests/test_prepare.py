@@ -14,6 +14,7 @@ from mt3_keras.data.records import find_records
 from mt3_keras.midi import write_midi
 from mt3_keras.notes import Note
 from tests.conftest import ROOT
+from train.evaluate import read_manifest
 from train.prepare import main
 
 NOTES = [Note(0.5, 1.0, 60, 100), Note(1.0, 17.5, 64, 90)]
@@ -46,6 +47,39 @@ def test_a_data_set_becomes_records(root: pathlib.Path, capsys: pytest.CaptureFi
     assert records[0].id == "2018/a" and len(records[0].notes) == 2
     assert records[1].notes[0].pitch == 64 and records[1].is_last
     assert main(flags(root)) == 0  # nothing to do
+
+
+def test_clips_are_a_folder_that_is_evaluated(
+    root: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(root, "--clips")) == 0
+    assert "maestro train: 1 clips, 0 left out" in capsys.readouterr().out
+    (item,) = read_manifest(root.parent / "out")
+    audio, notes = item.load()
+    assert (item.id, item.groups[0]) == ("maestro_1parts_2018-a", "real")
+    assert [note.pitch for note in notes] == [60, 64]
+    assert soundfile.info(audio).duration == pytest.approx(18, abs=0.01)
+
+
+def test_the_names_set_is_the_same_whenever_it_is_made(root: pathlib.Path) -> None:
+    """Of random music here, two of its pieces, by the synthesizer."""
+    made = []
+    for name in ("one", "other"):
+        out = root.parent / name
+        more = ["--num_examples=2", "--option=seconds=2", f"--out_dir={out}"]
+        assert main([f"--flagfile={ROOT}/train/configs/names.flags", *more]) == 0
+        made.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert made[0] == made[1]
+    assert len(made[0]) == 5  # audio and MIDI of both, and the manifest
+
+
+def test_clips_of_nothing_usable_are_no_folder_to_evaluate(
+    root: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "2018" / "a.wav").write_bytes(b"no sound")
+    assert main(flags(root, "--clips")) == 1
+    assert "none of 1 examples could be used" in capsys.readouterr().err
+    assert not (root.parent / "out" / "manifest.json").exists()
 
 
 def test_list_writes_nothing(root: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import pathlib
 import pickle
 import shutil
-import struct
 import subprocess
 import sys
 
@@ -251,29 +251,29 @@ def pulses(pitch: float, seconds: float, rate_hz: int) -> Samples:
     return np.asarray(0.2 * tone, np.float32)
 
 
+def write_recordings(
+    folder: pathlib.Path, pitches: dict[str, float], seconds: float = 1.3, **told: object
+) -> None:
+    """Notes that sound at some pitches, after a tenth of a second of silence."""
+    folder.mkdir(parents=True)
+    for file, pitch in pitches.items():
+        sound = np.r_[np.zeros(1600), pulses(pitch, seconds, RATE_HZ)]
+        soundfile.write(folder / f"{file}.wav", sound, RATE_HZ)
+    files = {
+        f"{file}.wav": {"midi": round(pitch), "cents": 100 * (pitch - round(pitch))}
+        for file, pitch in pitches.items()
+    }
+    (folder / "instrument.json").write_text(json.dumps({"files": files, **told}))
+
+
 @pytest.fixture
 def recorded(tmp_path: pathlib.Path) -> RecordingsSource:
-    """A violin and a harp of two notes each, after silence and a fifth of a semitone sharp."""
-    for name in ("violin", "Harp-wav"):
-        folder = tmp_path / "notes" / name / "files"
-        folder.mkdir(parents=True)
-        for file, pitch in (("A3", 57), ("Cs5", 73)):
-            sound = np.r_[np.zeros(4410), pulses(pitch + 0.2, 1.3, 44_100)]
-            soundfile.write(folder / f"{file}.wav", sound, 44_100)
+    """A violin and a harp of two notes each, a fifth of a semitone sharp."""
+    pitches = {"A3": 57.2, "Cs5": 73.2}
+    for name, program in (("violin", 40), ("harp", 46)):
+        folder = tmp_path / "notes" / f"{name}__maker"
+        write_recordings(folder, pitches, programs=[program], sustained=program == 40)
     return RecordingsSource((str(tmp_path / "notes"),))
-
-
-def patch_bytes(pitch: float, modes: int, loop: tuple[int, int]) -> bytes:
-    """A GUS patch of one 16-bit sample at 22 kHz, 0.4 s; the loop in samples."""
-    sound = (20_000 * pulses(pitch, 0.4, 22_050)).astype("<i2")
-    stored = (sound.astype(np.int32) + 32_768).astype("<u2") if modes & 2 else sound
-    head = struct.pack("<12s10s60s3BHHI36x", b"GF1PATCH110", b"ID#000002", b"", 1, 1, 1, 1, 0, 0)
-    head += struct.pack("<H16sIB40x", 0, b"", 0, 1) + struct.pack("<BBIB40x", 0, 0, 0, 1)
-    first, end = (2 * side for side in loop)
-    root = round(440_000 * 2 ** ((pitch - 69) / 12))
-    places = stored.nbytes, first, end, 22_050, 8000, 8_000_000, root
-    sample = struct.pack("<7sBIIIHIIIHB18xB40x", b"", 0, *places, 0, 7, modes)
-    return head + sample + stored.tobytes()
 
 
 @pytest.mark.parametrize(("program", "pitch"), [(40, 57), (40, 62), (46, 70), (46, 78)])
@@ -329,45 +329,84 @@ def test_no_recording_plays_drums_or_other_instruments(recorded: RecordingsSourc
         assert not recorded.play([note], RATE_HZ, RATE_HZ, np.random.default_rng(0)).played.any()
 
 
-@pytest.mark.parametrize("modes", [5, 7, 13])  # with a loop: signed, unsigned, there and back
-def test_a_patchs_loop_sustains_a_long_note(tmp_path: pathlib.Path, modes: int) -> None:
-    content = patch_bytes(69 - 12 * np.log2(440 / 441), modes, (2000, 7000))  # 100 periods
-    (tmp_path / "071_Clarinet.pat").write_bytes(content)
-    samples = play(RecordingsSource((str(tmp_path),)), [Note(0, 4, 71, 100, 71)], 4)
-    for start in (0, 48_000):
-        tone = samples[start : start + 8192]
-        assert measure_detuning(tone, 71) == pytest.approx(0, abs=0.1)
-        assert np.abs(tone).max() > 0.5 * np.abs(samples).max()
+def test_a_note_plays_the_layer_nearest_to_its_strength(tmp_path: pathlib.Path) -> None:
+    """Layers are of one pitch and sound an octave apart, so that they can be told apart."""
+    for velocity, pitch in (("p", 57.0), ("f", 69.0)):
+        folder = tmp_path / f"horn__maker__{velocity}"
+        write_recordings(folder, {"A3": pitch}, programs=[60], sustained=True, velocity=velocity)
+        description = folder / "instrument.json"
+        description.write_text(description.read_text().replace('"midi": 69', '"midi": 57'))
+    (horn,) = find_instruments(str(tmp_path))
+    assert sorted(layer.strength for layer in horn.layers) == [0.4, 0.85]
+    for strength, sounding in ((30, 57), (110, 69)):
+        tone = play(RecordingsSource((str(tmp_path),)), [Note(0, 1, 57, strength, 60)])
+        assert measure_detuning(tone[:8192], sounding) == pytest.approx(0, abs=0.05)
 
 
-def test_instruments_are_found_by_name(recorded: RecordingsSource, tmp_path: pathlib.Path) -> None:
-    for name in ("Tone_000/019_Organ.pat", "Tone_000/125_Helicopter.pat", "Drum_000/035_Kick.pat"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "spoons").mkdir()
-    (tmp_path / "spoons" / "A3.wav").write_bytes(b"")
-    assert sorted(i.programs for i in find_instruments(str(tmp_path))) == [(19,), (40,), (46,)]
-    with pytest.raises(DatasetError, match=r"spoons/: no folder named after an instrument"):
-        find_instruments(f"{tmp_path / 'spoons'}/")
+def test_takes_without_strength_are_instruments_of_their_own(tmp_path: pathlib.Path) -> None:
+    for take in "ab":
+        folder = tmp_path / f"violin__maker__{take}"
+        write_recordings(folder, {"A3": 57.0}, programs=[40], sustained=True, velocity=None)
+    assert [len(one.layers) for one in find_instruments(str(tmp_path))] == [1, 1]
 
 
-def test_damaged_recordings_and_patches_are_named(tmp_path: pathlib.Path) -> None:
-    whole = patch_bytes(69, 5, (2000, 7000))
-    patch, note = tmp_path / "071_Clarinet.pat", Note(0, 1, 69, 90, 71)
-    outside = patch_bytes(69, 5, (2000, 70_000))
-    for content in (b"", b"RIFF" + whole[4:], whole[:-100], whole[:200], outside):
-        patch.write_bytes(content)
-        with pytest.raises(DatasetError, match=r"071_Clarinet.pat: missing or no readable GUS"):
-            play(RecordingsSource((str(tmp_path),)), [note])
-    folder = tmp_path / "flute"
-    folder.mkdir()
+def test_short_articulations_play_short_notes_alone(tmp_path: pathlib.Path) -> None:
+    told = {"programs": [73], "sustained": True, "articulation": "staccato"}
+    write_recordings(tmp_path / "flute", {"A4": 69.0}, seconds=0.3, **told)
+    notes = [Note(0, 0.2, 69, 90, 73), Note(0.4, 0.9, 70, 90, 73)]
+    stem = RecordingsSource((str(tmp_path),)).play(
+        notes, RATE_HZ, RATE_HZ, np.random.default_rng(0)
+    )
+    assert stem.played.tolist() == [True, False]
+
+
+def test_programs_are_those_of_the_descriptions_and_kits_have_none(
+    recorded: RecordingsSource, tmp_path: pathlib.Path
+) -> None:
+    assert recorded.programs == {40, 46}
+    write_recordings(tmp_path / "kit", {}, programs=[], sustained=False)
+    with pytest.raises(DatasetError, match=r"kit: no folder with an instrument.json that has"):
+        find_instruments(str(tmp_path / "kit"))
+
+
+def test_without_other_sounds_parts_are_given_programs_that_are_recorded(
+    recorded: RecordingsSource,
+) -> None:
+    config = SyntheticConfig(
+        seconds=2,
+        other_sources=(recorded,),
+        other_share=1,
+        additive_share=0,
+        program_redraw_chance=1,
+    )
+    programs = {note.program for index in range(8) for note in render(config, index).notes}
+    assert programs == {40, 46}
+
+
+def test_damaged_recordings_and_descriptions_are_named(tmp_path: pathlib.Path) -> None:
+    note, folder = Note(0, 1, 69, 90, 73), tmp_path / "flute"
+    write_recordings(folder, {"A4": 69.0}, programs=[73], sustained=True)
     flutes = RecordingsSource((str(folder),))
     (folder / "A4.wav").write_bytes(b"no sound")
     with pytest.raises(DatasetError, match=r"A4.wav: missing or no readable recording of a note"):
-        play(flutes, [note._replace(program=73)])
+        play(flutes, [note])
     soundfile.write(folder / "A4.wav", np.zeros(4000), 16_000)
     with pytest.raises(DatasetError, match=r"A4.wav: a silent recording of a note"):
-        play(flutes, [note._replace(program=73)])
+        play(flutes, [note])
+    for i, content in enumerate(
+        ("{", "{}", '{"programs": [1], "sustained": 1, "files": {"a": {}}}')
+    ):
+        damaged = tmp_path / f"damaged{i}"
+        damaged.mkdir()
+        (damaged / "instrument.json").write_text(content)
+        with pytest.raises(DatasetError, match=r"instrument.json: not a description"):
+            find_instruments(str(damaged))
+
+
+def test_a_stroke_is_named_by_the_key_that_its_file_begins_with(tmp_path: pathlib.Path) -> None:
+    soundfile.write(tmp_path / "54_shaken_v1.wav", pulses(60, 0.2, RATE_HZ), RATE_HZ)
+    soundfile.write(tmp_path / "51_cymbal_v1.wav", pulses(60, 0.2, RATE_HZ), RATE_HZ)
+    assert {drum.pitches for drum in read_kit(str(tmp_path))} == {(54,), (51, 59)}
 
 
 def test_pieces_of_all_sources_come_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import importlib.util
@@ -11,6 +12,7 @@ import pathlib
 import pickle
 import tarfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +22,9 @@ from hypothesis import strategies as st
 from mt3_keras.data.example import DatasetError
 from mt3_keras.midi import write_midi
 from mt3_keras.notes import Note, check_notes, trim_overlaps
-from mt3_keras.synth import augment, composer, synthetic
+from mt3_keras.synth import arrange, augment, composer, synthetic
 from mt3_keras.synth.additive import NUM_PROGRAMS, AdditiveSource
+from mt3_keras.synth.arrange import KIT_PIECES
 from mt3_keras.synth.augment import NO_AUGMENTATION, Augmentation
 from mt3_keras.synth.sounds import (
     MAX_DETUNING,
@@ -35,7 +38,7 @@ from mt3_keras.synth.sounds import (
 from mt3_keras.synth.synthetic import SyntheticConfig, find, render, split_of
 
 RATE_HZ = 16_000
-EVERYTHING = Augmentation(1, 1, 8, 1, 1, 20, 1)
+EVERYTHING = Augmentation(1, 1, 8, 1, 1, 20, 1, 1)
 PLAIN = SyntheticConfig(seconds=4, augmentation=NO_AUGMENTATION, max_detuning_cents=0)
 
 
@@ -97,7 +100,17 @@ def test_seed_and_split_change_the_music() -> None:
 @settings(deadline=None, max_examples=12)
 @given(index=st.integers(0, 10**6), seconds=st.sampled_from([1.0, 2.5]))
 def test_every_piece_can_be_trained_on(index: int, seconds: float) -> None:
-    config = SyntheticConfig(seconds=seconds, seed=7, augmentation=EVERYTHING)
+    config = SyntheticConfig(
+        seconds=seconds,
+        seed=7,
+        augmentation=EVERYTHING,
+        program_redraw_chance=0.5,
+        drum_redraw_chance=0.5,
+        split_chance=0.5,
+        double_chance=0.5,
+        strum_chance=0.5,
+        ring_chance=0.5,
+    )
     samples, notes, name, damaged = render(config, index)
     assert samples.shape == (round(RATE_HZ * seconds),)
     assert samples.dtype == np.float32
@@ -110,22 +123,73 @@ def test_every_piece_can_be_trained_on(index: int, seconds: float) -> None:
     assert trim_overlaps(notes) == notes
 
 
-def test_a_swapped_drum_is_one_other_all_along() -> None:
-    """The usual ones are swapped each for itself, others and pitched parts not at all."""
-    config = dataclasses.replace(PLAIN, drum_swap_chance=1, max_transposition=0)
-    drums = [Note(i / 8, i / 8 + 0.1, (36, 42, 38, 48)[i % 4], 90, 0, True) for i in range(24)]
-    melody = [Note(i / 2, i / 2 + 0.4, 42, 90, 0, False) for i in range(6)]
-    found = set()
-    for seed in range(20):
-        parts = synthetic.vary_parts([drums, melody], config, np.random.default_rng(seed))
-        played = {part[0].is_drum: {note.pitch for note in part} for part in parts}
-        assert played.get(False, {42}) == {42}
-        if True in played:
-            (hat,) = played[True] & set(synthetic.OTHER_DRUMS[42])
-            (snare,) = played[True] & set(synthetic.OTHER_DRUMS[38])
-            assert played[True] == {hat, snare, 35, 48}
-            found.add(hat)
-    assert len(found) > 2
+def test_a_redrawn_drum_is_one_other_all_along_and_all_are_drawn_evenly() -> None:
+    drums = [Note(i / 8, i / 8 + 0.1, (36, 42)[i % 2], 90, 0, True) for i in range(24)]
+    found: collections.Counter[int] = collections.Counter()
+    for seed in range(400):
+        redrawn = arrange.redraw_drums(drums, 1.0, np.random.default_rng(seed))
+        for old in (36, 42):
+            (new,) = {n.pitch for n, o in zip(redrawn, drums, strict=True) if o.pitch == old}
+            found[next(i for i, keys in enumerate(KIT_PIECES) if new in keys)] += 1
+        assert [n._replace(pitch=0) for n in redrawn] == [n._replace(pitch=0) for n in drums]
+    pieces = set(KIT_PIECES)
+    assert len(found) == len(pieces)
+    assert min(found.values()) > 15
+    assert arrange.redraw_drums(drums, 0.0, np.random.default_rng(0)) == drums
+
+
+def varied(parts: list[list[Note]], seed: int, **changes: Any) -> list[list[Note]]:
+    config = dataclasses.replace(
+        PLAIN, max_transposition=0, onset_jitter=0, velocity_jitter=0, **changes
+    )
+    return arrange.vary_parts(parts, config, range(NUM_PROGRAMS), np.random.default_rng(seed))
+
+
+def test_redrawn_programs_are_even_over_classes_and_in_their_registers() -> None:
+    part = [Note(i / 4, i / 4 + 0.2, 58 + i, 90) for i in range(8)]
+    classes: collections.Counter[int] = collections.Counter()
+    inside = []
+    for seed in range(560):
+        (notes,) = varied([part], seed, program_redraw_chance=1)
+        low, high = arrange.register_of(notes[0].program)
+        inside += [low <= note.pitch <= high for note in notes]
+        classes[notes[0].program // 8] += 1
+        assert {note.pitch - old.pitch for note, old in zip(notes, part, strict=True)} <= {
+            12 * octaves for octaves in range(-5, 6)
+        }
+    assert len(classes) == 14
+    assert min(classes.values()) > 20
+    assert np.mean(inside) > 0.97
+
+
+def test_a_split_part_is_two_instruments_and_a_doubled_one_a_unison() -> None:
+    part = [Note(i / 4, i / 4 + 0.2, 50 + 3 * i, 90) for i in range(8)]
+    split = varied([part], 1, min_instruments=2, split_chance=1, program_redraw_chance=1)
+    assert sorted(note.onset for notes in split for note in notes) == [n.onset for n in part]
+    assert len(split) == 2
+    doubled = varied([part], 1, double_chance=1, program_redraw_chance=1)
+    assert [[note.onset for note in notes] for notes in doubled] == 2 * [[n.onset for n in part]]
+
+
+def test_a_strummed_chord_begins_string_by_string() -> None:
+    chord = [Note(1, 2, pitch, 90, 25) for pitch in (60, 52, 55)]
+    for seed in range(10):
+        strummed = arrange.strum(chord, 0.01, np.random.default_rng(seed))
+        pitches = [note.pitch for note in strummed]
+        assert pitches in ([52, 55, 60], [60, 55, 52])
+        assert strummed[0].onset == 1
+        gaps = np.diff([note.onset for note in strummed])
+        assert (gaps >= 0.005).all() and (gaps <= 0.015).all()
+
+
+def test_ringing_notes_end_together_where_the_pedal_changes() -> None:
+    notes = [Note(i / 4, i / 4 + 0.1, 50 + i, 90) for i in range(16)]
+    for seed in range(10):
+        rung = arrange.let_ring(notes, np.random.default_rng(seed))
+        ends = sorted({note.offset for note in rung})
+        assert all(note.offset > note.onset + 0.24 for note in rung)
+        assert set(ends[:-1]) <= {note.onset for note in notes}
+        assert all(min(e for e in ends if e > n.onset) == n.offset for n in rung)
 
 
 def onset_contrast(samples: Samples, notes: list[Note]) -> float:
@@ -290,7 +354,7 @@ def test_damaged_and_empty_midi_files_are_named_and_passed_over(folder: pathlib.
     for i, path in enumerate(spoilt):
         path.write_bytes(path.read_bytes()[: 40 * (i + 1)] if i else b"")
     config = dataclasses.replace(PLAIN, midi=str(folder), seconds=1)
-    pieces = [render(config, 8 * i) for i in range(8)]
+    pieces = [render(config, 128 * i) for i in range(8)]
     damaged = {name for piece in pieces for name in piece.damaged}
     assert damaged
     assert damaged <= {path.relative_to(folder).as_posix() for path in spoilt}
@@ -341,8 +405,37 @@ def test_a_room_adds_only_what_comes_after_the_direct_sound() -> None:
         mix = augment.mix_stems([click], only_room, np.random.default_rng(seed))
         assert np.abs(mix[:4000]).max() < 1e-5
         assert int(np.argmax(np.abs(mix))) in range(4000, 6000)
+        mix /= np.abs(mix).max()
         assert mix[4000] > 0.3
         assert np.count_nonzero(np.abs(mix[4003:]) > 1e-3) > 100
+
+
+def moved_by(changed: Samples, music: Samples) -> int:
+    lags = range(-400, 401)
+    return lags[
+        int(np.argmax([np.dot(changed[1000:15000], np.roll(music, k)[1000:15000]) for k in lags]))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_poor_sound_is_late_by_a_millisecond_at_most(seed: int) -> None:
+    time = np.arange(RATE_HZ) / RATE_HZ
+    chirp = np.sin(2 * np.pi * (300 * time + 1200 * time**2)).astype(np.float32)
+    chirp *= np.float32(0.1) + np.float32(0.9) * (time % 0.25 < 0.1)
+    settings_ = dataclasses.replace(NO_AUGMENTATION, poor_chance=1)
+    changed = augment.mix_stems([chirp], settings_, np.random.default_rng(seed))
+    assert changed.shape == chirp.shape
+    assert abs(moved_by(changed, chirp)) <= RATE_HZ // 1000
+
+
+def test_a_mix_peaks_between_its_limits() -> None:
+    settings_ = dataclasses.replace(NO_AUGMENTATION, lowest_peak_db=-40)
+    peaks = [
+        20 * np.log10(np.abs(augment.mix_stems([tone], settings_, np.random.default_rng(i))).max())
+        for i, tone in enumerate(np.ones((50, 100), np.float32))
+    ]
+    assert -40.1 < min(peaks) < -35
+    assert -5 < max(peaks) < -0.49
 
 
 @pytest.mark.parametrize("name", ["equalizer_chance", "compression_chance", "codec_chance"])
@@ -351,9 +444,7 @@ def test_effects_delay_nothing(name: str) -> None:
     music = rng.standard_normal(RATE_HZ, np.float32) * np.float32(0.1)
     settings_ = dataclasses.replace(NO_AUGMENTATION, **{name: 1.0})
     changed = augment.mix_stems([music], settings_, np.random.default_rng(1))
-    lags = range(-400, 401)
-    alike = [float(np.dot(changed[1000:15000], np.roll(music, lag)[1000:15000])) for lag in lags]
-    assert abs(lags[int(np.argmax(alike))]) <= 1
+    assert abs(moved_by(changed, music)) <= 1
     assert not np.allclose(changed / np.abs(changed).max(), music / np.abs(music).max(), atol=1e-3)
 
 
@@ -375,3 +466,5 @@ def test_nonsense_settings_are_refused(field: str, value: float | str) -> None:
         SyntheticConfig(**{field: value})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="room_chance"):
         Augmentation(room_chance=2)
+    with pytest.raises(ValueError, match="lowest_peak_db"):
+        Augmentation(lowest_peak_db=1)

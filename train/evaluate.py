@@ -10,7 +10,11 @@ be used is left out and named.
 A data set is named by the flags of train.prepare (see its --help for --option). `manifest.json`
 lists "items", each with "id", "audio", "midi" (paths in the folder) and, where they differ from the
 defaults, "kind" ("real"; else "rendered"), "onset_tolerance_s" (0.05) and "eval" ("notes"; what
-begins with "drum" is scored on its drums alone).
+begins with "drum" is scored on its drums alone). train.prepare --clips writes such a folder.
+
+Beside the scores there are tables of what is taken for what, over the notes found (right pitch,
+onset within the tolerance, whatever instrument): of classes and of the pieces of a drum kit, and
+where the ends of these notes fall; see train/confusions.py.
 """
 
 from __future__ import annotations

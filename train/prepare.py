@@ -6,12 +6,19 @@
     python -m train.prepare --dataset slakh --root DIR --out_dir DIR --runner FlinkRunner \\
         -- --flink_master=HOST:8081
 
+--clips writes FLAC and MIDI files and their manifest instead of shards: a folder for train.evaluate
+--data. The fixed set by which the naming of instruments and drums is judged, 120 pieces of known or
+unknown sounds, is such a folder:
+
+    python -m train.prepare --flagfile=train/configs/names.flags --root DIR_OF_MIDI \\
+        --soundfonts ... --option recordings=... --option drum_kits=... --out_dir DIR
+
 Stopped, it is resumed where it was by the same command. An example that cannot be used
 is left out and named at the end. What follows `--` are flags of Apache Beam. Options of data sets,
 given as `--option name=value`: slakh num_mixes, seed, bass; cerberus4 bass; musicnet labels;
-guitarset audio; synthetic seed, seconds, max_instruments and the other fields of SyntheticConfig,
-and sounds beside soundfonts: models=True, drum_kits=FOLDER,..., recordings=FOLDER,... of notes,
-voices=FILE.npz (made if missing).
+guitarset audio; synthetic seed, seconds, max_instruments and the other fields of SyntheticConfig
+and of Augmentation (mt3_keras/synth), and sounds beside soundfonts: models=True,
+drum_kits=FOLDER,..., recordings=FOLDER,... of notes, voices=FILE.npz (made if missing).
 """
 
 from __future__ import annotations
@@ -89,6 +96,12 @@ def _define_flags(values: flags.FlagValues) -> None:
         "Print what is there, hours and instruments, and write nothing.",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "clips",
+        False,
+        "Write FLAC and MIDI files and manifest.json instead of shards.",
+        flag_values=values,
+    )
     count("num_shards", 0, "Files a split; 0 follows from the number of examples.")
     count("num_workers", 0, "Processes of the local runner; 0 is one for each core.")
     text("runner", "Beam's runner, such as FlinkRunner; by default on this machine.")
@@ -117,6 +130,8 @@ def _prepare(values: flags.FlagValues, beam_args: list[str]) -> None:
         for split in values.split:
             if values.list:
                 print(_describe_split(values, split))
+            elif values.clips:
+                _write_clips(values, split)
             else:
                 _prepare_split(values, split, beam_args)
     except KeyboardInterrupt:
@@ -175,19 +190,23 @@ def _find(values: flags.FlagValues, split: str) -> tuple[list[Example], dict[str
 
 
 def _synthetic_config(values: flags.FlagValues, split: str) -> SyntheticConfig:
+    from mt3_keras.synth.augment import Augmentation
     from mt3_keras.synth.synthetic import SyntheticConfig, open_sources
 
     own = {"midi", "soundfonts", "split", "augmentation", "other_sources"}
     allowed = [name for name in SyntheticConfig.__dataclass_fields__ if name not in own]
     sounds = list(inspect.signature(open_sources).parameters)
-    options = _parse_options(values.option, [*allowed, *sounds])
+    changes = list(Augmentation.__dataclass_fields__)
+    options = _parse_options(values.option, [*allowed, *changes, *sounds])
     chosen = {name: options.pop(name) for name in sounds if name in options}
+    changed = {name: options.pop(name) for name in changes if name in options}
     try:
         return SyntheticConfig(
             midi=values.root,
             soundfonts=tuple(values.soundfonts),
             split=split,
             other_sources=open_sources(**chosen),
+            augmentation=Augmentation(**changed),
             **options,
         )
     except TypeError as error:
@@ -205,6 +224,25 @@ def _describe_split(values: flags.FlagValues, split: str) -> str:
     from mt3_keras.synth import synthetic
 
     return f"{SYNTHETIC} {split}: {len(synthetic.find(config.midi, split))} MIDI files"
+
+
+def _write_clips(values: flags.FlagValues, split: str) -> None:
+    from tqdm import tqdm
+
+    from train.clips import write_clips
+
+    sources, _ = find_sources(values, split)
+    kind = "rendered" if values.dataset == SYNTHETIC else "real"
+    out_dir = pathlib.Path(values.out_dir, split) if len(values.split) > 1 else values.out_dir
+    written = write_clips(sources, str(out_dir), name=values.dataset, kind=kind)
+    bar = tqdm(written, total=len(sources), unit=" clips", disable=None)
+    left_out = [clip for clip in bar if "left_out" in clip]
+    for clip in left_out:
+        print(f"left out {clip['id']}: {clip['left_out']}", file=sys.stderr)
+    print(
+        f"{values.dataset} {split}: {len(sources) - len(left_out)} clips, "
+        f"{len(left_out)} left out, in {out_dir}"
+    )
 
 
 def _prepare_split(values: flags.FlagValues, split: str, beam_args: Sequence[str]) -> None:

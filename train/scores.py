@@ -21,6 +21,7 @@ from mt3_keras.metrics import (
 )
 from mt3_keras.midi import instrument_name
 from mt3_keras.notes import Note, map_program
+from train import confusions
 
 ONSET, OFFSET, MULTI, DRUMS = "onset F1", "on+off F1", "multi F1 (class)", "drum F1"
 COLUMNS = (ONSET, OFFSET, MULTI, DRUMS)
@@ -144,7 +145,8 @@ def evaluate(
 
     Returns:
       "items" (scores by id), "instruments" (scores by name), "summary" (means by group),
-      "left_out" (reasons by id), "invalid_events", "dropped_events", "notes" (by id), "seconds" of
+      "naming" (see `confusions.summarize`), "left_out" (reasons by id), "invalid_events",
+      "dropped_events", "notes" (by id), "seconds" of
       audio and "elapsed" seconds.
 
     Raises:
@@ -155,6 +157,7 @@ def evaluate(
     result: dict[str, Any] = {"items": {}, "left_out": {}, "notes": {}}
     totals = dict.fromkeys(("invalid_events", "dropped_events", "seconds"), 0.0)
     counts: Counts = {}
+    findings = confusions.Findings()
     start = time.monotonic()
     for item in tqdm(items, disable=True if is_quiet else None, unit="recording", leave=False):
         try:
@@ -169,12 +172,19 @@ def evaluate(
         result["notes"][item.id] = [list(note) for note in found.notes]
         result["items"][item.id] = score(item, reference, found.notes)
         count_instruments(item, reference, found.notes, granularity, counts)
+        findings.add(
+            reference,
+            found.notes,
+            onset_tolerance=item.onset_tolerance,
+            only_drums=item.only_drums,
+        )
     if not result["items"]:
         first = next(iter(result["left_out"].items()), ("", "there is none"))
         raise ValueError(f"no item could be scored: {': '.join(filter(None, first))}")
     result |= totals
     result["elapsed"] = time.monotonic() - start
     result["instruments"] = instrument_scores(counts, granularity)
+    result["naming"] = confusions.summarize(findings)
     result["summary"] = summarize(items, result["items"])
     return result
 
@@ -195,11 +205,12 @@ def _to_text(value: float) -> str:
 
 
 def report(result: Mapping[str, Any]) -> str:
-    """The tables by item, by instrument and overall, and what was left out."""
+    """The tables by item, by instrument, of names and ends, and overall, and what was left out."""
     return "\n\n".join(
         [
             format_table(result["items"].items(), "item"),
             format_table(result["instruments"].items(), "instrument", INSTRUMENT_COLUMNS),
+            confusions.tables(result["naming"]),
             format_table(result["summary"].items(), "mean of"),
             f"{len(result['items'])} items scored, {len(result['left_out'])} left out; "
             f"invalid events {result['invalid_events']:.0f}, "
@@ -210,24 +221,54 @@ def report(result: Mapping[str, Any]) -> str:
 
 
 def plot_scores(result: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Bars as a PNG: means by group above, instruments below."""
+    """A PNG: bars of means by group and of instruments; what is named as what."""
     from matplotlib.figure import Figure
 
     parts = ((result["summary"], COLUMNS), (result["instruments"], (ONSET, OFFSET)))
     width = max(7.0, 0.7 * max(len(rows) for rows, _ in parts))
-    figure = Figure(figsize=(width, 8), layout="constrained")
-    for axes, (rows, columns) in zip(figure.subplots(2, 1), parts, strict=True):
-        bar = 0.8 / len(columns)
-        for i, column in enumerate(columns):
-            places = [place + i * bar for place in range(len(rows))]
-            axes.bar(places, [row.get(column, 0.0) for row in rows.values()], bar, label=column)
-        middles = [place + 0.4 - bar / 2 for place in range(len(rows))]
-        axes.set_xticks(middles, list(rows), rotation=40, ha="right")
-        axes.set_ylim(0, 1)
-        axes.grid(axis="y", alpha=0.3)
-        axes.legend(loc="upper right", frameon=False, ncols=len(columns))
+    figure = Figure(figsize=(width + 8, 14), layout="constrained")
+    axes = figure.subplots(2, 2)
+    for place, (rows, columns) in zip(axes[:, 0], parts, strict=True):
+        _plot_bars(place, rows, columns)
+    orders = {"classes": confusions.CLASSES, "drums": confusions.KIT_PIECES}
+    for place, (name, order) in zip(axes[:, 1], orders.items(), strict=True):
+        _plot_confusion(place, name, result["naming"][name]["confusion"], order)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
+
+
+def _plot_bars(axes: Any, rows: Mapping[str, Scores], columns: Sequence[str]) -> None:
+    bar = 0.8 / len(columns)
+    for i, column in enumerate(columns):
+        places = [place + i * bar for place in range(len(rows))]
+        axes.bar(places, [row.get(column, 0.0) for row in rows.values()], bar, label=column)
+    middles = [place + 0.4 - bar / 2 for place in range(len(rows))]
+    axes.set_xticks(middles, list(rows), rotation=40, ha="right")
+    axes.set_ylim(0, 1)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="upper right", frameon=False, ncols=len(columns))
+
+
+def _plot_confusion(
+    axes: Any, name: str, counts: Sequence[Sequence[Any]], order: Sequence[str]
+) -> None:
+    """Shares of each true name, down, that are told by each name, across."""
+    by_names = {(true, told): count for true, told, count in counts}
+    shown = [one for one in order if any(one in names for names in by_names)]
+    table = [[by_names.get((true, told), 0) for told in shown] for true in shown]
+    shares = [[count / max(sum(row), 1) for count in row] for row in table]
+    axes.set_title(f"{name}: true down, told across")
+    if not shown:
+        axes.set_axis_off()
+        return
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for y, row in enumerate(shares):
+        for x, share in enumerate(row):
+            if share >= 0.005:
+                colour = "white" if share > 0.5 else "black"
+                axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(shown)), shown, rotation=40, ha="right")
+    axes.set_yticks(range(len(shown)), shown)
 
 
 def tell_left_out(result: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import math
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ import pedalboard
 import pyroomacoustics
 import scipy.fft
 import scipy.signal
+import soundfile
 from numpy.typing import NDArray
 
 from mt3_keras.models.config import SAMPLE_RATE_HZ
@@ -22,6 +24,7 @@ from mt3_keras.models.config import SAMPLE_RATE_HZ
 Samples = NDArray[np.float32]
 NUM_ROOMS = 64  # computed when first drawn, then kept: about 0.1 MB and 20 ms each
 PLACES_PER_ROOM = 3
+_MOST_DELAY = 2400  # samples, of MP3 coding
 _FILTERS = (pedalboard.LowShelfFilter, pedalboard.PeakFilter, pedalboard.HighShelfFilter)
 
 
@@ -37,6 +40,9 @@ class Augmentation:
       noise_chance: of white to brown noise.
       least_snr_db: loudest noise; from there it is drawn up to 40 dB fainter.
       codec_chance: of MP3 coding at low to middling quality.
+      poor_chance: of poor sound: MP3 of some 24 kbit/s, a telephone's band, or a master driven
+        into clipping; each as likely.
+      lowest_peak_db: of the mix, which peaks anywhere between there and -0.5 dB of full scale.
     """
 
     room_chance: float = 0.7
@@ -46,6 +52,8 @@ class Augmentation:
     noise_chance: float = 0.5
     least_snr_db: float = 20.0
     codec_chance: float = 0.1
+    poor_chance: float = 0.0
+    lowest_peak_db: float = -12.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -54,6 +62,8 @@ class Augmentation:
                 raise ValueError(f"{field.name} must be 0 to 1: got {value}")
         if not 0 <= self.equalizer_db <= 40:
             raise ValueError(f"equalizer_db must be 0 to 40: got {self.equalizer_db}")
+        if not -60 <= self.lowest_peak_db <= -0.5:
+            raise ValueError(f"lowest_peak_db must be -60 to -0.5: got {self.lowest_peak_db}")
 
 
 DEFAULT_AUGMENTATION = Augmentation()
@@ -71,7 +81,7 @@ def mix_stems(
       stems: float32 [num_samples] each, at 16 kHz, at their levels in the mix.
 
     Returns:
-      float32 [num_samples], at any level.
+      float32 [num_samples], silent or with a peak from `lowest_peak_db` to -0.5 dB.
     """
     equalized = [_sometimes_equalize(stem, settings, rng) for stem in stems]
     if rng.random() < settings.room_chance:
@@ -90,7 +100,10 @@ def mix_stems(
     if rng.random() < settings.codec_chance:
         codec = pedalboard.MP3Compressor(vbr_quality=float(rng.uniform(3, 9)))
         mix = codec(mix / max(1.0, float(np.abs(mix).max())), SAMPLE_RATE_HZ)
-    return mix
+    if rng.random() < settings.poor_chance:
+        mix = _POOR[rng.integers(len(_POOR))](mix / np.abs(mix).max(), rng)
+    peak = 10 ** (rng.uniform(settings.lowest_peak_db, -0.5) / 20)
+    return np.asarray(mix * (peak / np.abs(mix).max()), np.float32)
 
 
 def _sometimes_equalize(
@@ -194,3 +207,38 @@ def _add_noise(samples: Samples, snr_db: float, rng: np.random.Generator) -> Sam
     noise = scipy.signal.lfilter(np.ones(1, np.float32), np.array([1, -pole], np.float32), noise)
     level = np.sqrt(np.mean(samples**2) / np.mean(noise**2)) * 10 ** (-snr_db / 20)
     return samples + np.float32(level) * noise
+
+
+def _code_hard(samples: Samples, rng: np.random.Generator) -> Samples:
+    """MP3 of 33 to 16 kbit/s, moved back by what coding delays it."""
+    file = io.BytesIO()
+    soundfile.write(
+        file,
+        samples,
+        SAMPLE_RATE_HZ,
+        format="MP3",
+        bitrate_mode="CONSTANT",
+        compression_level=float(rng.uniform(0.85, 0.95)),
+    )
+    file.seek(0)
+    decoded, _ = soundfile.read(file, dtype="float32")
+    size = scipy.fft.next_fast_len(len(samples) + len(decoded), real=True)
+    spectra = scipy.fft.rfft(decoded, size) * scipy.fft.rfft(samples, size).conj()
+    delay = int(np.argmax(scipy.fft.irfft(spectra, size)[:_MOST_DELAY]))
+    coded: Samples = decoded[delay : delay + len(samples)]
+    return np.pad(coded, (0, len(samples) - len(coded)))
+
+
+def _telephone(samples: Samples, rng: np.random.Generator) -> Samples:
+    edges_hz = float(rng.uniform(200, 500)), float(rng.uniform(2600, 3800))
+    band = scipy.signal.butter(4, edges_hz, "bandpass", fs=SAMPLE_RATE_HZ, output="sos")
+    return np.asarray(scipy.signal.sosfilt(band, samples), np.float32)
+
+
+def _drive(samples: Samples, rng: np.random.Generator) -> Samples:
+    """Louder than full scale by 6 to 18 dB, and bent or cut off there."""
+    louder = samples * np.float32(10 ** (rng.uniform(6, 18) / 20))
+    return np.tanh(louder) if rng.random() < 0.5 else np.clip(louder, -1, 1)
+
+
+_POOR = (_code_hard, _telephone, _drive)

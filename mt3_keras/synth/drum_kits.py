@@ -1,7 +1,8 @@
 """Drum kits of recorded strokes: Hydrogen's, or plain folders of named samples.
 
-What a stroke is of General MIDI's drum map is read from its name, as kits number their instruments
-in their own ways. Names that do not tell are left out.
+What a stroke is of General MIDI's drum map is read from its file's name if that begins with a key,
+as 46_hat_open_v2.ogg, and else from the drum's name, as kits number their instruments in their own
+ways. Names that do not tell are left out.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import pathlib
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +27,15 @@ _SUFFIXES = (".wav", ".flac", ".aiff", ".aif", ".ogg")
 _LONGEST = 2.5  # seconds
 _HATS, _OPEN_HAT = (42, 44, 46), 46  # a stroke on any of them ends the open one's
 _OTHER_KIT_CHANCE = 0.15  # of a drum from another kit
+_HALF_OPEN_CHANCE = 0.35  # that a part's open hat is closed so far that it rings only shortly
+_HALF_OPEN_SECONDS = (0.08, 0.4)  # to a third
+_KEYED = re.compile(r"(\d\d)_")
+# Keys of the drum map that one drum of a kit stands for, where they are more than its own.
+_ALIKE = {
+    35: (35, 36), 36: (35, 36), 38: (38, 40), 40: (38, 40), 41: (41, 43), 43: (41, 43, 45),
+    45: (43, 45, 47), 47: (45, 47, 48), 48: (48, 50), 50: (48, 50), 49: (49, 57), 57: (49, 57),
+    51: (51, 59), 59: (51, 59),
+}  # fmt: skip
 # No pitch: not a stroke on one drum.
 name_to_pitches = Names(
     (
@@ -111,6 +122,8 @@ class DrumKitSource:
         drums = {p: _choose(own, others, p, rng) for p in sorted({n.pitch for n in notes})}
         played = np.array([drums[note.pitch] is not None for note in notes])
         speed = math.exp(0.05 * rng.standard_normal())
+        is_half_open = rng.random() < _HALF_OPEN_CHANCE
+        ringing = rng.uniform(*_HALF_OPEN_SECONDS) * SAMPLE_RATE_HZ
         hats = [round(note.onset * rate_hz) for note in notes if note.pitch in _HATS]
         for note in notes:
             drum, start = drums[note.pitch], round(note.onset * rate_hz)
@@ -119,6 +132,8 @@ class DrumKitSource:
             end = next((hat for hat in hats if hat > start), num_samples)
             end = end if note.pitch == _OPEN_HAT else num_samples
             sound = _end(_strike(drum, note.velocity / 127, speed, rng), end - start)
+            if is_half_open and note.pitch == _OPEN_HAT:
+                sound = sound * np.exp(-np.arange(len(sound), dtype=np.float32) / ringing)
             samples[start : start + len(sound)] += sound
         return Stem(samples, played)
 
@@ -188,9 +203,14 @@ def _read_drums(root: pathlib.Path) -> list[Drum]:
         raise DatasetError(f"{root}: missing or no readable drum kit ({error})") from error
 
 
+def _name_to_keys(file: str) -> tuple[int, ...]:
+    key = _KEYED.match(file)
+    return _ALIKE.get(int(key[1]), (int(key[1]),)) if key and 27 <= int(key[1]) <= 87 else ()
+
+
 def _read_samples(root: pathlib.Path) -> list[Drum]:
     paths = sorted(path for path in root.iterdir() if path.suffix.lower() in _SUFFIXES)
-    named = [(path, name_to_pitches(path.stem)) for path in paths]
+    named = [(p, _name_to_keys(p.name) or name_to_pitches(p.stem)) for p in paths]
     return [Drum(p, 1.0, (Stroke(str(path), 0.0, 1.0),)) for path, p in named if p]
 
 
@@ -200,7 +220,6 @@ def _read_hydrogen(root: pathlib.Path) -> list[Drum]:
         element.tag = element.tag.rpartition("}")[2]  # newer kits have a namespace
     drums = []
     for instrument in tree.iter("instrument"):
-        pitches = name_to_pitches(instrument.findtext("name") or "")
         layers = list(instrument.iter("layer")) or [instrument]
         strokes = tuple(
             Stroke(
@@ -211,6 +230,8 @@ def _read_hydrogen(root: pathlib.Path) -> list[Drum]:
             for layer in layers
         )
         present = tuple(stroke for stroke in strokes if pathlib.Path(stroke.path).is_file())
+        name = pathlib.Path(present[0].path).name if present else ""
+        pitches = _name_to_keys(name) or name_to_pitches(instrument.findtext("name") or "")
         if pitches and present:
             drums.append(Drum(pitches, float(instrument.findtext("volume") or 1), present))
     return drums

@@ -40,8 +40,9 @@ import numpy as np
 from mt3_keras.data.example import DatasetError
 from mt3_keras.midi import MidiError, read_instruments
 from mt3_keras.models.config import SAMPLE_RATE_HZ
-from mt3_keras.notes import Note, apply_sustain, sort_notes, trim_overlaps
+from mt3_keras.notes import Note, apply_sustain, sort_notes
 from mt3_keras.synth.additive import NUM_PROGRAMS, AdditiveSource
+from mt3_keras.synth.arrange import MIN_NOTE_SECONDS, vary_parts
 from mt3_keras.synth.augment import DEFAULT_AUGMENTATION, Augmentation, mix_stems
 from mt3_keras.synth.composer import compose
 from mt3_keras.synth.drum_kits import DrumKitSource, find_kits
@@ -54,11 +55,7 @@ NAME = "synthetic"
 SOURCE = "your own MIDI files and soundfonts, or none"
 SPLITS = ("train", "validation")
 VALIDATION_PERCENT = 5
-EXAMPLES_PER_FILE = 8  # neighbours share a MIDI file, which takes as long to parse as to render
-MIN_NOTE_SECONDS = 0.05
-MIN_VELOCITY = 20  # fainter notes would be labelled and not heard
-# Hi-hat, snare, bass drum and crash as most MIDI files play them, and what else drummers use.
-OTHER_DRUMS = {42: (44, 46, 51, 53, 59), 38: (37, 40), 36: (35,), 49: (52, 55, 57)}
+SECONDS_PER_FILE = 128  # neighbours share a MIDI file, which takes as long to parse as to render
 _MAX_DRAWS = 50
 
 
@@ -81,9 +78,16 @@ class SyntheticConfig:
       folder_power: a folder of n MIDI files is drawn in proportion to n ** folder_power: 1 draws
         each file equally often, 0 each folder.
       program_swap_chance: that a part gets another program of its General MIDI class.
-      program_redraw_chance: that it gets any pitched program.
-      drum_swap_chance: that a drum part plays one of `OTHER_DRUMS` for the usual one, drawn for
-        each of them. (Ride cymbals are rare in MIDI files and common in music.)
+      program_redraw_chance: that it gets any program that the sources play, classes of General
+        MIDI drawn evenly. A part with another program moves by octaves into its register.
+      drum_redraw_chance: that a drum of a drum part is another one, all pieces of a kit drawn
+        evenly. (MIDI files know little but bass drum, snare and closed hi-hat.)
+      mash_chance: that the parts of another MIDI file are there too.
+      split_chance: that the upper and lower notes of a part are two instruments.
+      double_chance: that a second instrument plays the notes of a part too.
+      strum_chance: that a guitar's chords are strummed.
+      ring_chance: that a piano, guitar, harp or mallet lets notes ring as under a pedal. Their
+        labels end where the pedal is changed.
       max_transposition: semitones up or down.
       max_stretch: tempo changes by up to this factor, up or down.
       onset_jitter: standard deviation, in seconds.
@@ -105,7 +109,12 @@ class SyntheticConfig:
     folder_power: float = 0.5
     program_swap_chance: float = 0.5
     program_redraw_chance: float = 0.1
-    drum_swap_chance: float = 0.0
+    drum_redraw_chance: float = 0.0
+    mash_chance: float = 0.0
+    split_chance: float = 0.0
+    double_chance: float = 0.0
+    strum_chance: float = 0.0
+    ring_chance: float = 0.0
     max_transposition: int = 3
     max_stretch: float = 1.25
     onset_jitter: float = 0.006
@@ -128,9 +137,9 @@ class SyntheticConfig:
             )
         if not self.max_stretch >= 1:
             raise ValueError(f"max_stretch must be at least 1: got {self.max_stretch}")
-        chances = ("program_swap_chance", "program_redraw_chance", "drum_swap_chance")
-        for name in ("additive_share", "other_share", *chances):
-            if not 0 <= getattr(self, name) <= 1:
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in names:
+            if name.endswith(("_share", "_chance")) and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1: got {getattr(self, name)}")
         for name in ("max_transposition", "onset_jitter", "velocity_jitter", "gain_range_db"):
             if getattr(self, name) < 0:
@@ -168,16 +177,22 @@ def render(config: SyntheticConfig, index: int) -> Piece:
         rng = np.random.default_rng((config.seed, split, index, draw))
         name, parts = "", compose(1.5 * config.seconds, rng) if not config.midi else []
         if config.midi:
-            shared = (config.seed, split, index // EXAMPLES_PER_FILE, draw)
-            name = _draw_file(config, np.random.default_rng(shared))
+            neighbours = index // max(1, round(SECONDS_PER_FILE / config.seconds))
+            shared = np.random.default_rng((config.seed, split, neighbours, draw))
+            name, other = (_draw_file(config, shared) for _ in range(2))
             parts = _load_parts(config.midi, name)
             if not parts:
                 damaged.append(name)
                 continue
-        parts = vary_parts(cut_excerpt(parts, config, rng), config, rng)
+        parts = cut_excerpt(parts, config, rng)
+        if config.midi and rng.random() < config.mash_chance:
+            others = _load_parts(config.midi, other)
+            parts += cut_excerpt(others, config, rng) if others else []
+        parts = vary_parts(parts, config, _playable_programs(config), rng)
         stems, notes = play_parts(parts, config, rng)
         if notes:
-            return Piece(_mix(stems, config, rng), notes, name, tuple(damaged))
+            mix = mix_stems(stems, config.augmentation, rng)
+            return Piece(mix, notes, name, tuple(damaged))
     raise DatasetError(
         f"{config.midi or NAME}: {_MAX_DRAWS} pieces drawn and none playable, "
         f"{len(damaged)} of them damaged or empty MIDI files; check the files and the soundfonts"
@@ -291,73 +306,6 @@ def cut_excerpt(
     return [part for part in excerpt if part]
 
 
-def vary_parts(
-    parts: Sequence[Sequence[Note]], config: SyntheticConfig, rng: np.random.Generator
-) -> list[list[Note]]:
-    """Draws parts, their programs, a transposition, and each note's time and velocity.
-
-    Returns:
-      One list of notes for each instrument, as it is to be played: notes inside the excerpt, none
-      overlapping another of its pitch, in order of onset.
-    """
-    wanted = int(rng.integers(config.min_instruments, config.max_instruments + 1))
-    chosen = rng.permutation(len(parts))[:wanted]
-    transposition = int(rng.integers(-config.max_transposition, config.max_transposition + 1))
-    instruments: dict[tuple[int, bool], list[Note]] = {}
-    for part in (parts[i] for i in sorted(chosen)):
-        is_drum = part[0].is_drum
-        program = 0 if is_drum else _draw_program(int(part[0].program), config, rng)
-        other_drums = _draw_drums(config, rng) if is_drum else {}
-        semitones = 0 if is_drum else transposition
-        shift = rng.normal(0, config.velocity_jitter)
-        late = rng.normal(0, config.onset_jitter, len(part))
-        louder = shift + rng.normal(0, config.velocity_jitter, len(part))
-        for note, delay, more in zip(part, late, louder, strict=True):
-            onset = float(np.clip(note.onset + delay, 0, config.seconds - MIN_NOTE_SECONDS))
-            varied = Note(
-                onset,
-                max(note.offset + float(delay), onset + MIN_NOTE_SECONDS),
-                other_drums.get(note.pitch, note.pitch + semitones),
-                int(np.clip(round(note.velocity + more), MIN_VELOCITY, 127)),
-                program,
-                is_drum,
-            )
-            if 0 <= varied.pitch <= 127:
-                instruments.setdefault((program, is_drum), []).append(varied)
-    return [_separate_strikes(notes) for notes in instruments.values()]
-
-
-def _draw_program(program: int, config: SyntheticConfig, rng: np.random.Generator) -> int:
-    chance = rng.random()
-    if chance < config.program_redraw_chance:
-        return int(rng.integers(NUM_PROGRAMS))
-    if chance < config.program_redraw_chance + config.program_swap_chance:
-        return 8 * (program // 8) + int(rng.integers(8))
-    return program
-
-
-def _draw_drums(config: SyntheticConfig, rng: np.random.Generator) -> dict[int, int]:
-    """What a part plays for some of the usual drums."""
-    if not config.drum_swap_chance:
-        return {}  # and draw nothing: the same seed is the same music as before there were swaps
-    return {
-        usual: int(rng.choice(others))
-        for usual, others in OTHER_DRUMS.items()
-        if rng.random() < config.drum_swap_chance
-    }
-
-
-def _separate_strikes(notes: Sequence[Note]) -> list[Note]:
-    """Ends notes where their pitch is struck again; of strikes too close, the first remains."""
-    last: dict[int, float] = {}
-    apart = []
-    for note in sort_notes(notes):
-        if note.onset - last.get(note.pitch, -1.0) >= MIN_NOTE_SECONDS:
-            last[note.pitch] = note.onset
-            apart.append(note)
-    return trim_overlaps(apart)
-
-
 def play_parts(
     parts: Sequence[Sequence[Note]], config: SyntheticConfig, rng: np.random.Generator
 ) -> tuple[list[Samples], list[Note]]:
@@ -386,6 +334,15 @@ def play_parts(
                 break
     ended = [note._replace(offset=min(note.offset, config.seconds)) for note in played_notes]
     return stems, sort_notes(ended)
+
+
+@functools.cache
+def _playable_programs(config: SyntheticConfig) -> tuple[int, ...]:
+    """Programs that parts may be given: all with a pitch, or else those of the recordings."""
+    others = [s for s in config.other_sources if isinstance(s, RecordingsSource)]
+    if config.soundfonts or config.additive_share or not others:
+        return tuple(range(NUM_PROGRAMS))
+    return tuple(sorted(p for s in others for p in s.programs if p < NUM_PROGRAMS))
 
 
 def _draw_sources(config: SyntheticConfig, rng: np.random.Generator) -> list[Source]:
@@ -443,9 +400,3 @@ def _loudness(samples: Samples) -> float:
     size = SAMPLE_RATE_HZ // 20
     blocks = samples[: len(samples) // size * size].reshape(-1, size)
     return float(np.sqrt(np.einsum("ij,ij->i", blocks, blocks).max() / size))
-
-
-def _mix(stems: Sequence[Samples], config: SyntheticConfig, rng: np.random.Generator) -> Samples:
-    mix = mix_stems(stems, config.augmentation, rng)
-    peak = 10 ** (rng.uniform(-12, -0.5) / 20)
-    return np.asarray(mix * (peak / np.abs(mix).max()), np.float32)
