@@ -353,8 +353,8 @@ def test_damaged_and_empty_midi_files_are_named_and_passed_over(folder: pathlib.
     spoilt = sorted(folder.rglob("*.mid"))[::2]
     for i, path in enumerate(spoilt):
         path.write_bytes(path.read_bytes()[: 40 * (i + 1)] if i else b"")
-    config = dataclasses.replace(PLAIN, midi=str(folder), seconds=1)
-    pieces = [render(config, 128 * i) for i in range(8)]
+    config = dataclasses.replace(PLAIN, midi=str(folder), seconds=1, seconds_per_file=1)
+    pieces = [render(config, i) for i in range(8)]
     damaged = {name for piece in pieces for name in piece.damaged}
     assert damaged
     assert damaged <= {path.relative_to(folder).as_posix() for path in spoilt}

@@ -55,7 +55,6 @@ NAME = "synthetic"
 SOURCE = "your own MIDI files and soundfonts, or none"
 SPLITS = ("train", "validation")
 VALIDATION_PERCENT = 5
-SECONDS_PER_FILE = 128  # neighbours share a MIDI file, which takes as long to parse as to render
 _MAX_DRAWS = 50
 
 
@@ -77,6 +76,8 @@ class SyntheticConfig:
       max_instruments: at most so many.
       folder_power: a folder of n MIDI files is drawn in proportion to n ** folder_power: 1 draws
         each file equally often, 0 each folder.
+      seconds_per_file: so many seconds of neighbouring examples are excerpts of one file, which
+        takes as long to parse as some ten seconds take to render.
       program_swap_chance: that a part gets another program of its General MIDI class.
       program_redraw_chance: that it gets any program that the sources play, classes of General
         MIDI drawn evenly. A part with another program moves by octaves into its register.
@@ -107,6 +108,7 @@ class SyntheticConfig:
     other_sources: tuple[Source, ...] = ()
     other_share: float = 0.25
     folder_power: float = 0.5
+    seconds_per_file: float = 128.0
     program_swap_chance: float = 0.5
     program_redraw_chance: float = 0.1
     drum_redraw_chance: float = 0.0
@@ -177,7 +179,7 @@ def render(config: SyntheticConfig, index: int) -> Piece:
         rng = np.random.default_rng((config.seed, split, index, draw))
         name, parts = "", compose(1.5 * config.seconds, rng) if not config.midi else []
         if config.midi:
-            neighbours = index // max(1, round(SECONDS_PER_FILE / config.seconds))
+            neighbours = index // max(1, round(config.seconds_per_file / config.seconds))
             shared = np.random.default_rng((config.seed, split, neighbours, draw))
             name, other = (_draw_file(config, shared) for _ in range(2))
             parts = _load_parts(config.midi, name)
