@@ -260,7 +260,11 @@ def write_recordings(
         sound = np.r_[np.zeros(1600), pulses(pitch, seconds, RATE_HZ)]
         soundfile.write(folder / f"{file}.wav", sound, RATE_HZ)
     files = {
-        f"{file}.wav": {"midi": round(pitch), "cents": 100 * (pitch - round(pitch))}
+        f"{file}.wav": {
+            "midi": round(pitch),
+            "cents": 100 * (pitch - round(pitch)),
+            "seconds": seconds,
+        }
         for file, pitch in pitches.items()
     }
     (folder / "instrument.json").write_text(json.dumps({"files": files, **told}))
@@ -350,9 +354,12 @@ def test_takes_without_strength_are_instruments_of_their_own(tmp_path: pathlib.P
     assert [len(one.layers) for one in find_instruments(str(tmp_path))] == [1, 1]
 
 
-def test_short_articulations_play_short_notes_alone(tmp_path: pathlib.Path) -> None:
-    told = {"programs": [73], "sustained": True, "articulation": "staccato"}
-    write_recordings(tmp_path / "flute", {"A4": 69.0}, seconds=0.3, **told)
+@pytest.mark.parametrize(("articulation", "seconds"), [("staccato", 1.3), ("held", 0.7)])
+def test_short_articulations_and_recordings_play_short_notes_alone(
+    tmp_path: pathlib.Path, articulation: str, seconds: float
+) -> None:
+    told = {"programs": [73], "sustained": True, "articulation": articulation}
+    write_recordings(tmp_path / "flute", {"A4": 69.0}, seconds=seconds, **told)
     notes = [Note(0, 0.2, 69, 90, 73), Note(0.4, 0.9, 70, 90, 73)]
     stem = RecordingsSource((str(tmp_path),)).play(
         notes, RATE_HZ, RATE_HZ, np.random.default_rng(0)

@@ -4,8 +4,8 @@ A note plays the recording nearest in pitch, resampled, of the layer nearest in 
 attack on. Bowed, blown and organ notes go on in a loop where the recording ends; plucked and struck
 ones decay. `instrument.json` holds "programs" (of General MIDI), "sustained" (whether a note lasts
 as long as it is held), "articulation", "velocity" (of its layer: pp to ff, soft, hard, or null) and
-"files": by name the "midi" pitch and how many "cents" above it the recording is. Layers of one
-instrument are folders of one name but for `__<velocity>` at its end.
+"files": by name the "midi" pitch, how many "cents" above it the recording is, and its "seconds".
+Layers of one instrument are folders of one name but for `__<velocity>` at its end.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _STRENGTHS = {"pp": 0.25, "p": 0.4, "soft": 0.4, "mp": 0.5, "m": 0.6, "mf": 0.65
 _STRONGEST = 1.0  # of ff, hard, and of what has no layers
 _SHORT = ("staccato", "short", "percussive")  # articulations whose notes end by themselves
 _LONGEST_SHORT = 0.4  # seconds of a note that is played so
+_SHORTEST_HELD = 0.8  # seconds of a recording that a longer note can be made of
 _DOWN, _UP = 7, 5  # semitones that a recording is moved by at most
 _LONGEST = {True: 5.0, False: 8.0}  # seconds kept of a recording, if sustained, if not
 _RELEASE = {True: (0.03, 0.1), False: (0.04, 0.15)}
@@ -55,7 +56,7 @@ class Instrument(NamedTuple):
     Attributes:
       programs: of General MIDI, at least one.
       sustained: whether a note lasts as long as it is held.
-      is_short: whether only short notes may be played.
+      is_short: whether only short notes may be played, as they are staccato or too short to hold.
       layers: at least one.
     """
 
@@ -143,7 +144,9 @@ def find_instruments(folder: str) -> tuple[Instrument, ...]:
     found = []
     for group in layers.values():
         told = group[0][1]
+        longest = max(float(file["seconds"]) for file in told["files"].values())
         is_short = any(word in told.get("articulation", "") for word in _SHORT)
+        is_short |= bool(told["sustained"]) and longest < _SHORTEST_HELD
         is_sustained = bool(told["sustained"]) and not is_short
         programs = tuple(int(program) for program in told["programs"])
         found.append(
@@ -158,7 +161,7 @@ def _read_description(path: pathlib.Path) -> dict[str, Any]:
         for name in ("programs", "sustained", "files"):
             told[name]
         for file in told["files"].values() if told["programs"] else ():
-            float(file["midi"]), float(file["cents"])
+            float(file["midi"]), float(file["cents"]), float(file["seconds"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}: not a description of recordings ({error!r})") from error
     return told
