@@ -73,6 +73,14 @@ def test_the_names_set_is_the_same_whenever_it_is_made(root: pathlib.Path) -> No
     assert len(made[0]) == 5  # audio and MIDI of both, and the manifest
 
 
+def test_the_data_of_small_are_prepared_by_its_flags(
+    root: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--num_examples=2", f"--out_dir={root.parent / 'out'}", "--num_workers=1"]
+    assert main([f"--flagfile={ROOT}/train/configs/small_data.flags", *more]) == 0
+    assert "2 records of 2 examples" in capsys.readouterr().out
+
+
 def test_clips_of_nothing_usable_are_no_folder_to_evaluate(
     root: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +160,7 @@ def test_a_note_may_sound_past_the_end_of_the_audio(root: pathlib.Path) -> None:
         (["--root=/nowhere"], 1, "/nowhere: no such folder"),
         (["--out_dir=/dev/null/x"], 1, "/dev/null/x: cannot be written"),
         (["--dataset=synthetic", "--option=seconds=0"], 1, "seconds must be at least 1"),
+        (["--dataset=synthetic", "--option=poor_chance=2"], 1, "poor_chance must be 0 to 1"),
         (["--dataset=synthetic", "--option=seconds=long"], 2, "value of the wrong kind"),
     ],
 )

@@ -1,16 +1,17 @@
 """Synthetic music: MIDI files, or random music, played by soundfonts, models and synthesizers.
 
 Made in the manner of Slakh2100: parts of a MIDI file are drawn, given instruments of their General
-MIDI class, varied in time and velocity, played each by another sound source, and mixed at random
-levels, in a room or without, through an equaliser, compressor, noise or codec.
+MIDI class or any (see `arrange`), varied in time and velocity, played each by another sound source,
+and mixed at random levels, in a room or without, through an equaliser, compressor, noise or codec.
 
 Unlike the other data sets there are no audio files: example `index` is `render(config, index)`,
 a pure function, the same in any process. There are as many examples as one likes.
 
 Labels are the notes that were played, as they were played:
 
-- pedals are applied before rendering; a note ends where its pitch is struck again by the same
-  instrument; parts that end up with the same program are one instrument;
+- pedals are applied before rendering: a note ends where key and pedal are released, though it may
+  have faded before, or where its pitch is struck again by the same instrument; parts that end up
+  with the same program are one instrument;
 - a note that its source cannot sound, or not in tune, is neither played nor labelled;
 - an excerpt starts from silence: notes already sounding at its start are left out of audio and
   labels alike, so each label's onset is heard. Notes that sound across its end end there.
