@@ -1,9 +1,9 @@
 """Recorded single notes of instruments, each folder with an `instrument.json` that describes them.
 
 A note plays the recording nearest in pitch, resampled, of the layer nearest in strength, from its
-attack on. Bowed, blown and organ notes go on in a loop where the recording ends; plucked and struck
+attack on. Bowed, blown and organ notes that would outlast it are not played; plucked and struck
 ones decay. `instrument.json` holds "programs" (of General MIDI), "sustained" (whether a note lasts
-as long as it is held), "articulation", "velocity" (of its layer: pp to ff, soft, hard, or null) and
+as long as it is held), "velocity" (of its layer: pp to ff, soft, hard, or null) and
 "files": by name the "midi" pitch, how many "cents" above it the recording is, and its "seconds".
 Layers of one instrument are folders of one name but for `__<velocity>` at its end.
 """
@@ -11,7 +11,6 @@ Layers of one instrument are folders of one name but for `__<velocity>` at its e
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
 import pathlib
@@ -31,11 +30,10 @@ from mt3_keras.synth.sounds import Samples, Stem, read_recording
 
 _STRENGTHS = {"pp": 0.25, "p": 0.4, "soft": 0.4, "mp": 0.5, "m": 0.6, "mf": 0.65, "f": 0.85}
 _STRONGEST = 1.0  # of ff, hard, and of what has no layers
-_SHORT = ("staccato", "short", "percussive")  # articulations whose notes end by themselves
-_LONGEST_SHORT = 0.4  # seconds of a note that is played so
-_SHORTEST_HELD = 0.8  # seconds of a recording that a longer note can be made of
+_STEADY_SHARE = 0.9  # of a recording: its end may be a release
 _DOWN, _UP = 7, 5  # semitones that a recording is moved by at most
-_LONGEST = {True: 5.0, False: 8.0}  # seconds kept of a recording, if sustained, if not
+_LONGEST = 8.0  # seconds kept of a recording
+# Seconds from a note's end to silence, shortest and longest, if sustained, if not.
 _RELEASE = {True: (0.03, 0.1), False: (0.04, 0.15)}
 _FADE_IN = {True: 0.003, False: 0.001}
 _FADE_OUT = 0.1
@@ -56,13 +54,11 @@ class Instrument(NamedTuple):
     Attributes:
       programs: of General MIDI, at least one.
       sustained: whether a note lasts as long as it is held.
-      is_short: whether only short notes may be played, as they are staccato or too short to hold.
       layers: at least one.
     """
 
     programs: tuple[int, ...]
     sustained: bool
-    is_short: bool
     layers: tuple[Layer, ...]
 
 
@@ -91,25 +87,23 @@ class RecordingsSource:
         """
         samples, program = np.zeros(num_samples, np.float32), notes[0].program
         fitting = [i for i in self._instruments() if program in i.programs]
-        can_play = np.array(
-            [[_can_play(i, note) for note in notes] for i in fitting if not notes[0].is_drum],
-            np.bool_,
-        )
-        if not can_play.any():
+        recordings = [[_choose(i, note) for note in notes] for i in fitting]
+        shares = np.array([np.mean([one is not None for one in row]) ** 2 for row in recordings])
+        if notes[0].is_drum or not shares.any():
             return Stem(samples, np.zeros(len(notes), np.bool_))
-        shares = can_play.mean(axis=1) ** 2
         chosen = int(rng.choice(len(fitting), p=shares / shares.sum()))
-        instrument, played = fitting[chosen], can_play[chosen]
-        shortest, longest = _RELEASE[instrument.sustained]
+        is_sustained = fitting[chosen].sustained
+        shortest, longest = _RELEASE[is_sustained]
         release = round(shortest * (longest / shortest) ** rng.uniform() * rate_hz)
-        for note in itertools.compress(notes, played):
+        for note, near in zip(notes, recordings[chosen], strict=True):
             start = round(note.onset * rate_hz)
             held = max(round(note.offset * rate_hz) - start, 1)
             size = min(held + release, num_samples - start)
-            if size > 0:
-                sound = _play(instrument, note, size, rate_hz)
+            if near and size > 0:
+                sound = _play(near, is_sustained, note.velocity / 127, size, rate_hz)
                 sound[held:] *= _ramp(release)[: max(size - held, 0)]
                 samples[start : start + size] += sound
+        played = np.array([near is not None for near in recordings[chosen]])
         return Stem(samples, played)
 
     def _instruments(self) -> list[Instrument]:
@@ -144,14 +138,9 @@ def find_instruments(folder: str) -> tuple[Instrument, ...]:
     found = []
     for group in layers.values():
         told = group[0][1]
-        longest = max(float(file["seconds"]) for file in told["files"].values())
-        is_short = any(word in told.get("articulation", "") for word in _SHORT)
-        is_short |= bool(told["sustained"]) and longest < _SHORTEST_HELD
-        is_sustained = bool(told["sustained"]) and not is_short
         programs = tuple(int(program) for program in told["programs"])
-        found.append(
-            Instrument(programs, is_sustained, is_short, tuple(layer for layer, _ in group))
-        )
+        layers_ = tuple(layer for layer, _ in group)
+        found.append(Instrument(programs, bool(told["sustained"]), layers_))
     return tuple(found)
 
 
@@ -168,27 +157,23 @@ def _read_description(path: pathlib.Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _recordings(folder: str) -> tuple[tuple[float, str], ...]:
-    """Pitch as it sounds, and path, of the recordings of a layer."""
+def _recordings(folder: str) -> tuple[tuple[float, float, str], ...]:
+    """Pitch as it sounds, seconds, and path of the recordings of a layer."""
     root = pathlib.Path(folder)
     files = _read_description(root / "instrument.json")["files"]
     return tuple(
-        (told["midi"] + told["cents"] / 100, str(root / name)) for name, told in files.items()
+        (told["midi"] + told["cents"] / 100, float(told["seconds"]), str(root / name))
+        for name, told in files.items()
     )
 
 
-def _can_play(instrument: Instrument, note: Note) -> bool:
-    if instrument.is_short and note.offset - note.onset > _LONGEST_SHORT:
-        return False
-    return bool(_near(instrument, note.pitch))
-
-
 class _Near(NamedTuple):
-    """The nearest recording of a layer, and semitones from it up to a pitch."""
+    """The nearest recording of a layer, semitones from it up to a pitch, and seconds it lasts."""
 
     layer: Layer
     path: str
     semitones: float
+    seconds: float
 
 
 @functools.cache
@@ -196,21 +181,37 @@ def _near(instrument: Instrument, pitch: int) -> tuple[_Near, ...]:
     """Of each layer that has a recording near a pitch."""
     found = []
     for layer in instrument.layers:
-        ups = [(pitch - own, path) for own, path in _recordings(layer.path)]
-        near = [(abs(up), path, up) for up, path in ups if -_DOWN <= up <= _UP]
+        near = [
+            (abs(pitch - own), path, pitch - own, seconds)
+            for own, seconds, path in _recordings(layer.path)
+            if -_DOWN <= pitch - own <= _UP
+        ]
         if near:
-            found.append(_Near(layer, *min(near)[1:]))
+            _, path, up, seconds = min(near)
+            found.append(_Near(layer, path, up, _STEADY_SHARE * seconds / 2 ** (up / 12)))
     return tuple(found)
 
 
-def _play(instrument: Instrument, note: Note, size: int, rate_hz: int) -> Samples:
+def _choose(instrument: Instrument, note: Note) -> _Near | None:
+    """The recording that plays a note; None if none does."""
+    strength, held = note.velocity / 127, note.offset - note.onset
+    return min(
+        (
+            near
+            for near in _near(instrument, note.pitch)
+            if held <= near.seconds or not instrument.sustained
+        ),
+        key=lambda near: abs(near.layer.strength - strength),
+        default=None,
+    )
+
+
+def _play(near: _Near, is_sustained: bool, strength: float, size: int, rate_hz: int) -> Samples:
     """A note that is held, from its onset on: float32 [size], a new array."""
-    strength = note.velocity / 127
-    near = min(_near(instrument, note.pitch), key=lambda one: abs(one.layer.strength - strength))
     ratio = SAMPLE_RATE_HZ / rate_hz * 2 ** (near.semitones / 12)
     rendered = _SHORTEST << max(0, math.ceil(math.log2(size / _SHORTEST)))
     step = round(_STEPS * math.log2(ratio))
-    sound = _render(near.path, instrument.sustained, step, rendered)[:size]
+    sound = _render(near.path, is_sustained, step, rendered)[:size]
     # Fainter, and duller than its layer was played.
     dullness = 0.6 * max(0.0, near.layer.strength - strength) ** 1.5
     gain = (1 - dullness) * strength**1.3
@@ -221,46 +222,30 @@ def _play(instrument: Instrument, note: Note, size: int, rate_hz: int) -> Sample
 @functools.lru_cache(maxsize=512)
 def _render(path: str, is_sustained: bool, step: int, size: int) -> Samples:
     """A recording played 2 ** (step / 600) of its samples at a time: float32 [size]."""
-    recording, ratio = _read_recording(path, is_sustained), 2 ** (step / _STEPS)
-    source, needed = recording.samples, math.ceil(size * ratio) + 64
-    if recording.loop and needed > recording.loop[1]:
-        first, end = recording.loop
-        at = np.arange(needed)
-        at[end:] = first + (at[end:] - first) % (end - first)
-        source = source[at]
-    sound = soxr.resample(source[:needed], ratio, 1.0)[:size]
+    ratio = 2 ** (step / _STEPS)
+    source = _read_recording(path, is_sustained)[: math.ceil(size * ratio) + 64]
+    sound = soxr.resample(source, ratio, 1.0)[:size]
     return np.pad(sound, (0, size - len(sound)))
 
 
-class _Recording(NamedTuple):
-    """One note.
-
-    Attributes:
-      samples: float32 [n] at 16 kHz, from its attack on, at a level that all recordings share.
-      loop: first sample and the one behind the last; None plays to the end.
-    """
-
-    samples: Samples
-    loop: tuple[int, int] | None
-
-
 @functools.lru_cache(maxsize=4096)
-def _read_recording(path: str, is_sustained: bool) -> _Recording:
-    """Raises DatasetError if it is missing, damaged or silent."""
-    seconds = _LONGEST[is_sustained] + 1  # with what is before the attack
-    samples = read_recording(path, SAMPLE_RATE_HZ, "a note", seconds)
+def _read_recording(path: str, is_sustained: bool) -> Samples:
+    """A note from its attack on: float32 [n] at 16 kHz, at a level that all recordings share.
+
+    Raises:
+      DatasetError: it is missing, damaged or silent.
+    """
+    samples = read_recording(path, SAMPLE_RATE_HZ, "a note", _LONGEST)
     start = _find_attack(samples)
     if start is None:
         raise DatasetError(f"{path}: a silent recording of a note")
-    sound = samples[start : start + round(_LONGEST[is_sustained] * SAMPLE_RATE_HZ)].copy()
-    loop = _make_loop(sound) if is_sustained else None
-    if not loop:
-        end = min(len(sound), round(_FADE_OUT * SAMPLE_RATE_HZ))
-        sound[len(sound) - end :] *= _ramp(end)
+    sound = samples[start:].copy()
+    end = min(len(sound), round(_FADE_OUT * SAMPLE_RATE_HZ))
+    sound[len(sound) - end :] *= _ramp(end)
     begin = min(len(sound), round(_FADE_IN[is_sustained] * SAMPLE_RATE_HZ))
     sound[:begin] *= _ramp(begin)[::-1]
     loudest = _levels(sound, round(0.05 * SAMPLE_RATE_HZ)).max()
-    return _Recording(np.asarray(0.1 * sound / loudest, np.float32), loop)
+    return np.asarray(0.1 * sound / loudest, np.float32)
 
 
 def _levels(sound: Samples, size: int) -> NDArray[np.float64]:
@@ -278,23 +263,3 @@ def _find_attack(sound: Samples) -> int | None:
     faint = int(np.argmax(np.abs(sound) >= 0.01 * peak))
     clear = int(np.argmax(levels >= 0.1 * levels.max()))
     return max(faint - round(0.001 * SAMPLE_RATE_HZ), clear - round(0.008 * SAMPLE_RATE_HZ), 0)
-
-
-def _make_loop(sound: Samples) -> tuple[int, int] | None:
-    """Makes a steady part of a note repeat, fading over in place; None if it is too short."""
-    levels = _levels(sound, round(0.05 * SAMPLE_RATE_HZ))
-    usual = np.median(levels[levels >= 0.2 * levels.max()])
-    steady = np.flatnonzero(levels >= 0.7 * usual)
-    end, overlap = int(steady[-1]) + 1, round(0.1 * SAMPLE_RATE_HZ)
-    low, high = max(end - round(2.5 * SAMPLE_RATE_HZ), 2 * overlap), end - 4 * overlap
-    if low >= high:
-        return None
-    tail, before = sound[end - overlap : end], sound[low - overlap : high]
-    products = scipy.signal.correlate(before, tail, "valid")
-    power = np.cumsum(np.pad(before.astype(np.float64) ** 2, (1, 0)))
-    both = power[overlap:] - power[:-overlap] + float(np.sum(tail**2))
-    first = low + int(np.argmax(products / np.maximum(both, 1e-20)))
-    fading = _ramp(overlap)
-    tail *= fading
-    tail += sound[first - overlap : first] * (1 - fading)
-    return first, end

@@ -325,7 +325,8 @@ def play_parts(
     rate_hz = round(SAMPLE_RATE_HZ * 2 ** (-cents / 1200))
     clock = SAMPLE_RATE_HZ / rate_hz
     stems, played_notes = [], []
-    for part in parts:
+    for whole in parts:
+        part = [note._replace(offset=min(note.offset, config.seconds)) for note in whole]
         timed = [n._replace(onset=n.onset * clock, offset=n.offset * clock) for n in part]
         gain = 10 ** (rng.uniform(-config.gain_range_db, 0) / 20)
         for source in _draw_sources(config, rng):
@@ -335,8 +336,7 @@ def play_parts(
                 stems.append(samples * np.float32(gain / loudness))
                 played_notes += [n for n, kept in zip(part, played, strict=True) if kept]
                 break
-    ended = [note._replace(offset=min(note.offset, config.seconds)) for note in played_notes]
-    return stems, sort_notes(ended)
+    return stems, sort_notes(played_notes)
 
 
 @functools.cache
