@@ -8,7 +8,7 @@ import pytest
 
 from mt3_keras.notes import Note
 from train import confusions, scores
-from train.confusions import Findings, pair_found, summarize, tables
+from train.confusions import Findings, groups_table, pair_found, summarize, tables
 
 PIANO, ORGAN, BASS = 0, 16, 32
 
@@ -115,9 +115,13 @@ def test_tables_and_picture_show_every_number(tmp_path: pathlib.Path) -> None:
     assert "0.8 to 1.6 s" in text
     assert "+250 ms" in text  # between 500 ms late and in time
     for told in (summary, summary_of([], [])):
-        result = {"summary": {}, "instruments": {}, "naming": told}
+        result = {"summary": {}, "instruments": {}, "naming": {"all": told}}
         scores.plot_scores(result, tmp_path / "picture.png")
     assert tables(summary_of([], [])) == ""
+    groups = groups_table({"all": summary, "none": summary_of([], [])}).splitlines()
+    row = ["all", "2", "1", "0.500", "0.500", "0.000", "0.000", "0.667", "1.000"]
+    assert groups[1].split() == row
+    assert groups[2].split() == ["none", "0", "0", "-", "-", "-", "-", "-", "-"]
 
 
 def test_every_class_and_kit_piece_has_its_place() -> None:

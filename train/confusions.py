@@ -3,7 +3,7 @@
 Counted are notes found: true notes and told ones of the same pitch whose onsets are at most a
 tolerance apart, whatever instrument either has; of several ways to pair them one that agrees on the
 instrument is taken. Strokes of drums are paired by onset alone. `Findings` gathers pieces;
-`tables` writes what they show.
+`tables` and `groups_table` write what they show.
 """
 
 from __future__ import annotations
@@ -261,6 +261,22 @@ def tables(summary: Mapping[str, Any]) -> str:
         told = (f"{name} {value:.3f}" for name, value in summary["detection"].items())
         parts.append(f"instruments of a piece, means over pieces: {', '.join(told)}")
     return "\n\n".join(parts)
+
+
+def groups_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each group of pieces: how much of what was found is named right."""
+    rows = []
+    for group, summary in summaries.items():
+        shares = [
+            summary[name][column]
+            for name in ("classes", "drums")
+            for column in ("named_right", "class_mean")
+        ]
+        shares += [summary["detection"].get(name) for name in ("F1", "leakage")]
+        counts = (f"{summary[name]['found']}" for name in ("classes", "drums"))
+        rows.append((group, *counts, *("-" if s is None else f"{s:.3f}" for s in shares)))
+    columns = ("notes", "strokes", "named right", "class mean", "drums right", "drum mean")
+    return _text_table(("names, of what was found in", *columns, "instr. F1", "leakage"), rows)
 
 
 def _pieces_table(pieces: Mapping[str, Mapping[str, float]]) -> str:

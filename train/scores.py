@@ -145,9 +145,8 @@ def evaluate(
 
     Returns:
       "items" (scores by id), "instruments" (scores by name), "summary" (means by group),
-      "naming" (see `confusions.summarize`), "left_out" (reasons by id), "invalid_events",
-      "dropped_events", "notes" (by id), "seconds" of
-      audio and "elapsed" seconds.
+      "naming" (by group, see `confusions.summarize`), "left_out" (reasons by id),
+      "invalid_events", "dropped_events", "notes" (by id), "seconds" of audio and "elapsed" seconds.
 
     Raises:
       ValueError: no item could be used.
@@ -157,7 +156,7 @@ def evaluate(
     result: dict[str, Any] = {"items": {}, "left_out": {}, "notes": {}}
     totals = dict.fromkeys(("invalid_events", "dropped_events", "seconds"), 0.0)
     counts: Counts = {}
-    findings = confusions.Findings()
+    findings: dict[str, confusions.Findings] = {"all": confusions.Findings()}
     start = time.monotonic()
     for item in tqdm(items, disable=True if is_quiet else None, unit="recording", leave=False):
         try:
@@ -172,19 +171,20 @@ def evaluate(
         result["notes"][item.id] = [list(note) for note in found.notes]
         result["items"][item.id] = score(item, reference, found.notes)
         count_instruments(item, reference, found.notes, granularity, counts)
-        findings.add(
-            reference,
-            found.notes,
-            onset_tolerance=item.onset_tolerance,
-            only_drums=item.only_drums,
-        )
+        for group in ("all", *item.groups):
+            findings.setdefault(group, confusions.Findings()).add(
+                reference,
+                found.notes,
+                onset_tolerance=item.onset_tolerance,
+                only_drums=item.only_drums,
+            )
     if not result["items"]:
         first = next(iter(result["left_out"].items()), ("", "there is none"))
         raise ValueError(f"no item could be scored: {': '.join(filter(None, first))}")
     result |= totals
     result["elapsed"] = time.monotonic() - start
     result["instruments"] = instrument_scores(counts, granularity)
-    result["naming"] = confusions.summarize(findings)
+    result["naming"] = {name: confusions.summarize(one) for name, one in findings.items()}
     result["summary"] = summarize(items, result["items"])
     return result
 
@@ -210,7 +210,8 @@ def report(result: Mapping[str, Any]) -> str:
         [
             format_table(result["items"].items(), "item"),
             format_table(result["instruments"].items(), "instrument", INSTRUMENT_COLUMNS),
-            confusions.tables(result["naming"]),
+            confusions.tables(result["naming"]["all"]),
+            confusions.groups_table(result["naming"]),
             format_table(result["summary"].items(), "mean of"),
             f"{len(result['items'])} items scored, {len(result['left_out'])} left out; "
             f"invalid events {result['invalid_events']:.0f}, "
@@ -232,7 +233,7 @@ def plot_scores(result: Mapping[str, Any], path: pathlib.Path) -> None:
         _plot_bars(place, rows, columns)
     orders = {"classes": confusions.CLASSES, "drums": confusions.KIT_PIECES}
     for place, (name, order) in zip(axes[:, 1], orders.items(), strict=True):
-        _plot_confusion(place, name, result["naming"][name]["confusion"], order)
+        _plot_confusion(place, name, result["naming"]["all"][name]["confusion"], order)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 
