@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mt3_keras.synth.synthetic import SyntheticConfig
 
 MIN_NOTE_SECONDS = 0.05
-MIN_VELOCITY = 20  # fainter notes would be labelled and not heard
+# Fainter notes and strokes would be labelled and not heard.
+MIN_VELOCITY, MIN_STROKE_VELOCITY = 20, 35
 # First program, lowest and highest pitch of it and those up to the next.
 _REGISTERS = (
     (0, 21, 108), (4, 28, 96), (6, 29, 89), (7, 28, 96), (8, 60, 108), (9, 77, 108), (10, 60, 96),
@@ -191,11 +192,12 @@ def _vary_notes(
     shift = rng.normal(0, config.velocity_jitter)
     late = rng.normal(0, config.onset_jitter, len(notes))
     louder = shift + rng.normal(0, config.velocity_jitter, len(notes))
+    faintest = MIN_STROKE_VELOCITY if notes[0].is_drum else MIN_VELOCITY
     varied = []
     for note, delay, more in zip(notes, late, louder, strict=True):
         onset = float(np.clip(note.onset + delay, 0, config.seconds - MIN_NOTE_SECONDS))
         offset = max(note.offset + float(delay), onset + MIN_NOTE_SECONDS)
-        velocity = int(np.clip(round(note.velocity + more), MIN_VELOCITY, 127))
+        velocity = int(np.clip(round(note.velocity + more), faintest, 127))
         if 0 <= note.pitch <= 127:
             varied.append(note._replace(onset=onset, offset=offset, velocity=velocity))
     return varied
