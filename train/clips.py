@@ -11,7 +11,8 @@ import numpy as np
 import soundfile
 
 from mt3_keras.data.example import describe
-from mt3_keras.midi import replacing, write_midi
+from mt3_keras.files import replacing
+from mt3_keras.midi import write_midi
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
