@@ -168,7 +168,7 @@ def summarize(findings: Findings) -> dict[str, Any]:
 
     "named_right" is the share of pitched notes found that have the right class, "class_mean" its
     mean over classes; likewise of drums. "detection" is means over pieces: precision, recall and
-    F1 of the set of classes told, drums being one, and "leakage", classes told for each class
+    F1 of the set of classes found, drums being one, and "leakage", classes found for each class
     there (1 is best; Tan et al. 2024, arXiv 2403.10024).
     """
     result: dict[str, Any] = {}
