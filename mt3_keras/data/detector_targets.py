@@ -1,0 +1,72 @@
+"""Notes -> what `models.detector_body` is to predict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mt3_keras.models.config import LOWEST_PITCH, NUM_PITCHES
+from mt3_keras.notes import Note
+
+Targets = dict[str, NDArray[np.int8]]
+
+LOWEST_DRUM, NUM_DRUMS = 35, 47  # as in `models.detector_body`
+CERTAIN = 100  # the target that stands for 1
+# An onset's neighbours are half right: times are not known to the frame, and a network that is a
+# frame late should be told so mildly.
+NEIGHBOURS = {-1: 30, 0: CERTAIN, 1: 50}
+
+
+def detector_targets(
+    notes: Sequence[Note], first_frame: int, *, num_frames: int, frames_per_second: float
+) -> Targets:
+    """What the network is to predict of an excerpt.
+
+    Args:
+      notes: of the example, times from its start.
+      first_frame: of the excerpt, counted from the start of the example.
+      num_frames: of the excerpt.
+
+    Returns:
+      int8 rolls: "onset", "unison" (onsets of a second note of the pitch within a frame), "offset"
+      and "frame" [num_frames, NUM_PITCHES] and "drum" [num_frames, NUM_DRUMS], of which `CERTAIN`
+      stands for 1; "strength" [num_frames, NUM_PITCHES] and "drum_strength" [num_frames, 1], MIDI
+      velocities at onsets and -1, not to be learned from, elsewhere.
+    """
+    sizes = dict.fromkeys(("onset", "unison", "offset", "frame", "strength"), NUM_PITCHES)
+    sizes |= {"drum": NUM_DRUMS, "drum_strength": 1}
+    rolls = {head: np.zeros((num_frames, size), np.int8) for head, size in sizes.items()}
+    rolls["strength"][:] = rolls["drum_strength"][:] = -1
+    struck: set[tuple[int, int]] = set()  # frames and columns of onsets
+    for note in notes:
+        onset = math.floor(note.onset * frames_per_second) - first_frame
+        offset = math.floor(note.offset * frames_per_second) - first_frame
+        if note.is_drum:
+            column = note.pitch - LOWEST_DRUM
+            if 0 <= column < NUM_DRUMS:
+                _mark(rolls["drum"], onset, column)
+                _raise_to(rolls["drum_strength"], onset, 0, note.velocity)
+            continue
+        column = note.pitch - LOWEST_PITCH
+        if not 0 <= column < NUM_PITCHES:
+            continue
+        again = any((onset + near, column) in struck for near in (-1, 0, 1))
+        struck.add((onset, column))
+        _mark(rolls["unison" if again else "onset"], onset, column)
+        _mark(rolls["offset"], offset, column)
+        _raise_to(rolls["strength"], onset, column, note.velocity)
+        rolls["frame"][max(0, onset) : max(0, onset + 1, offset), column] = CERTAIN
+    return rolls
+
+
+def _mark(roll: NDArray[np.int8], frame: int, column: int) -> None:
+    for near, value in NEIGHBOURS.items():
+        _raise_to(roll, frame + near, column, value)
+
+
+def _raise_to(roll: NDArray[np.int8], frame: int, column: int, value: int) -> None:
+    if 0 <= frame < len(roll):
+        roll[frame, column] = max(roll[frame, column], value)

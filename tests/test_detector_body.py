@@ -1,0 +1,190 @@
+"""The convolutional-recurrent network: all ways to run it give the same; its targets."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from mt3_keras.data import detector_targets as targets
+from mt3_keras.models import detector_body
+from mt3_keras.models.config import NUM_PITCHES
+from mt3_keras.models.detector_body import BodyConfig, DetectorBody, NoteNames, Recurrent
+from mt3_keras.notes import Note
+
+CONFIG = BodyConfig(
+    spectrum_channels=4,
+    channels=4,
+    recurrent_width=3,
+    interval_channels=2,
+    context_width=3,
+    frame_width=5,
+    names_width=4,
+)
+NUM_FRAMES, NUM_CHANNELS = 24, 6
+MARGIN = 6  # steps: more than the convolutions see to one side
+HARMONICS = (
+    np.random.default_rng(1).random((2, NUM_FRAMES, NUM_PITCHES, NUM_CHANNELS)).astype(np.float32)
+)
+
+
+def make_body(**settings):
+    keras.utils.set_random_seed(5)
+    body = DetectorBody(CONFIG, **settings)
+    body(HARMONICS)
+    return body
+
+
+def to_numpy(outputs):
+    """Heads and states by name, as arrays."""
+    flat = {**outputs, **{f"state_{name}": x for name, x in outputs["states"].items()}}
+    return {name: ops.convert_to_numpy(x) for name, x in flat.items() if name != "states"}
+
+
+def test_every_head_has_a_row_for_each_frame():
+    shapes = {name: x.shape for name, x in to_numpy(make_body()(HARMONICS)).items()}
+    assert shapes == {
+        **dict.fromkeys(detector_body.PITCH_HEADS, (2, NUM_FRAMES, NUM_PITCHES)),
+        "drum": (2, NUM_FRAMES, detector_body.NUM_DRUMS),
+        "drum_strength": (2, NUM_FRAMES, 1),
+        "state_pitches": (2, NUM_FRAMES // 2, NUM_PITCHES, 3),
+        "state_context": (2, NUM_FRAMES // 2, 3),
+    }
+
+
+def test_a_recording_in_two_pieces_with_carried_states_is_the_whole():
+    body, steps, cut = make_body(), CONFIG.frames_per_step, 8
+    whole = body(HARMONICS)
+    state = {name: x[:, cut - 1] for name, x in whole["states"].items()}
+    first = (cut - MARGIN) * steps
+    rest = to_numpy(body(HARMONICS[:, first:], state, margin_steps=(MARGIN, 0)))
+    for name, values in to_numpy(whole).items():
+        since = cut if name.startswith("state") else cut * steps
+        assert rest[name] == pytest.approx(values[:, since:], abs=1e-5), name
+
+
+def test_without_a_backward_direction_the_start_of_a_recording_does_not_depend_on_its_end():
+    layer = Recurrent(3, directions=1)
+    x = np.random.default_rng(2).random((9, 2, 4)).astype(np.float32)
+    whole = ops.convert_to_numpy(layer(x))
+    assert ops.convert_to_numpy(layer(x[:5])) == pytest.approx(whole[:5], abs=1e-6)
+
+
+def test_steps_in_the_graph_are_the_loop():
+    loop, written_out = make_body(), make_body(unroll=True)
+    written_out.set_weights(loop.get_weights())
+    expected, found = to_numpy(loop(HARMONICS)), to_numpy(written_out(HARMONICS))
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, abs=1e-5), name
+
+
+@pytest.mark.parametrize("kind", [DetectorBody, NoteNames])
+def test_a_layer_is_rebuilt_from_its_config(kind):
+    assert kind.from_config(kind(CONFIG).get_config()).config == CONFIG
+
+
+def test_sizes_below_one_are_refused():
+    with pytest.raises(ValueError, match="channels must be positive: got 0"):
+        BodyConfig(channels=0)
+
+
+def test_a_note_is_named_by_its_own_half_second():
+    names = NoteNames(CONFIG)
+    cells = np.array([[[5, 3], [12, 80]], [[5, 3], [20, 40]]], np.int32)
+    names(HARMONICS, cells)
+    looks = ops.convert_to_numpy(names.gather(HARMONICS, cells))
+    before, after = detector_body.NAME_FRAMES
+    assert looks.shape == (4, before + after, len(detector_body.NAME_INTERVALS) * NUM_CHANNELS)
+    own = looks[1].reshape(before + after, -1, NUM_CHANNELS)
+    assert own[:, 0] == pytest.approx(np.pad(HARMONICS[0, 8:, 80], ((0, 16), (0, 0))))
+    assert not own[:, 1:].any()  # pitches beyond the piano are silent
+    apart = names(HARMONICS[1:], cells[1:, 1:])
+    together = names(HARMONICS, cells)
+    for one, of_all in zip(apart, together, strict=True):
+        one, of_all = ops.convert_to_numpy(one), ops.convert_to_numpy(of_all)
+        assert one[0, 0] == pytest.approx(of_all[1, 1], abs=1e-5)
+
+
+def test_jax_predicts_what_tensorflow_predicts(tmp_path):
+    body = make_body()
+    weights = tmp_path / "weights.npz"
+    np.savez(weights, *body.get_weights())
+    program = (
+        "import sys, numpy as np, keras; from tests import test_detector_body as here\n"
+        "assert keras.backend.backend() == sys.argv[2]; body = here.make_body()\n"
+        "z = np.load(sys.argv[1]); body.set_weights([z[name] for name in z.files])\n"
+        "np.savez(sys.argv[1], **here.to_numpy(body(here.HARMONICS)))"
+    )
+    other = "jax" if keras.backend.backend() == "tensorflow" else "tensorflow"
+    root = pathlib.Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "KERAS_BACKEND": other, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", program, str(weights), other]
+    subprocess.run(command, env=environment, check=True, capture_output=True, cwd=root)
+    for name, values in to_numpy(body(HARMONICS)).items():
+        assert np.load(weights)[name] == pytest.approx(values, abs=1e-4), name
+
+
+def test_litert_predicts_what_keras_predicts_with_builtin_operators():
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs ai-edge-litert")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("LiteRT files are written by TensorFlow")
+    import tensorflow as tf
+
+    body = make_body(unroll=True)
+
+    def predict(harmonics):
+        outputs = dict(body(harmonics))
+        return outputs | {f"state_{k}": x for k, x in outputs.pop("states").items()}
+
+    signature = [tf.TensorSpec((1, *HARMONICS.shape[1:]), tf.float32, name="harmonics")]
+    function = tf.function(predict, input_signature=signature)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function()], body
+    )
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    runner = interpreter.Interpreter(model_content=converter.convert()).get_signature_runner()
+    found = runner(harmonics=HARMONICS[:1])
+    for name, values in to_numpy(body(HARMONICS[:1])).items():
+        assert found[name] == pytest.approx(values, abs=1e-4), name
+
+
+def test_targets_mark_onsets_ends_and_drums():
+    notes = [
+        Note(0.10, 0.30, 60, 90, program=40),
+        Note(0.10, 0.20, 60, 50, program=0),  # a unison
+        Note(0.15, 0.15, 42, 70, is_drum=True),
+        Note(0.15, 0.15, 20, 70, is_drum=True),  # not of the kit
+        Note(0.00, 0.30, 10, 70),  # not of the piano
+    ]
+    rolls = targets.detector_targets(notes, 2, num_frames=20, frames_per_second=100.0)
+    column = 60 - 21
+    assert rolls["onset"][:, column].tolist()[6:11] == [0, 30, 100, 50, 0]
+    assert rolls["unison"][8, column] == targets.CERTAIN
+    assert np.flatnonzero(rolls["frame"][:, column]).tolist() == list(range(8, 20))
+    assert rolls["offset"][18, column] == targets.CERTAIN
+    assert rolls["strength"][8, column] == 90 and (rolls["strength"] >= 0).sum() == 1
+    assert rolls["drum"][13, 42 - 35] == targets.CERTAIN
+    assert rolls["drum"].max(axis=0).nonzero()[0].tolist() == [42 - 35]
+    assert rolls["drum_strength"][13, 0] == 70
+    assert rolls["onset"].max(axis=0).nonzero()[0].tolist() == [column]
+
+
+def test_targets_of_an_excerpt_are_those_of_the_whole():
+    notes = [Note(0.10, 0.30, 60, 90), Note(0.22, 0.40, 64, 80), Note(0.2, 0.2, 38, 9, 0, True)]
+    whole = targets.detector_targets(notes, 0, num_frames=50, frames_per_second=100.0)
+    part = targets.detector_targets(notes, 15, num_frames=10, frames_per_second=100.0)
+    for head, roll in part.items():
+        assert roll.tolist() == whole[head][15:25].tolist(), head
+
+
+def test_the_targets_have_the_networks_columns():
+    assert (targets.LOWEST_DRUM, targets.NUM_DRUMS) == (
+        detector_body.LOWEST_DRUM,
+        detector_body.NUM_DRUMS,
+    )
