@@ -130,23 +130,25 @@ def test_jax_predicts_what_tensorflow_predicts(tmp_path):
         assert np.load(weights)[name] == pytest.approx(values, abs=1e-4), name
 
 
-def test_litert_predicts_what_keras_predicts_with_builtin_operators():
+def test_litert_predicts_what_keras_predicts_with_builtin_operators(tmp_path):
     interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs ai-edge-litert")
     if keras.backend.backend() != "tensorflow":
         pytest.skip("LiteRT files are written by TensorFlow")
     import tensorflow as tf
 
     body = make_body(unroll=True)
+    weights = [(variable, variable.numpy()) for variable in body.variables]
 
     def predict(harmonics):
-        outputs = dict(body(harmonics))
+        constants = [(variable, tf.constant(array)) for variable, array in weights]
+        with keras.StatelessScope(state_mapping=constants):
+            outputs = dict(body(harmonics))
         return outputs | {f"state_{k}": x for k, x in outputs.pop("states").items()}
 
-    signature = [tf.TensorSpec((1, *HARMONICS.shape[1:]), tf.float32, name="harmonics")]
-    function = tf.function(predict, input_signature=signature)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [function.get_concrete_function()], body
-    )
+    spec = tf.TensorSpec((1, *HARMONICS.shape[1:]), tf.float32)
+    function = tf.function(predict, autograph=False).get_concrete_function(harmonics=spec)
+    tf.saved_model.save(tf.Module(), str(tmp_path), signatures=function)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     runner = interpreter.Interpreter(model_content=converter.convert()).get_signature_runner()
     found = runner(harmonics=HARMONICS[:1])

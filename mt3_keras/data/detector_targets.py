@@ -70,3 +70,41 @@ def _mark(roll: NDArray[np.int8], frame: int, column: int) -> None:
 def _raise_to(roll: NDArray[np.int8], frame: int, column: int, value: int) -> None:
     if 0 <= frame < len(roll):
         roll[frame, column] = max(roll[frame, column], value)
+
+
+def name_targets(
+    notes: Sequence[Note],
+    first_frame: int,
+    *,
+    num_frames: int,
+    max_notes: int,
+    frames_per_second: float,
+    rng: np.random.Generator,
+) -> dict[str, NDArray[np.int32]]:
+    """Notes of an excerpt to be named, at most `max_notes` of them, drawn at random.
+
+    Args:
+      notes, first_frame, num_frames: as of `detector_targets`.
+      max_notes: rows of the result.
+      rng: draws the notes.
+
+    Returns:
+      "cells" int32 [max_notes, 2], frame and pitch column of each note's onset, and "programs"
+      int32 [max_notes, 2]: the note's, and that of a note of another program that begins with it
+      at its pitch or else its own again; -1 in rows without a note.
+    """
+    begins: dict[tuple[int, int], list[int]] = {}
+    for note in notes:
+        frame = math.floor(note.onset * frames_per_second) - first_frame
+        column = note.pitch - LOWEST_PITCH
+        if not note.is_drum and 0 <= frame < num_frames and 0 <= column < NUM_PITCHES:
+            begins.setdefault((frame, column), []).append(note.program)
+    cells = np.zeros((max_notes, 2), np.int32)
+    programs = np.full((max_notes, 2), -1, np.int32)
+    keys = list(begins)
+    for row, i in enumerate(rng.permutation(len(keys))[:max_notes]):
+        frame, column = keys[i]
+        near = [p for by in (0, -1, 1) for p in begins.get((frame + by, column), ())]
+        cells[row] = keys[i]
+        programs[row] = near[0], next((p for p in near if p != near[0]), near[0])
+    return {"cells": cells, "programs": programs}
