@@ -2,7 +2,7 @@
 
 A file is read block by block, so that memory stays bounded however long it is. Samples are those
 of `librosa.load(path, sr=16000, mono=True)`, which the original uses: the mean over the channels,
-then soxr's HQ resampler. What makes sound hard to transcribe is told in a warning.
+then soxr's HQ resampler. What makes sound hard to transcribe is named in a warning.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class PartsOfFile(io.RawIOBase):
       descriptor: of the file; it is not closed.
       parts: (offset, length) of each.
       patches: bytes that stand at an offset of the joined parts instead of the file's own.
-      states_size: whether it tells its size. libsndfile guesses the length of an MP3 file that
+      states_size: whether it states its size. libsndfile guesses the length of an MP3 file that
         states none from the size and the first bit rate; with no size it counts the frames.
     """
 

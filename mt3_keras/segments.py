@@ -37,7 +37,7 @@ class AudioSegment(NamedTuple):
 def check_samples(samples: ArrayLike, name: str = "samples") -> _Samples:
     """A caller's 16 kHz mono samples as float32 [n]; n may be 0.
 
-    Integers are refused, not scaled: whether int32 holds 16, 24 or 32 bits cannot be told.
+    Integers are refused, not scaled: whether int32 holds 16, 24 or 32 bits is not known.
 
     Raises:
       AudioError: not one-dimensional, not floating point, or not finite.

@@ -2,7 +2,7 @@
 
 libsndfile reads what it can, the program ffmpeg the rest. A file is read whole, in the time of a
 player: what a header understates is read too, what a video's sound lacks is silence. One that
-holds less than it states is refused, and what is lost in any other way is told in a warning.
+holds less than it states is refused, and what is lost in any other way is named in a warning.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from mt3_keras.segments import AudioError
 MAX_VALUES_AT_ONCE = 2**22  # 16 MiB of float32, also at 192 kHz and with many channels
 TOLERATED_LOSS = 0.1  # seconds that a file may fall short of what it states
 MAX_PAUSE_SECONDS = 3600.0  # of a stream; a damaged time would be made up for with years of silence
-MAX_PADDING = 2**13  # samples that an MP3 encoder adds, and its first frame tells to leave out
+MAX_PADDING = 2**13  # samples that an MP3 encoder adds, and its first frame says to leave out
 MIN_RATE_HZ, MAX_RATE_HZ = 1000, 2_000_000
 INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
 LEAST_INTEGER_PEAK = 16.0  # 24 dB beyond full scale: no recording in floating point goes there
@@ -94,7 +94,7 @@ def read_channels(path: pathlib.Path, block_seconds: float) -> _Blocks:
 
 
 def duration(path: str | os.PathLike[str]) -> float | None:
-    """Seconds that the file says it lasts; None if that cannot be told without decoding it."""
+    """Seconds that the file says it lasts; None if that cannot be known without decoding it."""
     try:
         with open_regular(path, AudioError) as file:
             mpeg = find_mpeg(file.fileno())
@@ -236,7 +236,7 @@ def _check_length(held: float, stated: float, path: pathlib.Path) -> None:
 def _check_header(sound: _Stream, file: IO[bytes], path: pathlib.Path) -> None:
     """Compares the length that a header states with the size of the file.
 
-    libsndfile quietly shortens such files and tells of it only in its log.
+    libsndfile quietly shortens such files and says so only in its log.
     """
     log = sound.extra_info
     held = sound.frames / sound.samplerate

@@ -1,4 +1,4 @@
-"""What is told of notes found: names, drums, ends; on a few notes written out."""
+"""What is estimated of notes found: names, drums, ends; on a few notes written out."""
 
 from __future__ import annotations
 
@@ -40,9 +40,11 @@ def test_notes_of_another_pitch_or_too_late_are_not_found() -> None:
 
 def test_a_name_right_three_times_of_four_is_a_mean_over_classes_of_its_own() -> None:
     reference = [Note(i, i + 0.5, 60, 90, PIANO) for i in range(3)] + [Note(3, 4, 60, 90, BASS)]
-    told = summary_of(reference, [note._replace(program=PIANO) for note in reference])["classes"]
-    assert (told["found"], told["named_right"], told["class_mean"]) == (4, 0.75, 0.5)
-    assert told["confusion"] == [["Bass", "Piano", 1], ["Piano", "Piano", 3]]
+    estimated = summary_of(reference, [note._replace(program=PIANO) for note in reference])[
+        "classes"
+    ]
+    assert (estimated["found"], estimated["named_right"], estimated["class_mean"]) == (4, 0.75, 0.5)
+    assert estimated["confusion"] == [["Bass", "Piano", 1], ["Piano", "Piano", 3]]
 
 
 def test_strokes_are_paired_by_onset_and_judged_by_the_piece_of_the_kit() -> None:
@@ -114,8 +116,8 @@ def test_tables_and_picture_show_every_number(tmp_path: pathlib.Path) -> None:
     assert "1 found; named right 0.000, mean over 1 drums 0.000" in text
     assert "0.8 to 1.6 s" in text
     assert "+250 ms" in text  # between 500 ms late and in time
-    for told in (summary, summary_of([], [])):
-        result = {"summary": {}, "instruments": {}, "naming": {"all": told}}
+    for estimated in (summary, summary_of([], [])):
+        result = {"summary": {}, "instruments": {}, "naming": {"all": estimated}}
         scores.plot_scores(result, tmp_path / "picture.png")
     assert tables(summary_of([], [])) == ""
     groups = groups_table({"all": summary, "none": summary_of([], [])}).splitlines()

@@ -1,6 +1,6 @@
 """What a model takes for what, and where it ends notes: tables to steer its training by.
 
-Counted are notes found: true notes and told ones of the same pitch whose onsets are at most a
+Counted are notes found: true notes and estimated ones of the same pitch whose onsets are at most a
 tolerance apart, whatever instrument either has; of several ways to pair them one that agrees on the
 instrument is taken. Strokes of drums are paired by onset alone. `Findings` gathers pieces;
 `tables` and `groups_table` write what they show.
@@ -32,7 +32,7 @@ _PIECE_OF = {key: piece for piece, keys in _KIT_PIECES.items() for key in keys}
 OTHER_PIECE = "other drum"
 KIT_PIECES = (*_KIT_PIECES, OTHER_PIECE)
 
-Confusion = Counter[tuple[str, str]]  # by (true name, name told)
+Confusion = Counter[tuple[str, str]]  # by (true name, name estimated)
 
 
 def kit_piece(key: int) -> str:
@@ -77,9 +77,9 @@ def pair_found(
             offset_ratio=None,
         )
         pairs += [(reference[i], estimate[j]) for i, j in matching]
-        true, told = ({pair[side] for pair in matching} for side in (0, 1))
+        true, estimated = ({pair[side] for pair in matching} for side in (0, 1))
         reference = [note for i, note in enumerate(reference) if i not in true]
-        estimate = [note for j, note in enumerate(estimate) if j not in told]
+        estimate = [note for j, note in enumerate(estimate) if j not in estimated]
     return pairs
 
 
@@ -93,13 +93,14 @@ class Findings:
     """What pieces have shown so far.
 
     Attributes:
-      classes: classes of the pitched notes found, true against told.
+      classes: classes of the pitched notes found, true against estimated.
       drums: pieces of the kit of the strokes found, likewise.
-      keys: of each key of the drum map, strokes, strokes found, those told with their piece of the
-        kit, and with their very key.
+      keys: of each key of the drum map, strokes, strokes found, those estimated with their piece
+        of the kit, and with their very key.
       ends: of each of the bins of `END_BINS`, errors of the notes found in seconds, positive where
         they end late, and whether that is too much.
-      instruments: of each piece, classes told that are there, classes there, classes told.
+      instruments: of each piece, classes estimated that are there, classes there, classes
+        estimated.
     """
 
     classes: Confusion = dataclasses.field(default_factory=Counter)
@@ -129,12 +130,12 @@ class Findings:
         )
         for note in (note for note in reference if note.is_drum):
             self.keys.setdefault(note.pitch, [0, 0, 0, 0])[0] += 1
-        for true, told in pair_found(reference, estimate, onset_tolerance):
+        for true, estimated in pair_found(reference, estimate, onset_tolerance):
             if true.is_drum:
-                self._add_stroke(true.pitch, told.pitch)
+                self._add_stroke(true.pitch, estimated.pitch)
             else:
-                self.classes[class_name(true.program), class_name(told.program)] += 1
-                self._add_end(true, told)
+                self.classes[class_name(true.program), class_name(estimated.program)] += 1
+                self._add_end(true, estimated)
         there, named = (
             {DRUMS if n.is_drum else class_name(n.program) for n in notes}
             for notes in (reference, estimate)
@@ -142,21 +143,21 @@ class Findings:
         if there:
             self.instruments.append((len(there & named), len(there), len(named)))
 
-    def _add_stroke(self, true: int, told: int) -> None:
-        self.drums[kit_piece(true), kit_piece(told)] += 1
+    def _add_stroke(self, true: int, estimated: int) -> None:
+        self.drums[kit_piece(true), kit_piece(estimated)] += 1
         counts = self.keys[true]
         counts[1] += 1
-        counts[2] += kit_piece(true) == kit_piece(told)
-        counts[3] += true == told
+        counts[2] += kit_piece(true) == kit_piece(estimated)
+        counts[3] += true == estimated
 
-    def _add_end(self, true: Note, told: Note) -> None:
-        length, error = true.offset - true.onset, told.offset - true.offset
+    def _add_end(self, true: Note, estimated: Note) -> None:
+        length, error = true.offset - true.onset, estimated.offset - true.offset
         place = sum(length >= edge for edge in END_BINS)
         self.ends[place].append((error, abs(error) > end_tolerance(true)))
 
 
 def named_right(confusion: Mapping[tuple[str, str], int]) -> dict[str, float]:
-    """Of each true name, the share that is told by it."""
+    """Of each true name, the share that is estimated by it."""
     totals: Counter[str] = Counter()
     for (true, _), count in confusion.items():
         totals[true] += count
@@ -174,7 +175,7 @@ def summarize(findings: Findings) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, confusion in (("classes", findings.classes), ("drums", findings.drums)):
         shares, total = named_right(confusion), sum(confusion.values())
-        right = sum(count for (true, told), count in confusion.items() if true == told)
+        right = sum(count for (true, estimated), count in confusion.items() if true == estimated)
         result[name] = {
             "found": total,
             "named_right": right / total if total else None,
@@ -209,7 +210,9 @@ def _summarize_pieces(findings: Findings) -> dict[str, dict[str, float]]:
         name: {
             "strokes": totals[name],
             "recall": findings.drums[name, name] / totals[name],
-            "told": sum(n for (_, told), n in findings.drums.items() if told == name),
+            "estimated": sum(
+                n for (_, estimated), n in findings.drums.items() if estimated == name
+            ),
         }
         for name in KIT_PIECES
         if totals[name]
@@ -220,10 +223,10 @@ def _summarize_detection(pieces: Sequence[tuple[int, int, int]]) -> dict[str, fl
     if not pieces:
         return {}
     scores = {
-        "precision": [hits / max(told, 1) for hits, _, told in pieces],
+        "precision": [hits / max(estimated, 1) for hits, _, estimated in pieces],
         "recall": [hits / there for hits, there, _ in pieces],
-        "F1": [2 * hits / (there + told) for hits, there, told in pieces],
-        "leakage": [told / there for _, there, told in pieces],
+        "F1": [2 * hits / (there + estimated) for hits, there, estimated in pieces],
+        "leakage": [estimated / there for _, there, estimated in pieces],
     }
     return {name: statistics.fmean(values) for name, values in scores.items()}
 
@@ -258,8 +261,8 @@ def tables(summary: Mapping[str, Any]) -> str:
     if any(row["notes"] for row in summary["ends"]):
         parts.append(_ends_table([row for row in summary["ends"] if row["notes"]]))
     if summary["detection"]:
-        told = (f"{name} {value:.3f}" for name, value in summary["detection"].items())
-        parts.append(f"instruments of a piece, means over pieces: {', '.join(told)}")
+        estimated = (f"{name} {value:.3f}" for name, value in summary["detection"].items())
+        parts.append(f"instruments of a piece, means over pieces: {', '.join(estimated)}")
     return "\n\n".join(parts)
 
 
@@ -281,10 +284,10 @@ def groups_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _pieces_table(pieces: Mapping[str, Mapping[str, float]]) -> str:
     rows = [
-        (name, f"{row['strokes']}", f"{row['recall']:.2f}", f"{row['told']}")
+        (name, f"{row['strokes']}", f"{row['recall']:.2f}", f"{row['estimated']}")
         for name, row in pieces.items()
     ]
-    return _text_table(("piece of the kit", "strokes", "recall", "told"), rows)
+    return _text_table(("piece of the kit", "strokes", "recall", "estimated"), rows)
 
 
 def _keys_table(keys: Mapping[str, Mapping[str, Any]]) -> str:
@@ -310,9 +313,9 @@ def _ends_table(ends: Sequence[Mapping[str, Any]]) -> str:
     return _text_table(("ends of notes found", "notes", *columns, "median error"), rows)
 
 
-def _confusion_table(name: str, told: Mapping[str, Any], order: Sequence[str]) -> str:
-    """True names down, told ones across, as shares of each row."""
-    counts = {(true, found): count for true, found, count in told["confusion"]}
+def _confusion_table(name: str, estimated: Mapping[str, Any], order: Sequence[str]) -> str:
+    """True names down, estimated ones across, as shares of each row."""
+    counts = {(true, found): count for true, found, count in estimated["confusion"]}
     rows_of = [one for one in order if any(true == one for true, _ in counts)]
     columns = [one for one in order if any(one in names for names in counts)]
     rows = []
@@ -324,8 +327,8 @@ def _confusion_table(name: str, told: Mapping[str, Any], order: Sequence[str]) -
         )
     heading = (f"{name}: % of row", "found", *(column[:9] for column in columns))
     line = (
-        f"{told['found']} found; named right {told['named_right']:.3f}, "
-        f"mean over {len(rows_of)} {name} {told['class_mean']:.3f}"
+        f"{estimated['found']} found; named right {estimated['named_right']:.3f}, "
+        f"mean over {len(rows_of)} {name} {estimated['class_mean']:.3f}"
     )
     return f"{_text_table(heading, rows)}\n{line}"
 

@@ -253,12 +253,12 @@ def _plot_bars(axes: Any, rows: Mapping[str, Scores], columns: Sequence[str]) ->
 def _plot_confusion(
     axes: Any, name: str, counts: Sequence[Sequence[Any]], order: Sequence[str]
 ) -> None:
-    """Shares of each true name, down, that are told by each name, across."""
-    by_names = {(true, told): count for true, told, count in counts}
+    """Shares of each true name, down, that are estimated by each name, across."""
+    by_names = {(true, estimated): count for true, estimated, count in counts}
     shown = [one for one in order if any(one in names for names in by_names)]
-    table = [[by_names.get((true, told), 0) for told in shown] for true in shown]
+    table = [[by_names.get((true, estimated), 0) for estimated in shown] for true in shown]
     shares = [[count / max(sum(row), 1) for count in row] for row in table]
-    axes.set_title(f"{name}: true down, told across")
+    axes.set_title(f"{name}: true down, estimated across")
     if not shown:
         axes.set_axis_off()
         return

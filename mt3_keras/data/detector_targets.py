@@ -16,7 +16,7 @@ Targets = dict[str, NDArray[np.int8]]
 LOWEST_DRUM, NUM_DRUMS = 35, 47  # as in `models.detector_body`
 CERTAIN = 100  # the target that stands for 1
 # An onset's neighbours are half right: times are not known to the frame, and a network that is a
-# frame late should be told so mildly.
+# frame late should be penalised mildly.
 NEIGHBOURS = {-1: 30, 0: CERTAIN, 1: 50}
 
 

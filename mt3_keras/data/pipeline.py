@@ -62,11 +62,11 @@ class PipelineConfig:
         sorted by length within `window_batches` of them, and these put in random order.
       num_mixed: sum the audio of 1 to so many chunks, each number equally often, and merge their
         targets (the augmentation of the original's ISMIR 2022 recipe, with 8).
-      join_seconds: above 0, the tokens tell what happens within so long of each other as one
-        moment (`notes.join_times`), and unisons of programs that the granularity maps to one as
-        one note: fewer tokens, in an order that can be heard. 0 writes them as the original does.
-      max_attenuation_db: each row is made fainter by 0 to so much, so that the model hears alike at
-        all levels.
+      join_seconds: above 0, what happens within so long of each other is encoded as one moment
+        (`notes.join_times`), and unisons of programs that the granularity maps to one as one note:
+        fewer tokens, in an order that the sound determines. 0 encodes as the original does.
+      max_attenuation_db: each row is made fainter by 0 to so much, so that recordings of any level
+        are transcribed alike.
     """
 
     data: tuple[str, ...]

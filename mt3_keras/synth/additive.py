@@ -84,7 +84,7 @@ class Timbre(NamedTuple):
 
 def draw_timbre(program: int, rng: np.random.Generator) -> Timbre:
     """A timbre of a program, 0 to 111."""
-    own = np.random.default_rng(program)  # what tells the program from its family's others
+    own = np.random.default_rng(program)  # what sets the program apart from its family's others
     centre = _FAMILIES[program // 8]
 
     def vary(value: float) -> float:

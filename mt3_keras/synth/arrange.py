@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mt3_keras.synth.synthetic import SyntheticConfig
 
 MIN_NOTE_SECONDS = 0.05
-# Fainter notes and strokes would be labelled and not heard.
+# Fainter notes and strokes would be labelled and not audible.
 MIN_VELOCITY, MIN_STROKE_VELOCITY = 20, 35
 # First program, lowest and highest pitch of it and those up to the next.
 _REGISTERS = (

@@ -124,12 +124,12 @@ def find_instruments(folder: str) -> tuple[Instrument, ...]:
     """
     layers: dict[str, list[tuple[Layer, dict[str, Any]]]] = {}
     for path in sorted(pathlib.Path(folder).resolve().rglob("instrument.json")):
-        told = _read_description(path)
-        if told["programs"]:
-            velocity = str(told.get("velocity"))
+        described = _read_description(path)
+        if described["programs"]:
+            velocity = str(described.get("velocity"))
             name = str(path.parent).removesuffix(f"__{velocity}")
             layer = Layer(str(path.parent), _STRENGTHS.get(velocity, _STRONGEST))
-            layers.setdefault(name, []).append((layer, told))
+            layers.setdefault(name, []).append((layer, described))
     if not layers:
         raise DatasetError(
             f"{folder}: no folder with an instrument.json that has programs; see "
@@ -137,23 +137,23 @@ def find_instruments(folder: str) -> tuple[Instrument, ...]:
         )
     found = []
     for group in layers.values():
-        told = group[0][1]
-        programs = tuple(int(program) for program in told["programs"])
+        described = group[0][1]
+        programs = tuple(int(program) for program in described["programs"])
         layers_ = tuple(layer for layer, _ in group)
-        found.append(Instrument(programs, bool(told["sustained"]), layers_))
+        found.append(Instrument(programs, bool(described["sustained"]), layers_))
     return tuple(found)
 
 
 def _read_description(path: pathlib.Path) -> dict[str, Any]:
     try:
-        told: dict[str, Any] = json.loads(path.read_text())
+        described: dict[str, Any] = json.loads(path.read_text())
         for name in ("programs", "sustained", "files"):
-            told[name]
-        for file in told["files"].values() if told["programs"] else ():
+            described[name]
+        for file in described["files"].values() if described["programs"] else ():
             float(file["midi"]), float(file["cents"]), float(file["seconds"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}: not a description of recordings ({error!r})") from error
-    return told
+    return described
 
 
 @functools.cache
@@ -162,8 +162,12 @@ def _recordings(folder: str) -> tuple[tuple[float, float, str], ...]:
     root = pathlib.Path(folder)
     files = _read_description(root / "instrument.json")["files"]
     return tuple(
-        (told["midi"] + told["cents"] / 100, float(told["seconds"]), str(root / name))
-        for name, told in files.items()
+        (
+            described["midi"] + described["cents"] / 100,
+            float(described["seconds"]),
+            str(root / name),
+        )
+        for name, described in files.items()
     )
 
 
@@ -255,7 +259,7 @@ def _levels(sound: Samples, size: int) -> NDArray[np.float64]:
 
 
 def _find_attack(sound: Samples) -> int | None:
-    """The sample where a note begins to be heard, or shortly before; None if none does."""
+    """The sample where a note becomes audible, or shortly before; None if none does."""
     peak = float(np.abs(sound).max(initial=0))
     if not peak > 0:
         return None

@@ -240,6 +240,6 @@ class Names:
         self._meanings = [(re.compile(name), tuple(numbers)) for name, numbers in meanings]
 
     def __call__(self, name: str) -> tuple[int, ...]:
-        """Empty for a name that tells nothing."""
+        """Empty for a name that says nothing."""
         lower = name.strip().lower()
         return next((numbers for name, numbers in self._meanings if name.search(lower)), ())

@@ -14,7 +14,7 @@ Labels are the notes that were played, as they were played:
   with the same program are one instrument;
 - a note that its source cannot sound, or not in tune, is neither played nor labelled;
 - an excerpt starts from silence: notes already sounding at its start are left out of audio and
-  labels alike, so each label's onset is heard. Notes that sound across its end end there.
+  labels alike, so each label's onset is audible. Notes that sound across its end end there.
 
 A note begins at sample round(onset * 16000), but for consonants that lead into it. Pitch bends and
 other controls are ignored.
@@ -158,7 +158,7 @@ class Piece(NamedTuple):
 
     Attributes:
       samples: float32 [round(16000 * seconds)], 16 kHz mono, within [-1, 1].
-      notes: what is heard, ordered by onset, times from the start of `samples`.
+      notes: what sounds, ordered by onset, times from the start of `samples`.
       name: of the MIDI file in its folder or archive; "" for random music.
       damaged: names of files that were drawn before it and could not be read or held no notes.
     """
