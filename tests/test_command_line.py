@@ -8,12 +8,15 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 import soundfile
+from absl import flags
 
 from mt3_keras import __version__
 from mt3_keras.__main__ import COMMANDS, main
@@ -40,9 +43,9 @@ def write_noise(path, seconds=3.0, rate_hz=16_000, channels=1, **options):
 @pytest.fixture
 def transcribe(tiny_preset, tmp_path):
     def run(*arguments):
-        flags = ["--model", str(tiny_preset), "--batch_size", "2", "--max_tokens", "24"]
+        model = ["--model", str(tiny_preset), "--batch_size", "2", "--max_tokens", "24"]
         return main(
-            ["transcribe", *flags, "--output_dir", str(tmp_path / "out"), *map(str, arguments)]
+            ["transcribe", *model, "--output_dir", str(tmp_path / "out"), *map(str, arguments)]
         )
 
     return run
@@ -298,13 +301,123 @@ def test_a_command_ends_with_one_message_and_its_code(capsys, error, code, said)
     assert capsys.readouterr().err == said + "\n"
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    command = [sys.executable, "-m", "mt3_keras", "instruments"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("bias"),
+        RecursionError("maximum recursion depth exceeded"),
+        MemoryError(),
+        EOFError(),
+        csv.Error("field larger than field limit"),
+        zlib.error("Error -3"),
+        ImportError("no such library"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    ],
+)
+def test_whatever_is_thrown_is_one_line_that_names_the_file_and_raised_with_debug(capsys, error):
+    ours = {"__name__": "mt3_keras.stand_in", "error": error}
+    exec("def read(path):\n    raise error", ours)
+    path = pathlib.Path("a", "b.wav")
+    command = Command("", "", lambda values: None, lambda *_: ours["read"](path))
+    assert run("p.q", command, []) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("p.q: a/b.wav: ")
+    with pytest.raises(type(error)):
+        run("p.q", command, ["--debug"])
+
+
+def test_a_terminal_is_sent_no_control_codes(capsys):
+    def work(values, arguments):
+        raise ValueError("\x1b]0;owned\x07\u202e.wav: is damaged")
+
+    run("p.q", Command("", "", lambda values: None, work), [])
+    assert capsys.readouterr().err == "p.q: \\x1b]0;owned\\x07\\u202e.wav: is damaged\n"
+
+
+def start_work(work, **options):
+    """A process whose command does `work`, a statement."""
+    code = f"""
+import os, pathlib, sys, time
+from mt3_keras.cli.command_line import Command, run
+from mt3_keras.files import replacing
+def work(values, arguments):
+    {work}
+sys.exit(run("p.q", Command("", "", lambda values: None, work), []))
+"""
+    streams = {name: options.pop(name, subprocess.PIPE) for name in ("stdout", "stderr")}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **streams, **options)
+
+
+def test_work_goes_on_when_nobody_reads_its_output(tmp_path):
+    work = f"sys.stdin.read(); print('x' * 10**6); pathlib.Path({str(tmp_path)!r}, 'a').touch()"
+    with start_work(work, stdin=subprocess.PIPE) as process:
         process.stdout.close()
+        process.stdin.close()
         assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert files_in(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_output_that_could_not_be_written_is_a_failure():
+    with (
+        pathlib.Path("/dev/full").open("w") as full,
+        start_work("print('notes')", stdout=full) as process,
+    ):
+        assert process.stderr.read() == b"p.q: No space left on device\n"
+    assert process.returncode == 1
+
+
+def test_letters_that_a_terminal_lacks_are_no_failure():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with start_work(r"print('\u97f3\udce9')", env=environment) as process:
+        assert process.communicate() == (b"\\u97f3\\udce9\n", b"")
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of POSIX")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_command_that_is_ended_leaves_no_temporary_file(tmp_path, name, code):
+    work = f"""
+    with replacing({str(tmp_path / "out")!r}):
+        print("ready", flush=True)
+        time.sleep(60)"""
+    with start_work(work) as process:
+        process.stdout.readline()
+        process.send_signal(signal.Signals[name])
+        assert process.communicate()[1].decode() == f"p.q: stopped by {name}\n"
+    assert process.returncode == code
+    assert files_in(tmp_path) == []
+
+
+def test_a_tilde_that_no_shell_expanded_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = []
+
+    def define(values):
+        flags.DEFINE_string("output", None, "", flag_values=values)
+
+    def work(values, arguments):
+        found.extend([values.output, *arguments])
+
+    arguments = ["--output=~/a=b", "~/c", "~d", "e=~/f"]
+    run("p.q", Command("", "", define, work, takes_arguments=True), arguments)
+    assert found == [f"{tmp_path}/a=b", f"{tmp_path}/c", "~d", "e=~/f"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_recordings_of_any_name_are_written_inside_the_output_folder(
+    transcribe, recording, tmp_path, capsys
+):
+    names = ["$x^^$.wav", "a\x1b[31m.wav", os.fsdecode(b"caf\xe9.wav"), "..wav", "...wav"]
+    for name in names:
+        shutil.copy(recording, tmp_path / "audio" / name)
+    recording.unlink()
+    assert transcribe(*(tmp_path / "audio" / name for name in names), "--formats=mid,png") == 0
+    assert "\x1b[31m" not in capsys.readouterr().out
+    found = {path for path in tmp_path.rglob("*") if path.suffix in (".mid", ".png")}
+    assert len(found) == 10
+    assert {path.parent for path in found} == {tmp_path / "out"}
 
 
 def test_unknown_commands_are_told(capsys):
@@ -325,6 +438,24 @@ def test_evaluating_a_file_against_itself_is_perfect(tmp_path, capsys):
     (tmp_path / "b" / "x.mid").unlink()
     assert main(["evaluate", *files]) == 2
     assert "x.mid" in capsys.readouterr().err
+
+
+def test_one_bad_reference_does_not_stop_the_rest(tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in "xy":
+            write_midi([Note(0.5, 1.5, 60, 90)], tmp_path / folder / f"{name}.mid")
+    (tmp_path / "a" / "._x.mid").write_bytes(b"Mac OS X")
+    files = ["--reference", str(tmp_path / "a"), "--estimate", str(tmp_path / "b")]
+    assert main(["evaluate", *files]) == 0
+    assert "mean of 2" in capsys.readouterr().out
+    (tmp_path / "a" / "y.mid").write_bytes(b"damaged")
+    assert main(["evaluate", *files]) == 1
+    printed = capsys.readouterr()
+    assert "Onset F1" in printed.out
+    assert "y.mid" in printed.err
+    (tmp_path / "a" / "x.mid").write_bytes(b"damaged")
+    assert main(["evaluate", *files]) == 1
 
 
 def test_a_converted_checkpoint_transcribes_as_the_original(tmp_path, capsys):

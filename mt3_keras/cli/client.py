@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from mt3_keras.cli.command_line import Command, UsageError
+from mt3_keras.process import printable
 
 if TYPE_CHECKING:
     from mt3_keras.engines.serving import Samples
@@ -30,7 +31,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 
     text("server", "HOST:PORT for gRPC, http://HOST:PORT for REST.")
     text("config", "The exported model's folder, or its config.json.")
-    text("output", "MIDI file to write; by default beside the recording.")
+    text("output", "MIDI file to write; by default out/NAME.mid.")
     text("name", "Of the model on the server; by default as it was exported.")
     flags.DEFINE_float(
         "deadline", 120.0, "Seconds for an attempt.", lower_bound=0.001, flag_values=values
@@ -47,8 +48,10 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> None:
         if not values[name].value:
             raise UsageError(f"--{name} is needed")
     from mt3_keras.audio import read_blocks
+    from mt3_keras.cli.note_files import pick_midi
     from mt3_keras.engines import serving
 
+    output = pick_midi(values.output, pathlib.Path(arguments[0]).stem)
     config = serving.ServedConfig.read(pathlib.Path(values.config))
     name = values.name or config.name
     is_rest = values.server.startswith(("http://", "https://"))
@@ -71,9 +74,9 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> None:
         num_segments=values.segments,
         parallel=values.parallel,
     )
-    output = pathlib.Path(values.output or pathlib.Path(arguments[0]).with_suffix(".mid"))
+    output.parent.mkdir(parents=True, exist_ok=True)
     result.write_midi(output)
-    print(f"wrote {output}: {len(result.notes)} notes, {result.duration:.1f} s")
+    print(printable(f"wrote {output}: {len(result.notes)} notes, {result.duration:.1f} s"))
 
 
 COMMAND = Command(

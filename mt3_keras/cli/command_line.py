@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import importlib
 import os
+import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from absl import flags
 
 from mt3_keras.extras import MissingPackageError, explain_import_error, require
-from mt3_keras.process import ignore_matplotlib_backend, open_closed_streams
+from mt3_keras.process import (
+    OutputClosed,
+    Terminated,
+    any_streams,
+    ending_on_signals,
+    ignore_matplotlib_backend,
+    printable,
+)
+
+_OWN_PACKAGES = ("mt3_keras", "train", "export", "benchmarks", "__main__")  # python -m ...
 
 
 class UsageError(ValueError):
@@ -47,31 +58,37 @@ def run(program: str, command: Command | str, argv: Sequence[str]) -> int:
       argv: arguments without the program's name.
 
     Returns:
-      The exit code: 0 done, 1 something failed (ValueError, OSError), 2 wrong usage (UsageError),
-      3 an optional package is missing, 130 stopped by Ctrl-C.
+      The exit code: 0 done, 1 something failed, 2 wrong usage (UsageError), 3 an optional package
+      is missing, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. With --debug in `argv`,
+      whatever failed is raised.
     """
-    open_closed_streams()
+    with any_streams(), ending_on_signals():
+        return _run(program, command, argv)
+
+
+def _run(program: str, command: Command | str, argv: Sequence[str]) -> int:
     ignore_matplotlib_backend()
     try:
         found = _import_command(command) if isinstance(command, str) else command
         code = _work(program, found, argv)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # as by `| head`, which has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except ImportError as error:
-        if explained := explain_import_error(error):
-            return complain(program, str(explained), 3)
-        raise
+    except OutputClosed:
+        return 0
     except MissingPackageError as error:
         return complain(program, str(error), 3)
     except (UsageError, flags.Error) as error:
-        return complain(program, f"{error}\nSee {_to_typed(program)} --help.", 2)
-    except (ValueError, OSError) as error:  # those of the library say the cure
-        return complain(program, _to_line(error), 1)
+        line = " ".join(str(error).split())
+        return complain(program, f"{line}\nSee {_to_typed(program)} --help.", 2)
     except KeyboardInterrupt as stopped:
-        return complain(program, str(stopped) or "stopped", 130)
+        code = 128 + stopped.number if isinstance(stopped, Terminated) else 130
+        return complain(program, str(stopped) or "stopped", code)
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        if isinstance(error, ImportError) and (explained := explain_import_error(error)):
+            return complain(program, str(explained), 3)
+        return complain(program, describe_error(error), 1)
 
 
 def run_subcommand(
@@ -89,7 +106,13 @@ def run_subcommand(
     Returns:
       The exit code (see `run`).
     """
-    open_closed_streams()
+    with any_streams(), ending_on_signals():
+        return _run_subcommand(program, package, summaries, version, argv)
+
+
+def _run_subcommand(
+    program: str, package: str, summaries: Mapping[str, str], version: str, argv: Sequence[str]
+) -> int:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help", "-help", "help"):
         print(f"usage: {program} COMMAND [FLAGS] ...\n")
@@ -104,7 +127,7 @@ def run_subcommand(
         return 0
     if name not in summaries:
         return complain(program, f"unknown command {name!r}: use {', '.join(summaries)}", 2)
-    return run(f"{program} {name}", f"{package}.{name}", argv[1:])
+    return _run(f"{program} {name}", f"{package}.{name}", argv[1:])
 
 
 def _import_command(module: str) -> Command:
@@ -116,12 +139,15 @@ def _work(program: str, command: Command, argv: Sequence[str]) -> int:
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
     flags.DEFINE_string("flagfile", "", "Reads further flags from this file.", flag_values=values)
+    flags.DEFINE_boolean(
+        "debug", False, "Show where in the code an error arose.", flag_values=values
+    )
     command.define(values)
     if any(argument in ("-h", "--help", "-help") for argument in argv):
         print(f"usage: {_to_typed(program)} {command.usage}\n\n{command.text.strip()}\n")
         print(_describe_flags(values))
         return 0
-    arguments = values([program, *argv])[1:]
+    arguments = values([program, *map(_expand_home, argv)])[1:]
     if arguments and not command.takes_arguments:
         raise UsageError(f"unexpected argument {arguments[0]!r}")
     require(*command.packages)
@@ -144,13 +170,50 @@ def _describe_flags(values: flags.FlagValues) -> str:
     return "\n".join(lines)
 
 
-def _to_line(error: Exception) -> str:
+def _expand_home(argument: str) -> str:
+    """Puts the home folder for the ~ that a shell leaves, as in --output_dir=~/music."""
+    name, equals, value = (
+        argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    )
+    is_home = value.startswith("~/") and not os.path.lexists(value)
+    return f"{name}{equals}{os.path.expanduser(value)}" if is_home else argument  # noqa: PTH111
+
+
+def describe_error(error: Exception) -> str:
+    """One line for whatever was raised: what is wrong, with which file, and the cure.
+
+    Errors of the library say so themselves. Of others it is said which file our code was at.
+    """
+    text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    is_own = type(error) is ValueError or type(error).__module__.partition(".")[0] in _OWN_PACKAGES
+    if is_own and text:
+        return text
+    path = _find_path(error)
+    place = f"{path}: " if path and path not in text else ""
+    if isinstance(error, MemoryError):
+        return f"{place}needs more memory than there is; end other programs, or is it damaged?"
+    if isinstance(error, OSError):
+        return place + (error.strerror or text or type(error).__name__)
+    what = type(error).__name__ + (f": {text}" if text else "")
+    return f"{place}{what[:300]}; is a file damaged or foreign? --debug shows where it arose"
+
+
+def _find_path(error: Exception) -> str | None:
+    """The path that the innermost of our functions held, of those that an error passed."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _OWN_PACKAGES:
+            continue
+        for value in frame.f_locals.values():
+            if isinstance(value, pathlib.PurePath):
+                found = str(value)
+    return found
 
 
 def complain(program: str, message: str, code: int) -> int:
     """Prints what is wrong on standard error; returns `code`."""
-    print(f"{program.split()[0]}: {message}", file=sys.stderr)
+    lines = map(printable, f"{program.split()[0]}: {message}".split("\n"))
+    print("\n".join(lines), file=sys.stderr)
     return code

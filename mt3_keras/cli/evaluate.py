@@ -11,7 +11,8 @@ import pathlib
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, UsageError
+from mt3_keras.cli.command_line import Command, UsageError, complain
+from mt3_keras.process import printable
 
 MAIN_SCORES = (
     "Onset F1",
@@ -31,27 +32,38 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("all", False, "Print every score, not the main ones.", flag_values=values)
 
 
-def _evaluate(values: flags.FlagValues, _: list[str]) -> None:
+def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
     from mt3_keras.files import replacing
     from mt3_keras.metrics import further_scores, mean_scores, transcription_scores
-    from mt3_keras.midi import read_midi
+    from mt3_keras.midi import MidiError, read_midi
 
     if not values.reference or not values.estimate:
         raise UsageError("--reference and --estimate are both needed")
     scores = {}
-    for name, reference, estimate in _pair_files(values.reference, values.estimate):
-        notes = read_midi(reference), read_midi(estimate)
+    pairs = _pair_files(values.reference, values.estimate)
+    for name, reference, estimate in pairs:
+        try:
+            notes = read_midi(reference), read_midi(estimate)
+        except MidiError as error:
+            complain("mt3", str(error), 1)
+            continue
         scores[name] = {**transcription_scores(*notes), **further_scores(*notes)}
+    if not scores:
+        return 1
     mean = mean_scores(scores.values())
     if len(scores) > 1:
         for name, result in scores.items():
-            print("  ".join(f"{key} {result.get(key, 0.0):.3f}" for key in MAIN_SCORES[:3]), name)
+            line = "  ".join(f"{key} {result.get(key, 0.0):.3f}" for key in MAIN_SCORES[:3])
+            print(f"{line}  {printable(name)}")
         print(f"mean of {len(scores)}:")
     for key in mean if values.all else MAIN_SCORES:
         print(f"{key:45} {mean.get(key, 0.0):.4f}")
     if values.json:
         with replacing(values.json) as temporary:
             temporary.write_text(json.dumps({"items": scores, "mean": mean}, indent=1) + "\n")
+    if len(scores) < len(pairs):
+        return complain("mt3", f"{len(pairs) - len(scores)} of {len(pairs)} were left out", 1)
+    return 0
 
 
 def _pair_files(reference: str, estimate: str) -> list[tuple[str, pathlib.Path, pathlib.Path]]:
@@ -70,7 +82,9 @@ def _pair_files(reference: str, estimate: str) -> list[tuple[str, pathlib.Path, 
 
 
 def _list_midi(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in MIDI_SUFFIXES)
+    """The MIDI files of a folder; not hidden ones, such as the companions that macOS writes."""
+    paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return sorted(path for path in paths if path.suffix.lower() in MIDI_SUFFIXES)
 
 
 COMMAND = Command("--reference R --estimate E [FLAGS]", __doc__, _define_flags, _evaluate)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pathlib
+import warnings
 from typing import IO, TYPE_CHECKING, Any
 
+from mt3_keras.cli.command_line import UsageError
 from mt3_keras.files import replacing
 from mt3_keras.midi import instrument_name
+from mt3_keras.process import printable
 
 if TYPE_CHECKING:
     from mt3_keras.recording import Progress, Transcription
@@ -17,6 +21,21 @@ NOTE_COLUMNS = (
     *("onset", "offset", "pitch", "velocity", "program", "is_drum"),
     *("instrument", "confidence"),
 )
+
+
+def pick_midi(given: str | None, name: str) -> pathlib.Path:
+    """The MIDI file to write: the one given or out/NAME.mid.
+
+    Raises:
+      UsageError: it could not be written at the end of a long recording.
+    """
+    output = pathlib.Path(given or f"out/{name}.mid")
+    if output.is_dir():
+        raise UsageError(f"{output}: is a folder; name a MIDI file in it")
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{output}: cannot be written in {folder}; choose another --output")
+    return output
 
 
 def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Path) -> None:
@@ -32,7 +51,9 @@ def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Pa
     elif path.suffix == ".png":
         from mt3_keras.plots import plot_piano_roll
 
-        plot_piano_roll(result.notes, path, title=recording.name, duration=result.duration)
+        title = printable(recording.name).replace("$", r"\$")  # matplotlib's for formulas
+        with warnings.catch_warnings(action="ignore"):  # of letters that its font lacks
+            plot_piano_roll(result.notes, path, title=title, duration=result.duration)
     elif path.suffix == ".json":
         content = {
             "file": recording.name,

@@ -11,7 +11,6 @@ recording from the microphone.
 from __future__ import annotations
 
 import collections
-import os
 import pathlib
 import queue
 import shutil
@@ -27,6 +26,7 @@ from mt3_keras.cli.command_line import Command, UsageError
 from mt3_keras.cli.model_flags import define_rule_flags, parse_rules
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, describe_notes
+from mt3_keras.process import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +73,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def _stream(values: flags.FlagValues, arguments: list[str]) -> None:
+    from mt3_keras.cli.note_files import pick_midi
     from mt3_keras.midi import write_midi
     from mt3_keras.streaming import StreamingTranscriber
 
@@ -80,8 +81,7 @@ def _stream(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("name one recording, or give --microphone instead")
     recording = pathlib.Path(arguments[0]) if arguments else None
     name = recording.stem if recording else time.strftime("microphone-%Y%m%d-%H%M%S")
-    output = pathlib.Path(values.output or f"out/{name}.mid")
-    _check_writable(output)
+    output = pick_midi(values.output, name)
     transcriber = StreamingTranscriber.from_bundle(
         values.bundle,
         num_threads=values.threads,
@@ -93,16 +93,7 @@ def _stream(values: flags.FlagValues, arguments: list[str]) -> None:
     notes = _transcribe(transcriber, blocks)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_midi(notes, output)
-    print(f"{recording or name}: {describe_notes(notes)} -> {output}")
-
-
-def _check_writable(output: pathlib.Path) -> None:
-    """Refuses what could not be written at the end of a long recording."""
-    if output.is_dir():
-        raise UsageError(f"{output}: is a folder; name a MIDI file in it")
-    folder = next(parent for parent in output.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"{output}: cannot be written in {folder}; choose another --output")
+    print(printable(f"{recording or name}: {describe_notes(notes)} -> {output}"))
 
 
 def _transcribe(transcriber: StreamingTranscriber, blocks: Iterable[_Samples]) -> list[Note]:

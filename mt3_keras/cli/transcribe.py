@@ -6,6 +6,7 @@ be read is named and the rest is transcribed; the exit code is then 1.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import pathlib
@@ -17,8 +18,9 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, UsageError, complain
+from mt3_keras.cli.command_line import Command, UsageError, complain, describe_error
 from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
+from mt3_keras.process import OutputClosed, printable
 
 if TYPE_CHECKING:
     from mt3_keras.recording import Progress
@@ -71,7 +73,7 @@ def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     readable = [job for job in jobs if _has_reader(job.recording)]
     num_failed = len(jobs) - len(readable)
     if readable:
-        num_failed += _transcribe_all(load_transcriber(values), readable, values.progress)
+        num_failed += _transcribe_all(load_transcriber(values), readable, values)
     if num_failed and len(jobs) > 1:
         complain("mt3", f"{num_failed} of {len(jobs)} recordings failed", 1)
     return 1 if num_failed else 0
@@ -94,19 +96,21 @@ def _plan_outputs(
 ) -> list[Job]:
     """The files to write for each recording: folders keep their shape, no two share a name."""
     root = pathlib.Path(output_dir)
-    folders = [pathlib.Path(a) for a in arguments if pathlib.Path(a).is_dir()]
+    folders = {pathlib.Path(a) for a in arguments if pathlib.Path(a).is_dir()}
     stems = []
     for recording in recordings:
-        home = next((f for f in folders if f in recording.parents), recording.parent)
-        stems.append(root / recording.relative_to(home).with_suffix(""))
+        home = next((f for f in recording.parents if f in folders), recording.parent)
+        # "...wav" without its suffix would be the folder above.
+        name = recording.stem if recording.stem.strip(".") else recording.name
+        stems.append(root / recording.relative_to(home).with_name(name))
+    counts = collections.Counter(stems)
     jobs = []
     for recording, stem in zip(recordings, stems, strict=True):
         # song.wav and song.mp3: keep the suffix, so that each has its own output.
-        name = stem.with_name(recording.name) if stems.count(stem) > 1 else stem
-        jobs.append(Job(recording, [name.with_name(f"{name.name}.{f}") for f in formats]))
-    written = [path for job in jobs for path in job.outputs]
-    if len(set(written)) < len(written):
-        twice = next(path for path in written if written.count(path) > 1)
+        name = recording.name if counts[stem] > 1 else stem.name
+        jobs.append(Job(recording, [stem.with_name(f"{name}.{f}") for f in formats]))
+    written = collections.Counter(path for job in jobs for path in job.outputs)
+    if twice := next((path for path, count in written.items() if count > 1), None):
         raise UsageError(f"{twice} would be written twice: rename a recording or run them apart")
     for folder in sorted({path.parent for path in written}):
         try:
@@ -126,18 +130,22 @@ def _has_reader(recording: pathlib.Path) -> bool:
     return False
 
 
-def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], shows_progress: bool) -> int:
+def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], values: flags.FlagValues) -> int:
     """Transcribes one after the other; returns how many failed."""
     num_failed = 0
     for number, job in enumerate(jobs, 1):
         place = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
         try:
-            _transcribe_one(transcriber, job, f"{place}{job.recording.name}", shows_progress)
-        except BrokenPipeError:  # nobody reads standard output any more
+            _transcribe_one(transcriber, job, f"{place}{job.recording.name}", values.progress)
+        except OutputClosed:
             raise
-        except (ValueError, OSError) as error:
+        except Exception as error:
+            if values.debug:
+                raise
             num_failed += 1
-            complain("mt3", str(error), 1)
+            line = describe_error(error)
+            named = any(str(path) in line for path in (job.recording, *job.outputs))
+            complain("mt3", line if named else f"{job.recording}: {line}", 1)
     return num_failed
 
 
@@ -158,6 +166,8 @@ def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progre
         def on_segment(progress: Progress) -> None:
             if stream:
                 write_lines(progress, job.recording, stream)
+                if stream is sys.stdout and getattr(stream, "is_closed", False):
+                    raise OutputClosed
             update(progress.end)
 
         result = transcriber.transcribe(job.recording, on_segment=on_segment)
@@ -166,7 +176,7 @@ def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progre
             write_notes(result, job.recording, path)
     if job.outputs:
         written = ", ".join(map(str, job.outputs))
-        print(f"{job.recording.name}: {describe_notes(result.notes)} -> {written}")
+        print(printable(f"{job.recording.name}: {describe_notes(result.notes)} -> {written}"))
 
 
 @contextlib.contextmanager
@@ -186,7 +196,11 @@ def _progress_bar(
     if total is None:
         layout = "{desc} {n:.0f} s [{elapsed}{postfix}]"
     with tqdm(
-        total=total, desc=label, bar_format=layout, disable=None if is_wanted else True, leave=False
+        total=total,
+        desc=printable(label),
+        bar_format=layout,
+        disable=None if is_wanted else True,
+        leave=False,
     ) as bar:
 
         def update(seconds: float) -> None:
