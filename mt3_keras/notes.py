@@ -126,24 +126,31 @@ def apply_sustain(notes: Sequence[Note], pedal: Iterable[PedalChange]) -> list[N
     events += [(note.offset, 3, i) for i, note in enumerate(held)]
     offsets = [note.offset for note in held]
     is_down, time = False, 0.0
-    sounding: list[int] = []  # indices into held, in order of onset
+    sounding: dict[int, dict[int, None]] = {}  # of each pitch, indices into held
+    released: dict[int, None] = {}  # of these, those that only the pedal holds
     for time, kind, index in sorted(events, key=lambda e: e[:2]):
         if kind == 0:
             is_down = True
         elif kind == 1:
             is_down = False
-            for i in [i for i in sounding if offsets[i] < time]:
+            for i in released:
                 offsets[i] = time
-                sounding.remove(i)
+                del sounding[held[i].pitch][i]
+            released.clear()
         elif kind == 2:
+            of_pitch = sounding.setdefault(held[index].pitch, {})
             if is_down:
-                for i in [i for i in sounding if held[i].pitch == held[index].pitch]:
+                for i in of_pitch:
                     offsets[i] = time
-                    sounding.remove(i)
-            sounding.append(index)
-        elif not is_down and index in sounding:
-            sounding.remove(index)
-    for i in sounding:
+                    released.pop(i, None)
+                of_pitch.clear()
+            of_pitch[index] = None
+        elif index in sounding[held[index].pitch]:
+            if is_down:
+                released[index] = None
+            else:
+                del sounding[held[index].pitch][index]
+    for i in itertools.chain.from_iterable(sounding.values()):
         offsets[i] = time
     sustained = [
         note._replace(offset=offset)

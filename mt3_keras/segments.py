@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from mt3_keras.models.config import SAMPLE_RATE_HZ, ModelConfig
 
 MAX_ABS_SAMPLE = 2.0**32  # full scale is 1; beyond this float32 spectra overflow
+INTEGER_PEAK = 16.0  # 24 dB beyond full scale: no recording in floating point goes there
 
 _Samples = NDArray[np.float32]
+_logger = logging.getLogger(__name__)
 
 
 class AudioError(ValueError):
@@ -56,6 +59,9 @@ def check_samples(samples: ArrayLike, name: str = "samples") -> _Samples:
     with np.errstate(over="ignore"):
         array = array.astype(np.float32, copy=False)
     check_finite(array, name, 0.0, SAMPLE_RATE_HZ)
+    if (peak := float(np.abs(array).max(initial=0))) > INTEGER_PEAK:
+        text = "%s reach %.0f where 1 is full scale: divide integers by theirs, as int16 by 32768"
+        _logger.warning(text, name, peak)
     return array
 
 

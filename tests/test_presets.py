@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -10,10 +14,12 @@ from mt3_keras.audio import read_blocks
 from mt3_keras.grammar import Rules
 from mt3_keras.metrics import onset_scores
 from mt3_keras.midi import read_midi
-from mt3_keras.models.catalog import find_preset, shipped_names
+from mt3_keras.models.catalog import FOLDER, ModelError, find_preset, shipped_names
 from mt3_keras.models.config import SMALL, config_from_preset
 from mt3_keras.models.detector import NoteDetector
+from mt3_keras.models.loading import load_model
 from mt3_keras.models.mt3 import MT3Backbone
+from mt3_keras.models.preset_config import read_config
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.streaming import StreamingTranscriber
 from mt3_keras.transcriber import Transcriber
@@ -87,3 +93,45 @@ def test_small_is_loaded_by_the_library_it_is_built_on(found):
 def test_small_refuses_options_for_tokens(engine, options):
     with pytest.raises(ValueError, match="is for networks that emit tokens"):
         Transcriber.from_preset("small", engine=engine, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("width", 10**12), ("num_encoder_layers", 10**9), ("mlp_width", 1e308), ("width", "wide")],
+)
+def test_sizes_beyond_all_bounds_are_refused_before_anything_is_built(tmp_path, name, value):
+    stored = json.loads((FOLDER / "small" / "config.json").read_text())
+    stored["config"]["network"][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ModelError, match=r"config[.]json: "):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, "{}", '{"class_name": []}', " " * 2**21])
+def test_what_is_no_description_of_a_model_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config[.]json: ") as raised:
+        read_config(tmp_path)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="of POSIX")
+def test_a_description_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_config(tmp_path)
+
+
+def test_weights_that_are_no_finite_numbers_or_too_many_are_refused(tiny_preset, tmp_path):
+    weights = tmp_path / "model.weights.h5"
+    for damage, complaint in (("nan", "not of finite numbers"), ("more", "holds more than")):
+        shutil.copytree(tiny_preset, tmp_path, dirs_exist_ok=True)
+        with h5py.File(weights, "r+") as file:
+            if damage == "nan":
+                arrays = []
+                file.visititems(lambda _, item: arrays.append(item))  # noqa: B023
+                next(a for a in arrays if isinstance(a, h5py.Dataset))[...] = np.nan
+            else:
+                file.create_dataset("bomb", (10**7, 10**7), "f4", chunks=(10, 10))
+        with pytest.raises(ModelError, match=complaint):
+            load_model(tmp_path)

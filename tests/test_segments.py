@@ -184,3 +184,10 @@ def test_overlapping_segments_are_those_of_the_audio_from_their_start(
 def test_segments_with_gaps_are_refused() -> None:
     with pytest.raises(ValueError, match="hop_frames must be 1 to 256: got 257"):
         SegmentCutter(MT3, "full", 257)
+
+
+def test_samples_at_the_scale_of_integers_are_warned_of(caplog):
+    check_samples(np.array([0.0, 15.0], np.float32))
+    assert not caplog.messages
+    check_samples(np.array([0.0, -20_000.0]))
+    assert "reach 20000 where 1 is full scale" in caplog.text

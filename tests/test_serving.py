@@ -5,11 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -161,8 +164,10 @@ def test_both_interfaces_give_the_rolls_of_a_detector(detector_server, exported_
 
 @pytest.mark.parametrize("interface", ["grpc", "rest"])
 def test_a_detectors_recording_gives_the_notes_of_its_rolls(
-    interface, detector_server, exported_detector, tmp_path
+    interface, detector_server, exported_detector, tmp_path, monkeypatch
 ):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "song.mid").write_text("of the user's own")
     config = ServedConfig.read(exported_detector)
     assert (config.model, config.name, config.decoding) == (MINI, "mini", EAGER)
     predict = connect(detector_server, interface, "mini").predict
@@ -173,7 +178,8 @@ def test_a_detectors_recording_gives_the_notes_of_its_rolls(
     command = [f"--server={detector_server[interface]}", f"--config={exported_detector}"]
     assert main([*command, str(tmp_path / "song.wav")]) == 0
     found.write_midi(tmp_path / "expected.mid")
-    assert read_midi(tmp_path / "song.mid") == read_midi(tmp_path / "expected.mid")
+    assert read_midi(tmp_path / "out" / "song.mid") == read_midi(tmp_path / "expected.mid")
+    assert (tmp_path / "song.mid").read_text() == "of the user's own"
 
 
 @settings(deadline=None, max_examples=40)
@@ -271,7 +277,8 @@ def test_attempts_end_and_the_error_says_why():
 def test_a_deadline_that_passes_is_one_line(interface, server, exported, tmp_path, capsys):
     soundfile.write(tmp_path / "song.wav", SAMPLES, 16_000)
     command = [f"--server={server[1][interface]}", f"--config={exported}", "--retries=0"]
-    assert main([*command, "--deadline=0.001", str(tmp_path / "song.wav")]) == 1
+    command += ["--deadline=0.001", f"--output={tmp_path / 'song.mid'}"]
+    assert main([*command, str(tmp_path / "song.wav")]) == 1
     error = capsys.readouterr().err
     assert "no answer in 1 attempts of 0.001 s" in error
     assert error.count("\n") == 1
@@ -284,7 +291,7 @@ def test_a_deadline_that_passes_is_one_line(interface, server, exported, tmp_pat
         (["--config={config}", "{song}"], 2, "--server is needed"),
         (["--server=x:1", "{song}"], 2, "--config is needed"),
         (["--server=x:1", "--config={config}"], 2, "one recording is needed"),
-        (["--server=x:1", "--config=/nowhere", "{song}"], 1, "/nowhere: cannot be read"),
+        (["--server=x:1", "--config=/nowhere", "{song}"], 1, "/nowhere: no such file"),
         (["--server=x:1", "--config={song}", "{song}"], 1, "not written by export.main"),
         (["--server=http://127.0.0.1:1", "--config={config}", "none.wav"], 1, "none.wav: no such"),
         (
@@ -360,6 +367,55 @@ def test_tokens_that_are_none_are_one_line(found):
         _to_outputs(found)
 
 
+HEAD = b"HTTP/1.1 200 OK\r\n"
+HOSTILE = {
+    "a byte at a time": [HEAD + b"Content-Length: 1000\r\n\r\n", *[b" "] * 100],
+    "headers without end": [HEAD, *[b"X: y\r\n"] * 100],
+    "cut short": [HEAD + b'Content-Length: 1000\r\n\r\n{"outputs":'],
+    "too long": [HEAD + b"Content-Length: 10000000000\r\n\r\n" + b" " * 2**23],
+    "too deep": [HEAD + b"\r\n" + b"[" * 200_000],
+    "elsewhere": [b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{port}/x\r\n\r\n"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("a byte at a time", "timed out"),
+        ("headers without end", "timed out"),
+        ("cut short", "IncompleteRead"),
+        ("too long", "is longer than that of a transcription model"),
+        ("too deep", "not as a transcription model .*Recursion"),
+        ("elsewhere", "HTTP 302"),
+    ],
+)
+def test_a_hostile_server_holds_sends_or_redirects_nobody(name, complaint):
+    num_requests = 0
+
+    def serve(listening):
+        nonlocal num_requests
+        with contextlib.suppress(OSError):
+            while True:
+                connected, _ = listening.accept()
+                num_requests += 1
+                with contextlib.suppress(OSError), connected:
+                    while b"]]}}" not in connected.recv(2**16):
+                        pass
+                    for part in HOSTILE[name]:
+                        connected.sendall(part.replace(b"{port}", str(port).encode()))
+                        time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        threading.Thread(target=serve, args=[listening], daemon=True).start()
+        server = RestServer(f"http://127.0.0.1:{port}", "m")
+        call = functools.partial(server.predict, np.zeros(9, np.float32))
+        with pytest.raises(ServingError, match=complaint) as raised:
+            call_patiently(call, "x", deadline=1.0, retries=0)
+    assert "\n" not in str(raised.value)
+    assert num_requests == 1
+
+
 @pytest.mark.parametrize("module", ["keras", "tensorflow"])
 def test_rest_needs_neither_keras_nor_tensorflow(module, server, exported, tmp_path):
     soundfile.write(tmp_path / "song.wav", SAMPLES[:50_000], 16_000)
@@ -368,6 +424,7 @@ def test_rest_needs_neither_keras_nor_tensorflow(module, server, exported, tmp_p
         f" assert {module!r} not in sys.modules; sys.exit(code)"
     )
     command = [sys.executable, "-c", code, f"--server={server[1]['rest']}", f"--config={exported}"]
+    command += [f"--output={tmp_path / 'song.mid'}"]
     subprocess.run([*command, str(tmp_path / "song.wav")], cwd=ROOT, check=True)
     assert (tmp_path / "song.mid").exists()
 

@@ -468,3 +468,12 @@ def test_nonsense_settings_are_refused(field: str, value: float | str) -> None:
         Augmentation(room_chance=2)
     with pytest.raises(ValueError, match="lowest_peak_db"):
         Augmentation(lowest_peak_db=1)
+
+
+def test_a_small_archive_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "MAX_ARCHIVE_BYTES", 2**20)
+    (tmp_path / "a.mid").write_bytes(bytes(2**20 + 1))
+    with tarfile.open(tmp_path / "midi.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "a.mid")
+    with pytest.raises(DatasetError, match="holds over 1 GiB"):
+        synthetic._read_archive(str(tmp_path / "midi.tar.gz"))

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from mt3_keras.engines.threads import Jobs, run_in_threads
 from mt3_keras.grammar import MASKED, Grammar, Rules
-from mt3_keras.models.config import ModelConfig, MT3Config, config_from_preset
+from mt3_keras.models.config import ModelConfig, MT3Config
+from mt3_keras.models.preset_config import read_config
 from mt3_keras.note_rolls import NUM_COLUMNS
 from mt3_keras.outputs import Output, RollOutput, TokenOutput
 from mt3_keras.quiet import quiet_stderr
@@ -51,7 +52,7 @@ def read_bundle_config(folder: str | os.PathLike[str]) -> ModelConfig:
     if not path.is_file():
         raise BundleError(f"{path}: is missing; make a bundle with python -m export.main")
     try:
-        return config_from_preset(path.parent)
+        return read_config(path.parent)
     except ValueError as error:
         raise BundleError(
             f"{path.parent}: unusable config.json: {error}; export the bundle again"
@@ -123,6 +124,11 @@ class EdgeModel:
             memory = encode.get_output_details()
             self._check_shapes(encode.get_input_details()["samples"]["shape"])
             self._memory_names = sorted(memory)
+            needed = {"tokens", "positions", "bias", *memory}
+            for i in range(self.model_config.network.num_decoder_layers):
+                needed |= {f"keys_{i}", f"values_{i}"}
+            if needed != self._inputs.keys():
+                raise ValueError("inputs differ")
             del step, encode  # while there is a runner, the interpreter refuses plain calls
             with quiet_stderr():  # LiteRT prints what it runs on
                 self._interpreter.allocate_tensors()

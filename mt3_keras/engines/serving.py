@@ -10,14 +10,17 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import http.client
 import json
+import math
 import os
 import pathlib
 import random
+import socket
+import threading
 import time
-import urllib.error
-import urllib.request
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -25,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mt3_keras.codec import EOS
+from mt3_keras.files import open_regular
 from mt3_keras.grammar import Rules
 from mt3_keras.models.config import DetectorConfig, ModelConfig, config_from_dict
 from mt3_keras.note_rolls import NUM_PACKED, RollDecoding, unpack_rolls
@@ -36,6 +40,10 @@ Samples = NDArray[np.float32]
 Answer = TypeVar("Answer")
 
 LONGEST_PAUSE = 20.0  # seconds between two attempts
+# Of an answer in JSON. A detector's rolls take 4 characters for each of 569 numbers a frame, all
+# frames twice, and frames are 256 samples apart: 18 in all. Tokens take less.
+_BYTES_A_SAMPLE, _MARGIN_BYTES = 64, 2**22
+_MOST_BYTES = 2**28  # of an answer by gRPC, and numbers of a tensor
 
 
 class ServingError(ValueError):
@@ -87,8 +95,10 @@ class ServedConfig:
             versions = [folder for folder in path.iterdir() if folder.name.isdecimal()]
             path = max(versions, key=lambda folder: int(folder.name), default=path)
         file = path / "config.json" if path.is_dir() else path
+        with open_regular(file, ServingError) as opened:
+            text = opened.read(_MARGIN_BYTES)
         try:
-            stored = json.loads(file.read_text())
+            stored = json.loads(text)
             model, serving = config_from_dict(stored), stored["serving"]
             programs = serving["rules"]["programs"]
             rules = Rules(
@@ -98,9 +108,7 @@ class ServedConfig:
             name, context, exact = serving["name"], serving["context"], serving["exact"]
             decoding = RollDecoding.read(file.parent)
             return cls(model, name, context, exact, rules, decoding)
-        except OSError as error:
-            raise ValueError(f"{file}: cannot be read ({error.strerror}); see --help") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file}: not written by export.main ({error}); see --help") from error
 
 
@@ -163,8 +171,11 @@ class GrpcServer:
             ) from error
         self._grpc, self._tf, self._request = grpc, tf, predict_pb2.PredictRequest
         self._address, self._model = address, model
-        no_limit = [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
-        channel = grpc.insecure_channel(address, options=no_limit)
+        limits = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", _MOST_BYTES),
+        ]
+        channel = grpc.insecure_channel(address, options=limits)
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
     def predict(self, samples: Samples, seconds: float) -> list[Output]:
@@ -181,7 +192,11 @@ class GrpcServer:
                 raise Unavailable(reason) from error
             raise ServingError(_refusal(self._address, reason)) from error
         with _reading(self._address):
-            found = {n: self._tf.make_ndarray(v) for n, v in dict(answer.outputs).items()}
+            tensors = dict(answer.outputs)
+            for tensor in tensors.values():  # a small message may declare a large one
+                if math.prod(axis.size for axis in tensor.tensor_shape.dim) > _MOST_BYTES:
+                    raise ValueError("declares too large a tensor")
+            found = {n: self._tf.make_ndarray(v) for n, v in tensors.items()}
             return _to_outputs(
                 {
                     name: array.tolist() if name == "tokens" else array
@@ -191,37 +206,82 @@ class GrpcServer:
 
 
 class RestServer:
-    """A model by REST, as TF Serving speaks it at port 8501."""
+    """A model by REST, as TF Serving speaks it at port 8501; redirects are not followed."""
 
     def __init__(self, address: str, model: str) -> None:
         self._address = address
-        self._url = f"{address.rstrip('/')}/v1/models/{model}:predict"
+        try:
+            self._parts = urllib.parse.urlsplit(address)
+            connect = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+            self._connect = functools.partial(
+                connect[self._parts.scheme], self._parts.hostname or "", self._parts.port
+            )
+        except (ValueError, KeyError) as error:
+            raise ServingError(
+                f"{address}: is no address ({error}); give http://HOST:PORT as --server"
+            ) from error
+        self._path = urllib.parse.quote(
+            f"{self._parts.path.rstrip('/')}/v1/models/{model}:predict", safe="/:%"
+        )
 
     def predict(self, samples: Samples, seconds: float) -> list[Output]:
         """See `Server`."""
         numbers = ",".join([f"{x:.9g}" for x in samples.tolist()])  # 9 digits tell float32 apart
         body = f'{{"inputs":{{"audio":[[{numbers}]]}}}}'.encode()
-        request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as answer:
-                text = answer.read()
-        except urllib.error.HTTPError as error:
-            reason = f"HTTP {error.code}: {_read_reason(error)}"
-            if error.code in (429, 502, 503, 504):
-                raise Unavailable(reason) from error
-            raise ServingError(_refusal(self._address, reason)) from error
-        except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out
+            status, text = self._post(body, seconds, _MARGIN_BYTES + _BYTES_A_SAMPLE * samples.size)
+        except (OSError, ValueError, http.client.HTTPException) as error:  # refused, timed out
             raise Unavailable(str(error) or type(error).__name__) from error
+        if status in (429, 502, 503, 504):
+            raise Unavailable(f"HTTP {status}: {_read_reason(text)}")
+        if status != 200:
+            raise ServingError(_refusal(self._address, f"HTTP {status}: {_read_reason(text)}"))
         with _reading(self._address):
             return _to_outputs(json.loads(text)["outputs"])
 
+    def _post(self, body: bytes, seconds: float, most_bytes: int) -> tuple[int, bytes]:
+        """Sends a request; the status and text of its answer, all within `seconds`."""
+        end = time.monotonic() + seconds
+        with contextlib.closing(self._connect(timeout=seconds)) as connection:
+            connection.connect()
+            # A read's time limit starts anew with each byte that drips in.
+            timer = threading.Timer(end - time.monotonic(), _shut, [connection.sock])
+            timer.daemon = True
+            timer.start()
+            try:
+                headers = {"Content-Type": "application/json"}
+                connection.request("POST", self._path, body, headers)
+                with connection.getresponse() as answer:
+                    return answer.status, self._read(answer, most_bytes)
+            finally:
+                timer.cancel()
+                if time.monotonic() >= end:
+                    raise TimeoutError("timed out")
 
-def _read_reason(error: urllib.error.HTTPError) -> str:
-    text = error.read(4096).decode(errors="replace")
+    def _read(self, answer: http.client.HTTPResponse, most_bytes: int) -> bytes:
+        text = bytearray()
+        while part := answer.read(2**16):
+            text += part
+            if len(text) > most_bytes:
+                raise ServingError(
+                    f"{self._address}: its answer is longer than that of a transcription model;"
+                    " check --server and --name"
+                )
+        if answer.length:  # cut short; read(n) does not mind
+            raise http.client.IncompleteRead(bytes(text), answer.length)
+        return bytes(text)
+
+
+def _shut(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+def _read_reason(text: bytes) -> str:
     try:
         return str(json.loads(text)["error"])
-    except (ValueError, KeyError, TypeError):
-        return text or str(error.reason)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return text[:4096].decode(errors="replace")
 
 
 def _refusal(address: str, reason: str) -> str:
@@ -233,9 +293,13 @@ def _refusal(address: str, reason: str) -> str:
 def _reading(address: str) -> Iterator[None]:
     try:
         yield
-    except (LookupError, ValueError, OverflowError, TypeError, AttributeError) as error:
+    except (
+        *(LookupError, ValueError, OverflowError, TypeError, AttributeError),
+        *(RecursionError, MemoryError),
+    ) as error:
+        reason = " ".join(repr(error).split())[:300]
         raise ServingError(
-            f"{address}: answers, but not as a transcription model ({error!r}); check --server"
+            f"{address}: answers, but not as a transcription model ({reason}); check --server"
             " and --name"
         ) from error
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from mt3_keras.extras import require_keras
 from mt3_keras.models.catalog import ModelError, find_preset, is_preset
-from mt3_keras.models.config import DetectorConfig, ModelConfig, config_from_preset
+from mt3_keras.models.config import DetectorConfig, ModelConfig
+from mt3_keras.models.preset_config import read_config
 
 if TYPE_CHECKING:
     from mt3_keras.models.detector import NoteDetector
@@ -40,11 +41,13 @@ def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> Bac
         assign_leaves(leaves, model)
         return model
     try:
-        model = build_network(_with_floor(config_from_preset(folder), log_floor))
-        model.load_weights(str(_weights_path(folder)))
+        model = build_network(_with_floor(read_config(folder), log_floor))
+        path = _weights_path(folder)
+        _check_weights(path, model.count_params())
+        model.load_weights(str(path))
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{folder}: cannot read the model ({reason}); copy it again") from error
     return model
@@ -55,6 +58,39 @@ def _weights_path(folder: pathlib.Path) -> pathlib.Path:
     if not path.is_file():
         raise OSError(f"{path.name} is missing")
     return path
+
+
+def _check_weights(path: pathlib.Path, num_weights: int) -> None:
+    """Refuses numbers that are not finite, and more of them than the network has.
+
+    A small file may declare arrays of any size.
+
+    Raises:
+      ModelError: as said; Keras would load them.
+    """
+    import h5py
+
+    arrays: list[Any] = []
+
+    def add(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            arrays.append(item)
+
+    with h5py.File(path) as file:
+        file.visititems(add)
+        # What has no weights, such as a generator of random numbers, has a few numbers of state.
+        if sum(array.size for array in arrays) > 2 * num_weights + 1000:
+            raise ModelError(
+                f"{path}: holds more than the network of its config.json; copy it again"
+            )
+        for array in arrays:
+            values = array[()]
+            with np.errstate(over="ignore"):
+                is_good = (
+                    values.dtype.kind in "fiu" and np.isfinite(values.astype(np.float32)).all()
+                )
+            if not is_good:
+                raise ModelError(f"{path}: {array.name} is not of finite numbers; copy it again")
 
 
 def build_network(config: ModelConfig, dtype: str | None = None) -> Backbone:

@@ -33,6 +33,7 @@ import pathlib
 import re
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -245,16 +246,23 @@ def _is_midi(name: str) -> bool:
     return name.lower().endswith((".mid", ".midi"))
 
 
+MAX_ARCHIVE_BYTES = 2**30  # of MIDI, held in memory; a small archive may unpack to any size
+
+
 @functools.lru_cache(maxsize=2)
 def _read_archive(path: str) -> dict[str, bytes]:
+    found, num_left = {}, MAX_ARCHIVE_BYTES
     try:
         with tarfile.open(path) as archive:
-            return {
-                member.name: file.read()
-                for member in archive
-                if _is_midi(member.name) and (file := archive.extractfile(member))
-            }
-    except (OSError, EOFError, tarfile.TarError) as error:
+            for member in archive:
+                if not (_is_midi(member.name) and member.isfile()):
+                    continue
+                if (num_left := num_left - member.size) < 0:
+                    raise DatasetError(f"{path}: holds over 1 GiB of MIDI; unpack it to a folder")
+                if file := archive.extractfile(member):
+                    found[member.name] = file.read()
+        return found
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise DatasetError(
             f"{path}: no folder and no readable tar archive; get it again"
         ) from error
