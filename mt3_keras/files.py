@@ -15,6 +15,7 @@ try:
 except ImportError:  # Windows: what killed runs left stays there
     fcntl = None  # type: ignore[assignment]
 
+_LABEL = "user.mt3.source"
 _PREFIX, _SUFFIX = ".mt3-", ".part"
 # What the system answers to a write; it names no file then.
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -44,6 +45,21 @@ def open_regular(path: str | os.PathLike[str], error: type[Exception]) -> IO[byt
             raise
         reason = getattr(problem, "strerror", None) or problem
         raise error(f"{path}: cannot be read ({reason}); check its name and permissions") from None
+
+
+def set_label(path: str | os.PathLike[str], text: str) -> None:
+    """Attaches a text to a file, where the file system can; not part of the content."""
+    if hasattr(os, "setxattr"):  # Linux
+        with contextlib.suppress(OSError):
+            os.setxattr(path, _LABEL, text.encode())
+
+
+def read_label(path: str | os.PathLike[str]) -> str | None:
+    """What `set_label` attached; None where there is nothing."""
+    if hasattr(os, "getxattr"):
+        with contextlib.suppress(OSError):
+            return os.getxattr(path, _LABEL).decode()
+    return None
 
 
 class replacing:  # noqa: N801 - reads as the statement it is: `with replacing(path) as temporary`

@@ -21,6 +21,7 @@ from absl import flags
 from mt3_keras import __version__
 from mt3_keras.__main__ import COMMANDS, main
 from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.files import read_label
 from mt3_keras.midi import read_midi, write_midi
 from mt3_keras.notes import Note
 from tests.conftest import ROOT
@@ -96,6 +97,27 @@ def test_what_is_done_is_skipped_on_resume(transcribe, recording, tmp_path, caps
     assert transcribe(recording, "--resume") == 0
     assert written.read_bytes() == b"kept"
     assert "all done" in capsys.readouterr().err
+
+
+def test_a_result_is_of_one_recording_also_between_runs(transcribe, recording, tmp_path, capsys):
+    other = tmp_path / "other" / "a song.wav"
+    other.parent.mkdir()
+    shutil.copy(recording, other)
+    assert transcribe(recording) == 0
+    written = tmp_path / "out" / "a song.mid"
+    if read_label(written) is None:
+        pytest.skip("this file system has no labels")
+    assert transcribe(other, "--resume") == 0
+    assert "all done" in capsys.readouterr().err  # the same content
+    write_noise(other, 0.5)
+    before, label = written.read_bytes(), read_label(written)
+    for options in ([], ["--resume"]):
+        assert transcribe(other, *options) == 1
+        assert "of another recording" in capsys.readouterr().err
+        assert written.read_bytes() == before
+    write_noise(recording, 0.5, channels=2)  # recorded anew
+    assert transcribe(recording, "--resume") == 0
+    assert read_label(written) != label
 
 
 def test_one_bad_file_does_not_stop_the_rest(transcribe, recording, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import pathlib
 import sys
@@ -201,7 +202,7 @@ def describe_error(error: Exception) -> str:
 
 
 def _find_path(error: Exception) -> str | None:
-    """The path that the innermost of our functions held, of those that an error passed."""
+    """The file that the innermost of our functions was at, of those that an error passed."""
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in _OWN_PACKAGES:
@@ -209,6 +210,9 @@ def _find_path(error: Exception) -> str | None:
         for value in frame.f_locals.values():
             if isinstance(value, pathlib.PurePath):
                 found = str(value)
+            elif isinstance(value, io.IOBase):
+                name = getattr(value, "name", None)
+                found = name if isinstance(name, str) else found
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import hashlib
 import os
 import pathlib
 import shutil
@@ -20,6 +21,7 @@ from absl import flags
 
 from mt3_keras.cli.command_line import Command, UsageError, complain, describe_error
 from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
+from mt3_keras.files import open_regular, read_label, replacing, set_label
 from mt3_keras.process import OutputClosed, printable
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     else:
         jobs = _plan_outputs(recordings, arguments, values.output_dir, formats)
     if values.resume:
-        jobs = [job for job in jobs if not (job.outputs and all(p.exists() for p in job.outputs))]
+        jobs = [job for job in jobs if not _is_done(job)]
         if not jobs:
             print("all done before", file=sys.stderr)
             return 0
@@ -122,6 +124,42 @@ def _plan_outputs(
     return jobs
 
 
+def _identify(recording: pathlib.Path) -> tuple[str, str]:
+    """What tells a recording apart: digests of its content and of its place."""
+    content = hashlib.sha256()
+    with open_regular(recording, ValueError) as file:
+        while block := file.read(2**20):
+            content.update(block)
+    return content.hexdigest(), hashlib.sha256(os.fsencode(recording.resolve())).hexdigest()
+
+
+def _read_sources(job: Job) -> list[list[str]]:
+    """Of the outputs that are there, what `_identify` said of the recording they are of.
+
+    Files without a label, such as copies, may be of any.
+    """
+    labels = [read_label(path) for path in job.outputs]
+    return [label.split() for label in labels if label]
+
+
+def _is_done(job: Job) -> bool:
+    if not job.outputs or not all(path.exists() for path in job.outputs):
+        return False
+    sources = _read_sources(job)
+    return not sources or {content for content, _ in sources} == {_identify(job.recording)[0]}
+
+
+def _check_outputs(job: Job) -> None:
+    """Refuses to put a recording's result in the place of another's."""
+    if sources := _read_sources(job):
+        content, place = _identify(job.recording)
+        if any(content != source[0] and place != source[1] for source in sources):
+            raise ValueError(
+                f"{job.outputs[0]}: is the result of another recording than {job.recording};"
+                " remove it or choose another --output_dir"
+            )
+
+
 def _has_reader(recording: pathlib.Path) -> bool:
     """Whether this machine can read the recording's format; complains if not."""
     if recording.suffix.lower() not in NEEDS_FFMPEG or shutil.which("ffmpeg"):
@@ -151,9 +189,9 @@ def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], values: flags
 
 def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progress: bool) -> None:
     from mt3_keras.cli.note_files import write_lines, write_notes
-    from mt3_keras.files import replacing
     from mt3_keras.notes import describe_notes
 
+    _check_outputs(job)
     lines = next((path for path in job.outputs if path.suffix == ".jsonl"), None)
     with contextlib.ExitStack() as stack:
         stream: IO[str] | None = None
@@ -175,6 +213,10 @@ def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progre
         if path != lines:
             write_notes(result, job.recording, path)
     if job.outputs:
+        with contextlib.suppress(ValueError, OSError):  # gone meanwhile: no label
+            source = " ".join(_identify(job.recording))
+            for path in job.outputs:
+                set_label(path, source)
         written = ", ".join(map(str, job.outputs))
         print(printable(f"{job.recording.name}: {describe_notes(result.notes)} -> {written}"))
 
