@@ -144,8 +144,9 @@ def cut_requests(
         while num_held >= (length := (skip + num_segments - 1) * step + segment + overhang):
             joined = np.concatenate(held)
             yield Request(joined[:length], skip, num_segments)
-            used = (skip + num_segments - num_before) * step
-            held, num_held, skip = [joined[used:]], num_held - used, num_before
+            num_used = max(0, skip + num_segments - num_before)  # whole steps
+            skip += num_segments - num_used
+            held, num_held = [joined[num_used * step :]], num_held - num_used * step
     num_seen = max(num_held - segment + step, 0) // step + 1
     yield Request(np.concatenate(held), skip, num_seen - skip)
 
