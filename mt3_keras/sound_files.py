@@ -32,7 +32,7 @@ from mt3_keras.containers import (
 from mt3_keras.ffmpeg import check_log, ffmpeg_command
 from mt3_keras.files import open_regular
 from mt3_keras.quiet import quiet_stderr
-from mt3_keras.segments import AudioError
+from mt3_keras.segments import INTEGER_PEAK, AudioError
 
 MAX_VALUES_AT_ONCE = 2**22  # 16 MiB of float32, also at 192 kHz and with many channels
 TOLERATED_LOSS = 0.1  # seconds that a file may fall short of what it states
@@ -40,7 +40,6 @@ MAX_PAUSE_SECONDS = 3600.0  # of a stream; a damaged time would be made up for w
 MAX_PADDING = 2**13  # samples that an MP3 encoder adds, and its first frame says to leave out
 MIN_RATE_HZ, MAX_RATE_HZ = 1000, 2_000_000
 INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
-LEAST_INTEGER_PEAK = 16.0  # 24 dB beyond full scale: no recording in floating point goes there
 
 _Samples = NDArray[np.float32]
 _Blocks = Iterator[tuple[_Samples, int]]
@@ -332,7 +331,7 @@ def _integer_scale(sound: _Stream, path: pathlib.Path) -> float:
     while len(block := sound.read(MAX_VALUES_AT_ONCE // sound.channels, dtype="float32")):
         peak = max(peak, float(np.abs(block).max()))  # NaN is never greater
     sound.seek(0)
-    if not LEAST_INTEGER_PEAK < peak <= INTEGER_SCALES[-1]:
+    if not INTEGER_PEAK < peak <= INTEGER_SCALES[-1]:
         return 1.0
     scale = next(scale for scale in INTEGER_SCALES if peak <= scale)
     bits = round(math.log2(scale)) + 1

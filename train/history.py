@@ -81,8 +81,12 @@ def append_scores(
             writer.writeheader()
             writer.writerows(rows)
         _plot(rows, path.with_suffix(".png"))
+    except HistoryError:
+        raise
     except OSError as error:
         raise HistoryError(f"{path}: cannot be written ({error.strerror})") from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise HistoryError(f"{path}: is not such a log ({error}); give another --log") from error
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:

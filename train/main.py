@@ -104,11 +104,12 @@ def _write_description(config: RunConfig, backbone: Backbone, out_dir: pathlib.P
     """`config.json` and `run.flags`; RunError if the folder is of a run of another network."""
     from mt3_keras.files import replacing
     from mt3_keras.models.catalog import find_preset
-    from mt3_keras.models.config import DetectorConfig, config_from_preset
+    from mt3_keras.models.config import DetectorConfig
+    from mt3_keras.models.preset_config import read_config
     from mt3_keras.note_rolls import RollDecoding
 
     own = backbone.model_config
-    stored = config_from_preset(out_dir) if (out_dir / "config.json").exists() else None
+    stored = read_config(out_dir) if (out_dir / "config.json").exists() else None
     if stored not in (None, own):
         raise RunError(f"{out_dir}: holds a run of another network; give another --out_dir")
     if stored is None:
