@@ -50,6 +50,7 @@ class Rules:
 
     @property
     def restricts_tokens(self) -> bool:
+        """Whether any token is ever ruled out."""
         return self.constrained or self.programs is not None or not self.drums
 
 

@@ -146,7 +146,7 @@ def _check_usage(values: flags.FlagValues) -> None:
 
 
 def _parse_options(given: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
-    """ "name=value" each -> values as Python reads them, text where it does not."""
+    """Texts "name=value" -> values as Python reads them, text where it does not."""
     options: dict[str, Any] = {}
     for option in given:
         name, separator, value = option.partition("=")

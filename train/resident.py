@@ -52,8 +52,9 @@ def pack_record(record: Record, config: DetectorConfig) -> Packed:
 
 
 class ResidentBatches:
-    """Endless batches of random chunks, as `pipeline.training_batches` gives them, but on the
-    device: `segment_frames` each, all of them inside their piece.
+    """Endless batches of random chunks as of `pipeline.training_batches`, but on the device.
+
+    Chunks are `segment_frames` long, all of them inside their piece.
 
     Every batch is a function of the seed, its number and the pieces. Its rows are cut from one
     block of them, at random places and levels; those of several are mixed as in `pipeline`.

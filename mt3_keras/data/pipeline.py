@@ -118,7 +118,9 @@ def training_batches(
 
 
 class TrainingBatches(Iterator[Batch]):
-    """Batches: "samples" float32 [B, input_samples]; for a token network "num_frames" int32 [B],
+    """Batches of chunks and their targets.
+
+    Each holds "samples" float32 [B, input_samples]; for a token network "num_frames" int32 [B],
     "decoder_tokens" and "targets" int32 [B, L], for a detector rolls int8 [B, F, N] (`HEADS`).
 
     Attributes:

@@ -140,6 +140,7 @@ class EdgeModel:
 
     @property
     def num_rows(self) -> int:
+        """Sequences that are being decoded together."""
         return len(self._memories)
 
     def encode(self, samples: NDArray[np.float32], num_frames: int, row: int = 0) -> None:

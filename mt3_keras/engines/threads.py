@@ -20,6 +20,7 @@ class Jobs:
         self._over = threading.Event()
 
     def add(self, number: int, segment: AudioSegment) -> None:
+        """Has a segment wait for a thread."""
         self._waiting.put((number, segment))
 
     def take(self, *, block: bool) -> tuple[int, AudioSegment] | None:
@@ -31,23 +32,28 @@ class Jobs:
         return None if self.are_over() else waited
 
     def finish(self, number: int, output: Output) -> None:
+        """Hands a segment's output to the caller."""
         self._finished.put((number, output))
 
     def fail(self, error: Exception) -> None:
+        """Has the caller's `next_finished` raise an error of a thread."""
         self._finished.put(error)
 
     def next_finished(self) -> tuple[int, Output]:
+        """Waits for the next output; raises what a thread raised."""
         found = self._finished.get()
         if isinstance(found, Exception):
             raise found
         return found
 
     def end(self, num_threads: int) -> None:
+        """Wakes all threads, for which no segments will come."""
         self._over.set()
         for _ in range(num_threads):
             self._waiting.put(None)
 
     def are_over(self) -> bool:
+        """Whether `end` was called."""
         return self._over.is_set()
 
 

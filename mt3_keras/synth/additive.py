@@ -154,6 +154,7 @@ def _longest_by_pitch(notes: Sequence[Note], release: float) -> dict[int, float]
 
 
 def pitch_to_hz(pitch: float) -> float:
+    """Frequency of a MIDI pitch in equal temperament, A4 = 440 Hz."""
     return 440.0 * 2.0 ** ((pitch - 69) / 12)
 
 

@@ -50,7 +50,9 @@ class Source(Protocol):
 
     def play(
         self, notes: Sequence[Note], num_samples: int, rate_hz: int, rng: np.random.Generator
-    ) -> Stem: ...
+    ) -> Stem:
+        """Notes -> their sound and which of them it plays."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,8 +234,9 @@ def read_recording(path: str, rate_hz: int, what: str, seconds: float | None = N
 
 
 class Names:
-    """What the names of sounds stand for: the first regular expression that finds something in a
-    name, whatever its case, decides.
+    """What the names of sounds stand for.
+
+    The first regular expression that finds something in a name, whatever its case, decides.
     """
 
     def __init__(self, meanings: Iterable[tuple[str, Iterable[int]]]) -> None:
