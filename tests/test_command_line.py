@@ -237,6 +237,7 @@ def test_wrong_usage_is_told_in_one_message(transcribe, recording, capsys, argum
     [
         (["--max_tokens=8"], "max_tokens is for networks that emit tokens"),
         (["--constrained"], "constrained is for networks that emit tokens"),
+        (["--nostop_runaways"], "--nostop_runaways is for networks that emit tokens"),
         (["--least_confidence=2"], "least_confidence must be 0 to 1"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from mt3_keras.cli.command_line import UsageError
+from mt3_keras.models.config import DetectorConfig, ModelConfig
 from mt3_keras.process import limit_threads, loading_tensorflow
 
 if TYPE_CHECKING:
@@ -101,6 +102,12 @@ def parse_rules(values: flags.FlagValues) -> Rules:
     )
 
 
+def check_rules(values: flags.FlagValues, config: ModelConfig) -> None:
+    """Refuses a rule that the network has no use for, with a ValueError."""
+    if isinstance(config, DetectorConfig) and not values.stop_runaways:
+        raise ValueError("--nostop_runaways is for networks that emit tokens: drop it")
+
+
 def load_transcriber(values: flags.FlagValues) -> Transcriber:
     """Loads the model that the flags name, and Keras if it is to run it.
 
@@ -115,7 +122,9 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
     from mt3_keras.transcriber import Transcriber
 
     with loading_tensorflow():
-        return Transcriber.from_preset(values.model or "small", **options)
+        transcriber = Transcriber.from_preset(values.model or "small", **options)
+    check_rules(values, transcriber.model_config)
+    return transcriber
 
 
 def _decoding_options(values: flags.FlagValues) -> dict[str, Any]:

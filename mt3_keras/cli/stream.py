@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from absl import flags
 
 from mt3_keras.cli.command_line import Command, UsageError
-from mt3_keras.cli.model_flags import define_rule_flags, parse_rules
+from mt3_keras.cli.model_flags import check_rules, define_rule_flags, parse_rules
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, describe_notes
 from mt3_keras.process import printable
@@ -89,6 +89,7 @@ def _stream(values: flags.FlagValues, arguments: list[str]) -> None:
         tie_forcing=values.tie_forcing,
         rules=parse_rules(values),
     )
+    check_rules(values, transcriber.model_config)
     blocks = _read(recording, values.realtime) if recording else _listen()
     notes = _transcribe(transcriber, blocks)
     output.parent.mkdir(parents=True, exist_ok=True)
