@@ -9,10 +9,11 @@ import soundfile
 from keras import ops
 
 from mt3_keras.grammar import MASKED
-from mt3_keras.models.config import ISMIR2021, MT3, MT3Config, config_from_preset
+from mt3_keras.models.config import ISMIR2021, MT3, MT3Config
 from mt3_keras.models.layers import sinusoid_positions
 from mt3_keras.models.loading import load_model
 from mt3_keras.models.mt3 import MT3Backbone
+from mt3_keras.models.preset_config import read_config
 
 
 def tiny_inputs(batch_size=2, length=9):
@@ -98,7 +99,7 @@ def test_bfloat16_computes_near_float32_with_float32_weights(tiny_model):
 
 
 def test_a_preset_holds_the_model_whole(tiny_model, tiny_preset):
-    assert config_from_preset(tiny_preset) == tiny_model.model_config
+    assert read_config(tiny_preset) == tiny_model.model_config
     inputs = tiny_inputs()
     expected = ops.convert_to_numpy(tiny_model(inputs))
     for model in (load_model(tiny_preset), MT3Backbone.from_preset(str(tiny_preset))):

@@ -15,7 +15,7 @@ from mt3_keras.grammar import Rules
 from mt3_keras.metrics import onset_scores
 from mt3_keras.midi import read_midi
 from mt3_keras.models.catalog import FOLDER, ModelError, find_preset, shipped_names
-from mt3_keras.models.config import SMALL, config_from_preset
+from mt3_keras.models.config import SMALL
 from mt3_keras.models.detector import NoteDetector
 from mt3_keras.models.loading import load_model
 from mt3_keras.models.mt3 import MT3Backbone
@@ -83,7 +83,7 @@ def test_small_streams_from_the_box(found):
 def test_small_is_loaded_by_the_library_it_is_built_on(found):
     assert "small" in NoteDetector.presets and "small" not in MT3Backbone.presets
     model = NoteDetector.from_preset("small")
-    assert model.model_config == config_from_preset(find_preset("small")) == SMALL
+    assert model.model_config == read_config(find_preset("small")) == SMALL
 
 
 @pytest.mark.parametrize(

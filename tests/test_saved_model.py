@@ -16,8 +16,9 @@ import pytest
 from mt3_keras.codec import EOS
 from mt3_keras.engines.keras import RollEngine, TokenEngine
 from mt3_keras.grammar import Rules
-from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES, config_from_preset
+from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES
 from mt3_keras.models.loading import save_preset
+from mt3_keras.models.preset_config import read_config
 from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES, RollDecoding, unpack_rolls
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber
@@ -229,7 +230,7 @@ def test_without_the_projects_code_the_tokens_are_those_of_keras(exported, tiny_
 
 def test_a_detector_is_served_by_itself(exported_detector, detector):
     """Its folder says what a client must know, and its signatures compute what Keras does."""
-    assert config_from_preset(exported_detector) == MINI
+    assert read_config(exported_detector) == MINI
     assert RollDecoding.read(exported_detector) == EAGER
     signatures = tf.saved_model.load(str(exported_detector)).signatures
     assert set(signatures) == {"serving_default", "detect"}
@@ -366,7 +367,7 @@ def test_versions_count_up_and_the_config_describes_the_model(tiny_preset, tmp_p
     folder = tmp_path / "saved_model"
     assert sorted(path.name for path in (folder / "tiny").iterdir()) == ["1", "2"]
     version = folder / "tiny" / "1"
-    assert config_from_preset(version) == config_from_preset(tiny_preset)
+    assert read_config(version) == read_config(tiny_preset)
     serving = json.loads((version / "config.json").read_text())["serving"]
     assert serving["rules"]["constrained"]
     assert (serving["context"], serving["max_tokens"]) == ("segment", 8)
@@ -407,7 +408,7 @@ def test_a_detectors_preset_is_exported_with_its_decoding(detector_preset, tmp_p
     (detector_preset / "decoding.json").write_text(EAGER.to_json())
     assert main([f"--model={detector_preset}", f"--out_dir={tmp_path}", "--batch_size=3"]) == 0
     version = tmp_path / "saved_model" / "mini" / "1"
-    assert config_from_preset(version) == MINI
+    assert read_config(version) == MINI
     assert RollDecoding.read(version) == EAGER
     serving = json.loads((version / "config.json").read_text())["serving"]
     assert (serving["max_tokens"], serving["batch_size"], serving["exact"]) == (None, 3, False)

@@ -21,8 +21,9 @@ from absl import flags
 
 from mt3_keras.data.rolls import roll_targets
 from mt3_keras.grammar import Rules
-from mt3_keras.models.config import HEADS, DetectorConfig, config_from_preset
+from mt3_keras.models.config import HEADS, DetectorConfig
 from mt3_keras.models.loading import load_model
+from mt3_keras.models.preset_config import read_config
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.notes import Note
 from mt3_keras.segments import AudioSegment
@@ -426,7 +427,7 @@ def test_a_detector_trains_and_is_a_preset_with_its_decoding(detector: RunConfig
     assert {"val_loss", "val_class_loss", "val_onset_f1", "audio_per_second"} <= set(last)
     assert "tokens_per_second" not in last
     assert (folder / "pictures" / "estimate_00000020.png").exists()
-    assert config_from_preset(folder) == MINI
+    assert read_config(folder) == MINI
     assert RollDecoding.read(folder) == RollDecoding()
     assert (folder / "decoding.json").exists()
     transcriber = Transcriber.from_preset(folder, engine="keras")

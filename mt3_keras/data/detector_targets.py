@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mt3_keras.models.config import LOWEST_DRUM as LOWEST_DRUM
 from mt3_keras.models.config import LOWEST_PITCH, NUM_PITCHES
+from mt3_keras.models.config import NUM_DRUMS as NUM_DRUMS
 from mt3_keras.notes import Note
 
 Targets = dict[str, NDArray[np.int8]]
 
-LOWEST_DRUM, NUM_DRUMS = 35, 47  # as in `models.detector_body`
 CERTAIN = 100  # the target that stands for 1
 # An onset's neighbours are half right: times are not known to the frame, and a network that is a
 # frame late should be penalised mildly.

@@ -7,15 +7,14 @@ name is the flag's name is the JSON key. The defaults are those of the paper's M
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import pathlib
 from typing import Any, ClassVar, Self
 
 SAMPLE_RATE_HZ = 16_000
 STEPS_PER_SECOND = 100  # the grid of the shift tokens
 
 LOWEST_PITCH, NUM_PITCHES = 21, 88  # the piano's keys
+LOWEST_DRUM, NUM_DRUMS = 35, 47  # the drum keys of General MIDI, 35 to 81
 NUM_CLASSES = 16  # of General MIDI, eight programs each
 # Rolls that the detector predicts for every frame, and their columns (see `detector`).
 HEADS = {
@@ -363,24 +362,6 @@ def config_from_dict(stored: dict[str, Any]) -> ModelConfig:
         return kind.from_dict({part: stored["config"][part] for part in parts})
     except (KeyError, TypeError) as error:
         raise ValueError(f"not the description of a {name}: {error!r}") from error
-
-
-def config_from_preset(folder: str | pathlib.Path) -> ModelConfig:
-    """Reads a model's description from its preset folder, without Keras.
-
-    Raises:
-      ValueError: the folder holds no readable `config.json` of a network of this package.
-    """
-    path = pathlib.Path(folder) / "config.json"
-    try:
-        stored = json.loads(path.read_text())
-        if not isinstance(stored, dict):
-            raise ValueError("not a JSON object")
-        return config_from_dict(stored)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # JSON's own errors are ValueErrors
-        raise ValueError(f"{path}: not the description of a model ({error})") from error
 
 
 MT3 = MT3Config()

@@ -22,10 +22,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from mt3_keras.models.config import LOWEST_DRUM as LOWEST_DRUM
 from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES
+from mt3_keras.models.config import NUM_DRUMS as NUM_DRUMS
 
 PITCH_HEADS = ("onset", "unison", "offset", "frame", "strength")
-LOWEST_DRUM, NUM_DRUMS = 35, 47  # the drum keys of General MIDI, 35 to 81
 PROGRAMS_PER_CLASS = 8
 INPUT_SCALE = 0.25  # brings `Harmonics`, 0 to about 8, near unit variance
 OCTAVE = 12
