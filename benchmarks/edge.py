@@ -41,8 +41,8 @@ from mt3_keras.streaming import NoteOn, StreamingTranscriber
 from mt3_keras.transcriber import Transcriber
 
 BLOCK = SAMPLE_RATE_HZ // 10  # samples pushed at a time
-HOPS = ("segment", "0.5", "0.2")
-KINDS = ("tokens", "file", *(f"stream {hop}" for hop in HOPS), "start", "limits")
+STREAMS = ("segments", "low latency")
+KINDS = ("tokens", "file", *(f"stream {kind}" for kind in STREAMS), "start", "limits")
 SETTLED_SECONDS = 300  # of sound, after which a stream should not grow any more
 
 QUIET = 0.5  # load above which something else is running
@@ -119,13 +119,13 @@ def _medians(runs: list[Figures]) -> Figures:
 def measure(arguments: argparse.Namespace) -> Figures:
     """One kind of figures, and the peak memory of this process."""
     samples = np.concatenate(list(read_blocks(arguments.audio)))
-    kind, _, hop = arguments.measure.partition(" ")
+    kind, _, steps = arguments.measure.partition(" ")
     if kind == "tokens":
         found = _time_tokens(arguments.bundle, samples, arguments.threads)
     elif kind == "file":
         found = _time_file(arguments.bundle, samples)
     elif kind == "stream":
-        found = _time_stream(arguments.bundle, samples, None if hop == "segment" else float(hop))
+        found = _time_stream(arguments.bundle, samples, steps == "low latency")
     elif kind == "endurance":
         found = _endure(arguments.bundle, samples, arguments.hours)
     elif kind == "start":
@@ -189,13 +189,13 @@ def _time_file(bundle: pathlib.Path, samples: Any) -> Figures:
     return {"factor": (time.perf_counter() - start) * SAMPLE_RATE_HZ / samples.size}
 
 
-def _time_stream(bundle: pathlib.Path, samples: Any, hop: float | None) -> Figures:
+def _time_stream(bundle: pathlib.Path, samples: Any, low_latency: bool) -> Figures:
     """Real-time factor, and seconds from onsets to when they are reported.
 
     A block can be pushed when its last sample has been played and those before it are done with.
     Notes that only the end of the recording makes certain are left out.
     """
-    stream = StreamingTranscriber.from_bundle(bundle, hop=hop)
+    stream = StreamingTranscriber.from_bundle(bundle, low_latency=low_latency)
     computing = done = 0.0
     delays: list[float] = []
     reported: set[NoteOn] = set()
@@ -325,9 +325,9 @@ def report(found: dict[str, Figures], arguments: argparse.Namespace) -> str:
         add(f"{name}: ms/token", tokens[f"{name}: token"], "ms_per_token")
         add(f"{name}: encode, ms/segment", tokens[f"{name}: encode"], "encode_ms_per_segment")
     add("whole file: real-time factor", found["file"]["factor"], "rtf")
-    for hop in HOPS:
-        run = found[f"stream {hop}"]
-        add(f"stream, hop {hop}: real-time factor", run["factor"])
+    for kind in STREAMS:
+        run = found[f"stream {kind}"]
+        add(f"stream, {kind}: real-time factor", run["factor"])
         add("  onset to its telling, median s", run["delay"])
         add("  95 % are reported within, s", run["longest delays"])
     add("cold start to first note, s", found["start"]["seconds"])

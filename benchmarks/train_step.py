@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.machine import describe_machine, run_json
-from mt3_keras.models.config import CONFIGS, HEADS, DetectorConfig, ModelConfig
+from mt3_keras.data.pipeline import NAMED_NOTES
+from mt3_keras.data.rolls import CERTAIN
+from mt3_keras.models.config import CONFIGS, HEADS, NUM_PITCHES, DetectorConfig, ModelConfig
 from train.config import RunConfig
 
 if TYPE_CHECKING:
@@ -130,14 +132,18 @@ def _new_model(settings: RunConfig, weights: dict[str, Any]) -> TrainingModel:
 
 def make_batch(config: ModelConfig, batch_size: int, num_tokens: int) -> Batch:
     """Noise, and random targets that fill their sequences; the same in every process."""
-    chance, frames = np.random.default_rng(0), config.network.segment_frames
+    chance, frames = np.random.default_rng(0), config.window_frames
     batch: Batch = {
         "samples": 0.1 * chance.standard_normal((batch_size, config.input_samples), np.float32)
     }
     if isinstance(config, DetectorConfig):
         for head, size in HEADS.items():
-            batch[head] = (chance.random((batch_size, frames, size)) < 0.02).astype(np.int8)
-        return batch
+            roll = chance.random((batch_size, frames, size)) < 0.02
+            batch[head] = CERTAIN * roll.astype(np.int8)
+        cells = chance.integers(0, (frames, NUM_PITCHES), (batch_size, NAMED_NOTES, 2))
+        programs = chance.integers(0, 128, cells.shape)
+        named = {"cells": cells, "programs": programs}
+        return batch | {name: array.astype(np.int32) for name, array in named.items()}
     targets = chance.integers(3, 1391, (batch_size, num_tokens), dtype=np.int32)
     return batch | {
         "num_frames": np.full(batch_size, frames, np.int32),
@@ -154,7 +160,8 @@ def predict(model: TrainingModel, batch: Batch) -> Any:
     from train.feed import to_fit
 
     found = keras.tree.flatten(model.backbone(to_fit(batch)[0], training=False))
-    return np.concatenate([ops.convert_to_numpy(array) for array in found], axis=-1)
+    rows = [ops.convert_to_numpy(array).reshape(len(array), -1) for array in found]
+    return np.concatenate(rows, axis=-1)
 
 
 def _write_reference(settings: RunConfig, batch: Batch, path: pathlib.Path) -> float:

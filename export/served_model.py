@@ -17,10 +17,9 @@ import tensorflow as tf
 from keras import ops
 
 from mt3_keras.grammar import MASKED, Grammar, Rules
-from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES, ModelConfig
+from mt3_keras.models.config import NUM_PITCHES, ModelConfig
 from mt3_keras.models.detector import NoteDetector
 from mt3_keras.models.mt3 import MT3Backbone
-from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES
 from mt3_keras.segments import MAX_ABS_SAMPLE, check_context
 
 Tensors = dict[str, Any]
@@ -62,9 +61,9 @@ class ServedDetector:
           audio: float32 [B, n], 16 kHz mono.
 
         Returns:
-          "note_rolls" uint8 [B, S, F, NUM_PACKED]: in each frame the probabilities times 255, but
-          of the classes the likeliest of each pitch that the rules allow (see
-          `mt3_keras.note_rolls.unpack_rolls`); "num_segments" int32 [B], S each.
+          Of each segment what `NoteDetector.detect` finds, smaller: "onsets" float32 [B, S, K, 5];
+          "programs" uint8 [B, S, K, 128], probabilities times 255; "strokes" float32 [B, S, D, 4];
+          "ended" uint8 [B, S, F, NUM_PITCHES], times 255; "num_segments" int32 [B], S each.
 
         Raises:
           InvalidArgumentError: a sample is no number or out of all bounds.
@@ -72,20 +71,34 @@ class ServedDetector:
         windows_BSN, _ = cut_windows(audio, self.config, self.context)
         batch, segments = tf.shape(windows_BSN)[0], tf.shape(windows_BSN)[1]
         windows = tf.reshape(windows_BSN, [batch * segments, self.config.input_samples])
-        shape = (self.config.network.segment_frames, NUM_PACKED)
+        network = self.config.network
+        specs = {
+            "onsets": (tf.float32, (network.max_onsets, 5)),
+            "programs": (tf.uint8, (network.max_onsets, 128)),
+            "strokes": (tf.float32, (network.max_strokes, 4)),
+            "ended": (tf.uint8, (network.segment_frames, NUM_PITCHES)),
+        }
 
         def predict(rows: Any) -> Tensors:
-            return {"note_rolls": self._pack(self.model.detect(windows[rows]))}
+            found = self.model.detect(windows[rows])
+            return {
+                name: tf.cast(tf.round(255 * found[name]), dtype)
+                if dtype == tf.uint8
+                else found[name]
+                for name, (dtype, _) in specs.items()
+            }
 
-        found = _in_batches(
-            predict, tf.shape(windows)[0], self.batch_size, {"note_rolls": (tf.uint8, shape)}
-        )
-        rolls = tf.reshape(found["note_rolls"], [batch, segments, *shape])
-        return {"note_rolls": rolls, "num_segments": tf.fill([batch], segments)}
+        found = _in_batches(predict, tf.shape(windows)[0], self.batch_size, specs)
+        apart = {
+            name: tf.reshape(found[name], [batch, segments, *shape])
+            for name, (_, shape) in specs.items()
+        }
+        return apart | {"num_segments": tf.fill([batch], segments)}
 
     def detect(self, samples: Any) -> Tensors:
-        """`NoteDetector.detect`: float32 [B, input_samples] -> "rolls"."""
-        return {"rolls": self.model.detect(samples)}
+        """`NoteDetector.detect`: float32 [B, input_samples] -> its tensors by name."""
+        found: Tensors = self.model.detect(samples)
+        return found
 
     def endpoints(self) -> dict[str, Endpoint]:
         """Signatures by name."""
@@ -96,17 +109,6 @@ class ServedDetector:
         """Small inputs of every signature."""
         window = np.zeros((1, self.config.input_samples), np.float32)
         return {"serving_default": _quiet_noise(self.config), "detect": {"samples": window}}
-
-    def _pack(self, values: Any) -> Any:
-        """Rolls [R, F, NUM_COLUMNS] as they are served, uint8 [R, F, NUM_PACKED]."""
-        scores, classes = values[..., :NUM_SCORES], values[..., NUM_SCORES:]
-        classes = tf.reshape(classes, [-1, values.shape[1], NUM_PITCHES, NUM_CLASSES])
-        if self.rules.programs is not None:
-            allowed = {program // 8 for program in self.rules.programs}
-            classes *= tf.constant([float(i in allowed) for i in range(NUM_CLASSES)])
-        likeliest = tf.argmax(classes, axis=-1, output_type=tf.int32)
-        packed = [tf.round(255 * scores), tf.cast(likeliest, tf.float32)]
-        return tf.cast(tf.concat(packed, axis=-1), tf.uint8)
 
 
 class ServedModel:
@@ -328,17 +330,16 @@ def cut_windows(audio_BN: Any, config: ModelConfig, context: str) -> tuple[Any, 
     ):
         audio_BN = tf.identity(audio_BN)
     length, hop_samples = config.segment_samples, config.spectrogram.hop_samples
-    step = config.hop_frames * hop_samples
-    lead, overhang = config.spectrogram.lead_samples, config.spectrogram.overhang_samples
+    lead, overhang = config.lead_samples, config.overhang_samples
     num_samples = tf.shape(audio_BN)[1]
-    num_segments = tf.maximum(num_samples - length + step, 0) // step + 1
-    after = (num_segments - 1) * step + length + overhang - num_samples
+    num_segments = num_samples // length + 1
+    after = num_segments * length + overhang - num_samples
     padded = tf.pad(audio_BN, [(0, 0), (lead, after)])
-    windows = tf.signal.frame(padded, config.input_samples, step)
+    windows = tf.signal.frame(padded, config.input_samples, length)
     if context == "segment":
         inner = windows[:, :, lead : lead + length]
         windows = tf.pad(inner, [(0, 0), (0, 0), (lead, overhang)])
-    num_left = num_samples - tf.range(num_segments) * step
+    num_left = num_samples - tf.range(num_segments) * length
     return windows, tf.minimum(config.network.segment_frames, num_left // hop_samples + 1)
 
 

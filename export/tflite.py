@@ -1,8 +1,12 @@
 """Writes an edge bundle: `model.tflite`, a network for LiteRT, and `config.json` beside it.
 
-A detector has one signature, `detect`: "samples" float32 [1, input_samples] -> "rolls" float32
-[1, F, NUM_COLUMNS] (see `mt3_keras.models.detector.NoteDetector.detect`). How rolls are read is in
-`decoding.json`.
+A detector has two signatures, of which the inputs and outputs are those of
+`mt3_keras.models.detector.NoteDetector.detect` for one row:
+
+- `detect`: a segment with the sound around it.
+- `stream`: a small segment of `DetectorConfig.for_streams`, with the state before it.
+
+How their outputs are read is in `decoding.json`, and done by `mt3_keras.roll_decoder`.
 
 A token network has two:
 
@@ -46,7 +50,7 @@ Quantization = Literal["none", "float16", "int8", "int8_weights"]
 
 # Of the spectrum's matrices int8 would lose the quiet end.
 SPECTRUM = ".*(log_mel|harmonics).*"
-MIXER = ".*mixer.*"  # its kernel is spread over all pairs of pitches
+INTERVALS = ".*body.*einsum.*"  # the kernel is spread over all pairs of pitches
 
 
 class ExportError(ValueError):
@@ -98,15 +102,36 @@ def export_bundle(
 
 def _convert(model: Backbone, folder: pathlib.Path) -> bytes:
     if isinstance(model, NoteDetector):
-        samples = tf.TensorSpec((1, model.model_config.input_samples), tf.float32, "samples")
-        frozen = _freeze(model, lambda model, inputs: {"rolls": model.detect(inputs["samples"])})
-        return _to_tflite({"detect": frozen.get_concrete_function(samples=samples)}, folder)
+        return _to_tflite(_detector_signatures(model), folder)
     with model.decoder.for_edge():
         signatures = {
             "decode_step": _freeze(model, _decode_step).get_concrete_function(**_step_spec(model)),
             "encode": _freeze(model, _encode).get_concrete_function(**_encode_spec(model)),
         }
     return _to_tflite(signatures, folder)
+
+
+def _detector_signatures(model: NoteDetector) -> dict[str, Any]:
+    signatures = {}
+    for name, config in _detector_configs(model).items():
+        unrolled = NoteDetector(**config.to_dict(), unroll=True)
+        unrolled.set_weights(model.get_weights())
+        shapes = {"samples": (1, config.input_samples)}
+        if name == "stream":
+            state = unrolled.empty_state(1)
+            shapes |= {f"state_{part}": tuple(zeros.shape) for part, zeros in state.items()}
+        specs = {key: tf.TensorSpec(shape, tf.float32, key) for key, shape in shapes.items()}
+        signatures[name] = _freeze(unrolled, _detect).get_concrete_function(**specs)
+    return signatures
+
+
+def _detector_configs(model: NoteDetector) -> dict[str, DetectorConfig]:
+    return {"detect": model.model_config, "stream": model.model_config.for_streams()}
+
+
+def _detect(model: NoteDetector, inputs: dict[str, Any]) -> dict[str, Any]:
+    state = {name[6:]: value for name, value in inputs.items() if name.startswith("state_")}
+    return model.detect(inputs["samples"], state or None)
 
 
 def _to_tflite(signatures: dict[str, Any], folder: pathlib.Path) -> bytes:
@@ -202,7 +227,9 @@ def _quantize(graph: pathlib.Path, quantize: str) -> pathlib.Path:
             store_halves(".*", operation)
     store_halves(SPECTRUM, product)
     if quantize.startswith("int8"):
-        quantizer.add_weight_only_config(MIXER, qtyping.TFLOperationName.BATCH_MATMUL, num_bits=8)
+        quantizer.add_weight_only_config(
+            INTERVALS, qtyping.TFLOperationName.BATCH_MATMUL, num_bits=8
+        )
     quantized = graph.with_name("quantized.tflite")
     quantizer.quantize().export_model(str(quantized))
     return quantized
@@ -250,10 +277,11 @@ def _chord(num_samples: int) -> Any:
 
 def _compare_rolls(folder: pathlib.Path, model: NoteDetector) -> str:
     samples = _chord(model.model_config.input_samples)
-    expected = np.asarray(model.detect(samples[None]))[0]
-    difference = np.abs(EdgeDetector(folder).detect(samples) - expected)
+    expected = model.detect(samples[None])
+    found = EdgeDetector(folder).detect(samples)
+    difference = np.abs(found.ended - np.asarray(expected["ended"])[0])
     return (
-        f"probabilities of a chord differ by at most {difference.max():.2g}, "
+        f"chances that notes of a chord have ended differ by at most {difference.max():.2g}, "
         f"{difference.mean():.2g} on average"
     )
 

@@ -1,4 +1,4 @@
-"""Names of a piece: which instrument plays each note, decided for all notes of a piece together.
+"""Names of a piece: which program plays each note, decided for all notes of a piece together.
 
 A network names each note by itself, from half a second of sound, and often wrongly. A piece is
 played by few instruments, so its notes are a mixture of few kinds: expectation-maximisation finds
@@ -7,10 +7,13 @@ how many notes each instrument has, and with them which one plays each note. Num
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mt3_keras.models.config import NUM_CLASSES, PROGRAMS_PER_CLASS
 
 Chances = NDArray[np.float32]
 
@@ -20,6 +23,100 @@ TEMPER, SHRINK, ROUNDS = 1.0, 0.0, 60
 LEAST = 1e-4  # of a note's chance for any instrument: one sure mistake should not decide a piece
 LEAST_SPREAD, SPREAD_WEIGHT = 7.0, 8.0  # semitones; notes' worth of the spread before any is seen
 WIDEST = 18.0  # semitones, the spread of an instrument of which nothing is known
+RECENT = 300  # notes by which one is named while the piece goes on
+
+
+class PiecePrograms:
+    """The General MIDI program of each note of a piece.
+
+    The notes are first shared out to classes of instruments (`PieceNames`); the notes of a class
+    then have one program, the likeliest of all of them together.
+
+    Args:
+      allowed: programs that may play; None: all.
+      num_instruments, shrink: as of `PieceNames`, of classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        allowed: Collection[int] | None = None,
+        num_instruments: int | None = None,
+        shrink: float = SHRINK,
+    ) -> None:
+        self._allowed = None if allowed is None else sorted(set(allowed))
+        classes = None
+        if self._allowed is not None:
+            classes = sorted({program // PROGRAMS_PER_CLASS for program in self._allowed})
+        self._open_piece = functools.partial(
+            PieceNames, allowed=classes, num_instruments=num_instruments, shrink=shrink
+        )
+        self._open_piece()  # refuses what cannot be
+        self._chances = np.zeros((0, NUM_CLASSES * PROGRAMS_PER_CLASS), np.float32)
+        self._pitches = np.zeros(0, np.float32)
+        self._num_forgotten = 0
+        self._recent: list[list[int]] | None = None
+
+    def add(self, chances: Chances, pitches: NDArray[np.float32]) -> int:
+        """Takes more notes of the piece and returns the number of the first of them.
+
+        Args:
+          chances: float32 [n, 128], of each program; rows that sum to 1.
+          pitches: float [n], MIDI pitches.
+        """
+        first = self._num_forgotten + len(self._pitches)
+        self._chances = np.concatenate([self._chances, np.asarray(chances, np.float32)])
+        self._pitches = np.concatenate([self._pitches, np.asarray(pitches, np.float32)])
+        self._recent = None
+        return first
+
+    def programs(self, notes: Sequence[tuple[int, int]]) -> list[int]:
+        """The program of each note, given all of the piece; (number, 1) is a note's second one."""
+        found = self._decide(0)
+        return [found[number - self._num_forgotten][rank] for number, rank in notes]
+
+    def recent_programs(self, notes: Sequence[tuple[int, int]]) -> list[int]:
+        """As `programs`, given the newest notes alone; of older ones, each by itself."""
+        if not notes:
+            return []
+        since = max(0, len(self._pitches) - RECENT)
+        if self._recent is None:
+            self._recent = self._decide(since)
+        found = []
+        for number, rank in notes:
+            row = number - self._num_forgotten
+            if row >= since:
+                found.append(self._recent[row - since][rank])
+            else:
+                found.append(self._decide(row, row + 1)[0][rank])
+        return found
+
+    def forget_old(self, needed_from: int | None) -> None:
+        """Forgets all but the newest notes and those from a number on."""
+        first = max(0, len(self._pitches) - RECENT)
+        if needed_from is not None:
+            first = min(first, needed_from - self._num_forgotten)
+        if first:
+            self._chances, self._pitches = self._chances[first:], self._pitches[first:]
+            self._num_forgotten += first
+
+    def _decide(self, first: int, end: int | None = None) -> list[list[int]]:
+        """The two likeliest programs of the notes first to end."""
+        chances = self._chances[first:end]
+        by_class = chances.reshape(-1, NUM_CLASSES, PROGRAMS_PER_CLASS)
+        piece = self._open_piece()
+        piece.add(by_class.sum(axis=-1), self._pitches[first:end])
+        shares = piece.shares()
+        within = np.log(np.maximum(by_class, LEAST))
+        scores = np.einsum("nc,ncp->cp", shares, within - within.max(axis=-1, keepdims=True))
+        if self._allowed is not None:
+            barred = np.ones(NUM_CLASSES * PROGRAMS_PER_CLASS, bool)
+            barred[self._allowed] = False
+            scores[barred.reshape(scores.shape)] = -np.inf
+        program_of = PROGRAMS_PER_CLASS * np.arange(NUM_CLASSES) + scores.argmax(axis=1)
+        likeliest = np.argsort(-shares, axis=1, kind="stable")[:, :2]
+        programs: list[list[int]] = program_of[likeliest].tolist()
+        return programs
 
 
 class PieceNames:

@@ -1,4 +1,4 @@
-"""What a network predicts of one segment: tokens or rolls."""
+"""What a network predicts of one segment: tokens, or notes that may have begun and ended."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
 
 
 class TokenOutput(NamedTuple):
@@ -15,9 +17,19 @@ class TokenOutput(NamedTuple):
 
 
 class RollOutput(NamedTuple):
-    """Of a `NoteDetector`: float32 [F, NUM_COLUMNS], probabilities (see `note_rolls.NoteRolls`)."""
+    """Of a `NoteDetector`, as its `detect` says, without the batch axis.
 
-    rolls: NDArray[np.float32]
+    Attributes:
+      onsets: float32 [K, 5]: frame, MIDI pitch, probability, velocity, probability of a unison.
+      programs: float32 [K, 128], of each onset.
+      strokes: float32 [D, 4]: frame, MIDI key of the drum, probability, velocity.
+      ended: float32 [F, NUM_PITCHES], that a note has ended.
+    """
+
+    onsets: Floats
+    programs: Floats
+    strokes: Floats
+    ended: Floats
 
 
 Output = TokenOutput | RollOutput

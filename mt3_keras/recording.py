@@ -33,8 +33,9 @@ class Segment(NamedTuple):
 class Progress(NamedTuple):
     """A segment just read, where it ends, and the notes that ended in it.
 
-    The notes still sounding at the end of the recording come with the last segment.
-    `confidences` are those of a `Transcription`, of all notes so far.
+    A detector's may have other instruments in the end, when the whole piece is known
+    (`Transcription`). The notes still sounding at the end of the recording come with the last
+    segment. `confidences` are those of a `Transcription`, of all notes so far.
     """
 
     segment: Segment
@@ -77,6 +78,8 @@ def make_decoder(
     exact: bool = False,
     least_confidence: float | None = None,
     rules: Rules | None = None,
+    num_instruments: int | None = None,
+    keeps_notes: bool = True,
 ) -> NoteDecoder | RollDecoder:
     """The decoder of what a network predicts.
 
@@ -84,8 +87,10 @@ def make_decoder(
       config: of the network.
       decoding: how a detector's rolls are read; None is that of a new network.
       exact: read tokens as the original does.
-      least_confidence: that a detector's notes need; None lets it follow the music.
+      least_confidence: that a detector's notes need; None takes those of `decoding`.
       rules: which instruments may appear (tokens: the search keeps them).
+      num_instruments: of a detector's notes at most, drums not counted.
+      keeps_notes: see `RollDecoder`.
 
     Raises:
       ValueError: an option that the network has no use for.
@@ -100,10 +105,14 @@ def make_decoder(
             least_confidence=least_confidence,
             programs=rules.programs,
             drums=rules.drums,
+            num_instruments=num_instruments,
+            keeps_notes=keeps_notes,
         )
     assert isinstance(config, MT3Config)
-    if least_confidence is not None:
-        raise ValueError("least_confidence is for networks that predict rolls, such as small")
+    unused = {"least_confidence": least_confidence, "num_instruments": num_instruments}
+    for name, value in unused.items():
+        if value is not None:
+            raise ValueError(f"{name} is for networks that predict rolls, such as small")
     return NoteDecoder(
         Codec(config.vocabulary.num_velocity_bins),
         ties=config.vocabulary.ties,
@@ -117,7 +126,7 @@ def feed(
     """Has a decoder read one segment's output; the notes that ended in it."""
     if isinstance(output, RollOutput):
         assert isinstance(decoder, RollDecoder)
-        return decoder.feed(start, output.rolls, end)
+        return decoder.feed(start, output, end)
     assert isinstance(decoder, NoteDecoder)
     return decoder.feed(start, output.tokens, end)
 
@@ -127,12 +136,14 @@ class Recording:
 
     Args:
       decoder: new, or one that has been reset.
-      hop_frames: from the start of a segment to that of the next.
+      segment_frames: from the start of a segment to that of the next.
       rate: frames per second.
     """
 
-    def __init__(self, decoder: NoteDecoder | RollDecoder, hop_frames: int, rate: float) -> None:
-        self._decoder, self._hop_frames, self._rate = decoder, hop_frames, rate
+    def __init__(
+        self, decoder: NoteDecoder | RollDecoder, segment_frames: int, rate: float
+    ) -> None:
+        self._decoder, self._segment_frames, self._rate = decoder, segment_frames, rate
         self._segments: list[Segment] = []
         self._waiting: dict[int, Output] = {}
         self._notes: list[Note] = []
@@ -162,13 +173,15 @@ class Recording:
         )
 
     def _start(self, number: int) -> float:
-        return number * self._hop_frames / self._rate
+        return number * self._segment_frames / self._rate
 
     def _read(self, number: int, end: float | None, duration: float = 0.0) -> Progress:
         output, start = self._waiting.pop(number), self._start(number)
         tokens = output.tokens if isinstance(output, TokenOutput) else []
         segment = Segment(start, tokens)
-        notes = feed(self._decoder, start, output, end)
+        # Tokens may go on past the sound; what a detector predicts there is of zeros.
+        until = duration if end is None and isinstance(output, RollOutput) else end
+        notes = feed(self._decoder, start, output, until)
         self._segments.append(segment)
         if end is None:
             num_ended = len(self._decoder.notes)

@@ -1,36 +1,48 @@
-"""Rolls of successive segments -> notes. NumPy alone."""
+"""What a detector predicts of successive segments -> notes. NumPy alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mt3_keras.models.config import STEPS_PER_SECOND
-from mt3_keras.note_encoder import time_to_step
-from mt3_keras.note_rolls import Crossfade, NoteRolls, RollDecoding
-from mt3_keras.notes import MIN_DURATION, Note, OpenNote, map_program, sort_notes
+from mt3_keras.instruments import PiecePrograms
+from mt3_keras.models.config import LOWEST_PITCH
+from mt3_keras.note_rolls import RollDecoding
+from mt3_keras.notes import MIN_DURATION, Note, OpenNote, sort_notes
+from mt3_keras.outputs import Floats, RollOutput
+
+
+class _Begun(NamedTuple):
+    """A note that sounds, and its row in `PiecePrograms`."""
+
+    note: OpenNote
+    row: int
+    rank: int  # 1 for the second note of a unison
 
 
 class RollDecoder:
-    """Reads the rolls of successive segments and keeps what still sounds between them.
+    """Reads the outputs of successive segments and keeps what still sounds between them.
+
+    Notes are named as far as the piece is known when they end; `finish` names them all anew.
 
     Args:
-      frames_per_second: of the rolls.
+      frames_per_second: of the outputs.
       decoding: how they are read.
-      least_confidence: that an onset needs to become a note, 0 to 1; None lets it follow the music
-        (`AdaptiveLimit`).
-      programs: that may play; each is taken for the first of its General MIDI class, which is all
-        that the rolls tell apart. None allows all.
+      least_confidence: that an onset or stroke needs to become a note, 0 to 1; None takes those
+        of `decoding`.
+      programs: that may play; None allows all.
       drums: whether drums may.
+      num_instruments: that play at most, drums not counted; None: as many as are found.
+      keeps_notes: whether `finish` names all notes; otherwise only the newest are remembered, by
+        which the next are named, as a stream without an end needs it.
 
     Attributes:
       notes: all notes ended so far, in the order in which they ended.
       confidences: of these notes' onsets.
-      invalid_events, dropped_events: 0, as rolls hold no events (see `NoteDecoder`).
+      invalid_events, dropped_events: 0, as there are no events (see `NoteDecoder`).
     """
 
     invalid_events = dropped_events = 0
@@ -43,147 +55,154 @@ class RollDecoder:
         least_confidence: float | None = None,
         programs: Collection[int] | None = None,
         drums: bool = True,
+        num_instruments: int | None = None,
+        keeps_notes: bool = True,
     ) -> None:
         self._frames_per_second, self._decoding = frames_per_second, decoding
-        allowed = range(128) if programs is None else programs
-        self._programs = sorted({map_program(program, "midi_class") for program in allowed})
-        self._drums = drums
-        self._fixed = least_confidence
-        self._limit = AdaptiveLimit(decoding)
-        self._crossfade = Crossfade()
+        limits = (decoding.onset_limit, decoding.stroke_limit)
+        self._onset_limit, self._stroke_limit = (
+            limit if least_confidence is None else least_confidence for limit in limits
+        )
+        self._has_pitches, self._drums = programs is None or bool(programs), drums
+        self._names = PiecePrograms(
+            allowed=programs or None, num_instruments=num_instruments, shrink=decoding.shrink
+        )
+        self._keeps_notes = keeps_notes
         self.notes: list[Note] = []
         self.confidences: dict[Note, float] = {}
+        self._ended: list[tuple[_Begun, int, float]] = []  # with pitch and end, of `notes`
         self._struck: dict[tuple[int, bool], float] = {}  # last onset of a pitch or drum
-        self._open: dict[tuple[int, int], OpenNote] = {}  # (program, pitch)
+        self._open: dict[int, list[_Begun]] = {}  # by pitch
         self._time = 0.0
 
     @property
     def open_notes(self) -> dict[tuple[int, int], OpenNote]:
         """Notes that still sound, by (program, pitch)."""
-        return dict(self._open)
+        begun = [(pitch, one) for pitch, ones in self._open.items() for one in ones]
+        programs = self._names.recent_programs([(one.row, one.rank) for _, one in begun])
+        return {
+            (program, pitch): one.note
+            for program, (pitch, one) in zip(programs, begun, strict=True)
+        }
 
-    def feed(
-        self, start: float, rolls: NDArray[np.float32], end: float | None = None
-    ) -> list[Note]:
+    def feed(self, start: float, output: RollOutput, end: float | None = None) -> list[Note]:
         """Reads one segment.
 
         Args:
           start: of the segment, in seconds; segments are fed in order.
-          rolls: float32 [F, NUM_COLUMNS], which may reach past `end`.
-          end: start of the next segment, None for the last.
+          output: of the network, which may reach past `end`.
+          end: of the segment, None for that of `output`.
 
         Returns:
           The notes that ended in this segment.
         """
         num_before = len(self.notes)
-        num_frames = None if end is None else round((end - start) * self._frames_per_second)
-        values, own = self._crossfade.join(rolls, num_frames)
-        segment = NoteRolls(values, self._frames_per_second, self._decoding, own)
-        first_step = time_to_step(start, STEPS_PER_SECOND)
-
-        def time_at(step: int) -> float:
-            return (first_step + step) / STEPS_PER_SECOND
-
-        self._play(segment, time_at)
-        for key in list(self._open):
-            self._end_silent(key, segment, time_at)
-        self._time = max(self._time, time_at(segment.num_steps))
+        rate = self._frames_per_second
+        num_frames = len(output.ended) if end is None else round((end - start) * rate)
+        onsets = self._begin(output, num_frames)
+        closed: list[tuple[_Begun, int, float]] = []
+        for time, pitch, begun in sorted(onsets, key=lambda found: found[0]):
+            if self._strikes_again(start + time, pitch, False):
+                closed += self._close_ended(pitch, start, output.ended[:num_frames], start + time)
+                self._open[pitch] = [
+                    one._replace(note=one.note._replace(onset=start + time)) for one in begun
+                ]
+        for pitch in list(self._open):
+            closed += self._close_ended(pitch, start, output.ended[:num_frames], math.inf)
+        self._add(closed)
+        self._strike(start, output.strokes, num_frames)
+        self._time = max(self._time, start + num_frames / rate)
         return self.notes[num_before:]
 
     def finish(self) -> list[Note]:
-        """Ends all sounding notes where the audio ends and returns all notes, ordered."""
-        for note in self._open.values():
-            self._time = max(self._time, note.onset + MIN_DURATION)
-        for key in list(self._open):
-            self._close(key, self._time)
+        """Ends all sounding notes where the audio ends and returns all notes, ordered.
+
+        They are then named together, `notes` too.
+        """
+        for begun in (one for ones in self._open.values() for one in ones):
+            self._time = max(self._time, begun.note.onset + MIN_DURATION)
+        closed = [(one, pitch, self._time) for pitch, ones in self._open.items() for one in ones]
+        self._open = {}
+        self._add(closed)
+        if self._keeps_notes and self._ended:
+            self._name_anew()
         return sort_notes(self.notes)
 
-    def _play(self, segment: NoteRolls, time_at: Callable[[int], float]) -> None:
-        """Begins the notes of a segment."""
-        limits = self._limit.update(segment)
-        if self._fixed is not None:
-            limits = Limits(self._fixed, self._fixed)
-        onsets = segment.onsets(limits.pitched, limits.drum, self._programs, drums=self._drums)
-        for onset in sorted(onsets, key=lambda onset: onset.step):
-            time, same = time_at(onset.step), (onset.pitch, onset.is_drum)
-            if time - self._struck.get(same, -math.inf) <= self._decoding.same_strike:
-                continue
-            self._struck[same] = time
-            if onset.is_drum:
-                hit = Note(time, time + MIN_DURATION, onset.pitch, onset.velocity, 0, True)
-                self._add(hit, onset.confidence)
-                continue
-            for key in [key for key in self._open if key[1] == onset.pitch]:  # of any program
-                self._end_silent(key, segment, time_at, time)
-            begun = OpenNote(time, onset.velocity, onset.confidence)
-            self._open[onset.program, onset.pitch] = begun
+    def _begin(self, output: RollOutput, num_frames: int) -> list[tuple[float, int, list[_Begun]]]:
+        """Seconds from the segment's start, pitch and notes of each onset."""
+        frame, chance = output.onsets[:, 0], output.onsets[:, 2]
+        is_found = (chance >= self._onset_limit) & (chance > 0) & (frame < num_frames)
+        if not self._has_pitches or not is_found.any():
+            return []
+        onsets = output.onsets[is_found]
+        first = self._names.add(output.programs[is_found], onsets[:, 1])
+        found = []
+        for i, (at, pitch, confidence, velocity, unison) in enumerate(onsets.tolist()):
+            note = OpenNote(0.0, round(velocity), confidence)
+            ranks = (0, 1) if unison >= self._decoding.unison_limit else (0,)
+            begun = [_Begun(note, first + i, rank) for rank in ranks]
+            found.append(((at + 0.5) / self._frames_per_second, round(pitch), begun))
+        return found
 
-    def _end_silent(
-        self,
-        key: tuple[int, int],
-        segment: NoteRolls,
-        time_at: Callable[[int], float],
-        latest: float = math.inf,
-    ) -> None:
-        """Ends a note where the rolls say it falls silent, and at `latest`."""
-        begun = round((self._open[key].onset - time_at(0)) * STEPS_PER_SECOND)
-        end = segment.end(begun, key[1])
-        time = min(latest, math.inf if end is None else time_at(end))
-        if time < math.inf:
-            self._close(key, time)
+    def _strike(self, start: float, strokes: Floats, num_frames: int) -> None:
+        if not self._drums:
+            return
+        for frame, key, confidence, velocity in sorted(strokes.tolist()):
+            time = start + (frame + 0.5) / self._frames_per_second
+            sounds = confidence >= self._stroke_limit and confidence > 0 and frame < num_frames
+            if sounds and self._strikes_again(time, round(key), True):
+                hit = Note(time, time + MIN_DURATION, round(key), round(velocity), 0, True)
+                self.notes.append(hit)
+                self.confidences[hit] = confidence
 
-    def _close(self, key: tuple[int, int], time: float) -> None:
-        note = self._open.pop(key)
-        self._add(note.end(time, *key), note.confidence)
+    def _strikes_again(self, time: float, pitch: int, is_drum: bool) -> bool:
+        """Whether an onset is another one than the last of its pitch; remembers it."""
+        last = self._struck.get((pitch, is_drum), -math.inf)
+        if time - last <= self._decoding.same_strike:
+            return False
+        self._struck[pitch, is_drum] = time
+        return True
 
-    def _add(self, note: Note, confidence: float | None) -> None:
-        self.notes.append(note)
-        if confidence is not None:
-            self.confidences[note] = confidence
+    def _close_ended(
+        self, pitch: int, start: float, ended: Floats, latest: float
+    ) -> list[tuple[_Begun, int, float]]:
+        """Takes the open notes of a pitch away if they end in this segment, and at `latest`."""
+        begun = self._open.get(pitch)
+        if not begun:
+            return []
+        rate, decoding = self._frames_per_second, self._decoding
+        first = max(0, round((begun[0].note.onset - start) * rate - 0.5) + decoding.shortest)
+        ends = np.flatnonzero(ended[first:, pitch - LOWEST_PITCH] >= decoding.end_limit)
+        found = start + (first + int(ends[0]) + 0.5) / rate if ends.size else math.inf
+        time = min(latest, found)
+        if time == math.inf:
+            return []
+        del self._open[pitch]
+        return [(one, pitch, time) for one in begun]
 
+    def _add(self, closed: list[tuple[_Begun, int, float]]) -> None:
+        """Notes that have ended, named as far as the piece is known."""
+        programs = self._names.recent_programs([(one.row, one.rank) for one, _, _ in closed])
+        for (begun, pitch, end), program in zip(closed, programs, strict=True):
+            note = begun.note.end(end, program, pitch)
+            self.notes.append(note)
+            if begun.note.confidence is not None:
+                self.confidences[note] = begun.note.confidence
+        if self._keeps_notes:
+            self._ended += closed
+        else:
+            rows = [one.row for ones in self._open.values() for one in ones]
+            self._names.forget_old(min(rows, default=None))
 
-class Limits(NamedTuple):
-    """Confidence that an onset needs to become a note."""
-
-    pitched: float
-    drum: float
-
-
-class AdaptiveLimit:
-    """The confidence that an onset needs, as the music goes.
-
-    On a solo guitar the network is confident of true and false onsets alike; in an orchestra it is
-    confident of neither. So the limit is a share of a high quantile of the confidences of the last
-    half minute, and the lower the more pitches sound at once.
-    """
-
-    def __init__(self, decoding: RollDecoding) -> None:
-        self._decoding = decoding
-        nothing = np.zeros((0, 2), np.float32)
-        self._onsets = [nothing, nothing]  # of pitches, of drums: confidence, weight
-        self._sounding = np.zeros(2)  # pitches summed over the frames in which any sounds; frames
-
-    def update(self, segment: NoteRolls) -> Limits:
-        """Takes a segment into account and returns the limits for its own onsets."""
-        decoding, num_sounding = self._decoding, segment.num_sounding
-        kept = decoding.kept_per_second**segment.seconds
-        self._sounding = kept * self._sounding + (num_sounding.sum(), (num_sounding > 0).sum())
-        pitches = self._sounding[0] / max(self._sounding[1], 1.0)
-        lower = decoding.polyphony_step * (pitches - decoding.polyphony_free)
-        return Limits(self._limit(segment, False, lower), self._limit(segment, True, 0.0))
-
-    def _limit(self, segment: NoteRolls, is_drum: bool, lower: float) -> float:
-        decoding = self._decoding
-        new = segment.peak_confidences(is_drum)
-        kept = np.array((1, decoding.kept_per_second**segment.seconds), np.float32)
-        old = self._onsets[is_drum] * kept
-        onsets = np.concatenate([old[old[:, 1] > 0.02], np.stack([new, np.ones_like(new)], axis=1)])
-        self._onsets[is_drum] = onsets = onsets[np.argsort(onsets[:, 0])]
-        if not len(onsets):
-            return decoding.start_limit
-        weights = np.cumsum(onsets[:, 1])
-        sure = onsets[np.searchsorted(weights, decoding.limit_quantile * weights[-1]), 0]
-        limit = decoding.limit_share * sure - lower
-        weight = weights[-1] / (weights[-1] + decoding.start_weight)
-        limit = weight * limit + (1 - weight) * decoding.start_limit
-        return float(np.clip(limit, decoding.lowest_limit, decoding.highest_limit))
+    def _name_anew(self) -> None:
+        """Gives all notes the names that the whole piece gives them."""
+        rows = [(begun.row, begun.rank) for begun, _, _ in self._ended]
+        hits = [(note, self.confidences[note]) for note in self.notes if note.is_drum]
+        self.notes, self.confidences = [hit for hit, _ in hits], dict(hits)
+        for (begun, pitch, end), program in zip(
+            self._ended, self._names.programs(rows), strict=True
+        ):
+            note = begun.note.end(end, program, pitch)
+            self.notes.append(note)
+            if begun.note.confidence is not None:
+                self.confidences[note] = begun.note.confidence

@@ -86,18 +86,17 @@ def cut_segments(
     blocks: Iterable[NDArray[np.floating]],
     config: ModelConfig,
     context: str,
-    hop_frames: int | None = None,
 ) -> Iterator[AudioSegment]:
     """Cuts 16 kHz mono into the segments of MT3; holds one segment and one block at a time.
 
-    As in the original there are floor(n / hop) + 1 frames in all: the last hop is filled up with
-    zeros, and where nothing is left to fill, a hop of zeros follows.
+    As in the original there are floor(n / hop) + 1 frames in all, hop being the distance between
+    frames: the last one is filled up with zeros, and where nothing is left to fill, one of zeros
+    follows.
 
     Args:
       blocks: float [n], any lengths; the result does not depend on them.
       config: see `SegmentCutter`, as of the others.
       context: what surrounds a segment.
-      hop_frames: from the start of a segment to that of the next.
 
     Yields:
       The segments in order, at least one.
@@ -105,7 +104,7 @@ def cut_segments(
     Raises:
       ValueError: on iteration: unknown context.
     """
-    cutter = SegmentCutter(config, context, hop_frames)
+    cutter = SegmentCutter(config, context)
     for block in blocks:
         yield from cutter.push(block)
     yield from cutter.flush()
@@ -118,22 +117,15 @@ class SegmentCutter:
       config: sizes of hop, segment, lead and overhang.
       context: what surrounds a segment: "segment" is zeros (the original computes each segment's
         spectrogram alone), "full" is the audio around it, zeros beyond its start and end.
-      hop_frames: from the start of a segment to that of the next; None is a segment's length.
-        Below it, segments overlap.
 
     Raises:
-      ValueError: unknown context, or segments with gaps between them.
+      ValueError: unknown context.
     """
 
-    def __init__(self, config: ModelConfig, context: str, hop_frames: int | None = None) -> None:
+    def __init__(self, config: ModelConfig, context: str) -> None:
         check_context(context)
-        segment_frames = config.network.segment_frames
-        hop_frames = segment_frames if hop_frames is None else hop_frames
-        if not 1 <= hop_frames <= segment_frames:
-            raise ValueError(f"hop_frames must be 1 to {segment_frames}: got {hop_frames}")
         self._config, self._context = config, context
-        self._hop_frames = hop_frames
-        self._lead = config.spectrogram.lead_samples
+        self._lead = config.lead_samples
         # A segment is given once its window holds so many samples.
         self._reach = config.input_samples
         if context == "segment":
@@ -171,11 +163,11 @@ class SegmentCutter:
             window[: self._lead] = 0
         num_left = self._num_filled - self._lead
         num_frames = num_left // config.spectrogram.hop_samples + 1
-        start = self._index * self._hop_frames / config.spectrogram.frames_per_second
+        start = self._index * config.network.segment_frames / config.spectrogram.frames_per_second
         return AudioSegment(start, window, min(config.network.segment_frames, num_frames))
 
     def _advance(self) -> None:
-        step = self._hop_frames * self._config.spectrogram.hop_samples
+        step = self._config.segment_samples
         self._window = np.concatenate([self._window[step:], np.zeros(step, np.float32)])
         self._num_filled -= step
         self._index += 1

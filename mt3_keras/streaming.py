@@ -1,10 +1,8 @@
 """StreamingTranscriber: samples in as they come, notes out as soon as they are certain.
 
-Needs `numpy` and `ai-edge-litert` alone. Tokens are read segment after segment, as of a whole file:
-a note is certain when its segment has been decoded. A detector's segments overlap, with a `hop`
-below theirs in a whole file by more: more computing, and sooner. The end of each is left to the
-next one, which fades in there: as long a part as the hop, and no shorter than the network looks
-ahead.
+Needs `numpy` and `ai-edge-litert` alone. Segments are read one after the other, as of a whole file:
+a note is certain when its segment has been read. A detector can also follow the music in small
+steps (`low_latency`), with the state of its recurrent layers and a short look ahead.
 
 With ties, a segment begins with the list of notes that sound on. `tie_forcing` writes it for the
 model, from the notes really open, so that segments cannot contradict each other.
@@ -31,9 +29,9 @@ from mt3_keras.grammar import Grammar, Rules
 from mt3_keras.models.catalog import find_preset
 from mt3_keras.models.config import DetectorConfig, MT3Config
 from mt3_keras.note_encoder import tie_tokens
-from mt3_keras.note_rolls import CONTEXT_FRAMES, RollDecoding
+from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.notes import Note, OpenNote, sort_notes
-from mt3_keras.outputs import Output, RollOutput
+from mt3_keras.outputs import Output
 from mt3_keras.recording import feed, make_decoder
 from mt3_keras.segments import AudioSegment, SegmentCutter, check_samples
 
@@ -62,7 +60,7 @@ class StreamingTranscriber:
 
     Args:
       model: of an edge bundle.
-      hop: seconds from one segment of a detector to the next; None is that of a whole file.
+      num_instruments: see `Transcriber`.
       tie_forcing: see the module.
       context: see `mt3_keras.segments.SegmentCutter`.
       rules: what may appear, and what tokens may be emitted; None stops runaway segments.
@@ -84,33 +82,20 @@ class StreamingTranscriber:
         self,
         model: EdgeModel | EdgeDetector,
         *,
-        hop: float | None = None,
         tie_forcing: bool = False,
         context: str = "full",
         rules: Rules | None = None,
+        num_instruments: int | None = None,
         decoding: RollDecoding | None = None,
     ) -> None:
         self.model_config = config = model.model_config
         self._rules = rules or Rules(stop_runaways=True)
-        self._decoding = decoding
+        self._decoding, self._num_instruments = decoding, num_instruments
+        self._model = model
         is_detector = isinstance(config, DetectorConfig)
-        if hop is not None and not is_detector:
-            raise ValueError("hop is for networks whose segments overlap, such as small")
         if is_detector and (tie_forcing or self._rules.constrained):
             raise ValueError("tie_forcing and constrained are for networks that emit tokens")
-        hop_frames = config.hop_frames
-        if hop is not None:
-            if not 0 < hop <= config.segment_seconds:
-                raise ValueError(
-                    f"hop must be above 0, at most {config.segment_seconds}: got {hop}"
-                )
-            hop_frames = max(1, round(hop * config.spectrogram.frames_per_second))
-        self.hop = hop_frames / config.spectrogram.frames_per_second
-        self._hop_frames = hop_frames
-        overlap = config.network.segment_frames - hop_frames
-        num_left = min(overlap, max(hop_frames, CONTEXT_FRAMES))  # to the next segment
-        self._certain_frames = config.network.segment_frames - num_left
-        self._cutter = SegmentCutter(config, context, hop_frames)
+        self._cutter = SegmentCutter(config, context)
         self._predict = self._make_predict(model, tie_forcing)
         self.reset()
 
@@ -120,20 +105,23 @@ class StreamingTranscriber:
         name: str | os.PathLike[str],
         *,
         num_threads: int | None = None,
-        hop: float | None = None,
+        low_latency: bool = False,
         tie_forcing: bool = False,
         context: str = "full",
         rules: Rules | None = None,
+        num_instruments: int | None = None,
     ) -> StreamingTranscriber:
         """Loads a bundle by the name of a shipped model or its folder.
 
         Args:
           name: of a shipped model, or the folder.
           num_threads: None takes the cores this process may use.
-          hop: see the class.
+          low_latency: tell onsets within .4 s, at some three times the work and with names and
+            ends found with less sound ahead (of a detector).
           tie_forcing: see the class.
           context: see the class.
           rules: see the class.
+          num_instruments: see the class.
 
         Raises:
           ValueError: the bundle cannot be found or used; one line, naming the file.
@@ -141,19 +129,34 @@ class StreamingTranscriber:
         folder = find_preset(os.fspath(name))
         threads = num_threads or count_cores()
         is_detector = isinstance(read_bundle_config(folder), DetectorConfig)
+        if low_latency and not is_detector:
+            raise ValueError("low_latency is for networks that predict rolls, such as small")
+        model: EdgeModel | EdgeDetector
+        if is_detector:
+            model = EdgeDetector(folder, threads, stream=low_latency)
+        else:
+            model = EdgeModel(folder, threads)
         return cls(
-            (EdgeDetector if is_detector else EdgeModel)(folder, threads),
-            hop=hop,
+            model,
             tie_forcing=tie_forcing,
             context=context,
             rules=rules,
+            num_instruments=num_instruments,
             decoding=RollDecoding.read(folder),
         )
 
     def reset(self) -> None:
         """Forgets the recording so far: the next sample is the first."""
         self._cutter.reset()
-        self._decoder = make_decoder(self.model_config, self._decoding, rules=self._rules)
+        if isinstance(self._model, EdgeDetector):
+            self._model.reset()
+        self._decoder = make_decoder(
+            self.model_config,
+            self._decoding,
+            rules=self._rules,
+            num_instruments=self._num_instruments,
+            keeps_notes=False,
+        )
 
     @property
     def invalid_events(self) -> int:
@@ -195,11 +198,10 @@ class StreamingTranscriber:
     def _read(self, segment: AudioSegment, found: NewNotes, *, is_last: bool) -> None:
         decoder, before = self._decoder, self._decoder.open_notes
         output = self._predict(segment, before)
-        num_read = self._certain_frames - self._hop_frames if segment.start else 0
-        if isinstance(output, RollOutput):
-            output = RollOutput(output.rolls[num_read:])
-        end = None if is_last else self._time_after(segment, self._certain_frames)
-        feed(decoder, self._time_after(segment, num_read), output, end)
+        start, config = segment.start, self.model_config
+        end = start + segment.num_frames / config.spectrogram.frames_per_second
+        is_open = is_last and isinstance(config, MT3Config)  # tokens may go on past the sound
+        feed(decoder, start, output, None if is_open else end)
         if is_last:
             decoder.finish()
         found.extend(decoder.notes)
@@ -208,17 +210,12 @@ class StreamingTranscriber:
         new = {key: note for key, note in decoder.open_notes.items() if before.get(key) != note}
         found.started += _note_ons(new)
 
-    def _time_after(self, segment: AudioSegment, num_frames: int) -> float:
-        """Frames after a segment's start, to the last bit as the cutter does: steps hang on it."""
-        rate = self.model_config.spectrogram.frames_per_second
-        return (round(segment.start * rate) + num_frames) / rate
-
     def _make_predict(
         self, model: Any, tie_forcing: bool
     ) -> Callable[[AudioSegment, Iterable[Key]], Output]:
         """A function of a segment and of what sounds at its start."""
         if isinstance(model, EdgeDetector):
-            return lambda segment, _: RollOutput(model.detect(segment.samples))
+            return lambda segment, _: model.detect(segment.samples)
         config = model.model_config
         assert isinstance(config, MT3Config)
         codec, vocabulary = Codec(config.vocabulary.num_velocity_bins), config.vocabulary

@@ -48,7 +48,9 @@ class Transcriber:
       rules: what may appear, and what tokens may be emitted; None stops runaway segments.
       batch_size: segments at a time; None is 16, and on LiteRT what suits the cores.
       max_tokens: longest token sequence of a segment; None takes the model's own limit.
-      least_confidence: that a detector's notes need, 0 to 1; None lets it follow the music.
+      least_confidence: that a detector's notes need, 0 to 1; None takes the model's own.
+      num_instruments: that a detector's notes are shared out to at most, drums not counted; None
+        takes as many as it finds.
       decoding: how a detector's rolls are read; None is that of a new network, and of a bundle its
         own.
 
@@ -74,6 +76,7 @@ class Transcriber:
         batch_size: int | None = None,
         max_tokens: int | None = None,
         least_confidence: float | None = None,
+        num_instruments: int | None = None,
         decoding: RollDecoding | None = None,
     ) -> None:
         chosen = context == "full" or method not in (None, "greedy") or rules or max_tokens
@@ -87,7 +90,7 @@ class Transcriber:
         self.model: Any = model
         self.exact = exact
         self.context = context
-        self.least_confidence = least_confidence
+        self.least_confidence, self.num_instruments = least_confidence, num_instruments
         if exact and isinstance(model, pathlib.Path):
             raise ValueError("an edge bundle is searched greedily, by no exact path: use Keras")
         self.rules = rules or (Rules() if exact else Rules(stop_runaways=True))
@@ -156,8 +159,8 @@ class Transcriber:
                 duration = segment.start + segment.num_frames / rate
                 yield segment
 
-        recording = Recording(self._make_decoder(), config.hop_frames, rate)
-        segments = cut_segments(_to_blocks(audio), config, self.context, config.hop_frames)
+        recording = Recording(self._make_decoder(), config.network.segment_frames, rate)
+        segments = cut_segments(_to_blocks(audio), config, self.context)
         report = on_segment or (lambda _: None)
         for index, output in self._engine.run(watch(segments)):
             for progress in recording.add(index, output):
@@ -173,6 +176,7 @@ class Transcriber:
             exact=self.exact,
             least_confidence=self.least_confidence,
             rules=self.rules,
+            num_instruments=self.num_instruments,
         )
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mt3_keras.models.config import LOWEST_PITCH
-from mt3_keras.note_rolls import NUM_COLUMNS, NoteRolls, RollDecoding
+from mt3_keras.models.config import LOWEST_PITCH, NUM_PITCHES
+from mt3_keras.outputs import RollOutput
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -24,14 +24,29 @@ def tones(seconds: float, seed: int = 0) -> NDArray[np.float32]:
     return sound.astype(np.float32)
 
 
-def make_rolls(*cells, num_frames=20, frames_per_second=50.0):
-    """Rolls with cells (head, frame or frames, pitch or drum, value)."""
-    values = np.zeros((num_frames, NUM_COLUMNS), np.float32)
-    rolls = NoteRolls(values, frames_per_second, RollDecoding())
-    for head, frames, pitch, value in cells:
-        first = 0 if head == "drum" else LOWEST_PITCH
-        rolls.roll(head)[frames, pitch - first] = value
-    return rolls
+def make_output(onsets=(), strokes=(), sounding=(), num_frames=20):
+    """A detector's output of a segment.
+
+    Args:
+      onsets: frame, pitch, probability and program of each, and if wanted velocity and unison.
+      strokes: frame, key and probability of each.
+      sounding: first frame, frame after the last, and pitch: elsewhere a note has ended.
+    """
+    rows = [
+        (f, p, chance, *(more[1:2] or [64]), *(more[2:] or [0])) for f, p, chance, *more in onsets
+    ]
+    programs = np.zeros((len(rows), 128), np.float32)
+    for row, (_, _, _, program, *_) in zip(programs, onsets, strict=True):
+        row[program] = 1
+    ended = np.full((num_frames, NUM_PITCHES), 0.9, np.float32)
+    for first, end, pitch in sounding:
+        ended[first:end, pitch - LOWEST_PITCH] = 0.1
+    return RollOutput(
+        np.array(rows, np.float32).reshape(-1, 5),
+        programs,
+        np.array([(*stroke, 100) for stroke in strokes], np.float32).reshape(-1, 4),
+        ended,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -9,25 +9,30 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from mt3_keras.models.config import SMALL, DetectorBodyConfig, DetectorConfig
+from mt3_keras.models.config import SMALL, BodyConfig, DetectorConfig
 from mt3_keras.models.detector import NoteDetector
 from mt3_keras.note_rolls import RollDecoding
 
 MINI = dataclasses.replace(
     SMALL,
-    network=DetectorBodyConfig(
-        width=16,
-        num_heads=2,
-        head_width=8,
-        num_encoder_layers=1,
-        mlp_width=16,
+    network=BodyConfig(
+        spectrum_channels=4,
+        channels=4,
+        recurrent_width=3,
+        interval_channels=2,
+        context_width=3,
+        frame_width=5,
+        names_width=4,
         segment_frames=16,
-        stem_channels=4,
+        frames_before=8,
+        frames_after=8,
+        max_onsets=12,
+        max_strokes=6,
     ),
 )
 
 # By it even an untrained network has notes.
-EAGER = RollDecoding(start_limit=0.02, lowest_limit=0.02, highest_limit=0.02)
+EAGER = RollDecoding(onset_limit=0.02, stroke_limit=0.02)
 
 
 def build(config: DetectorConfig = MINI, dtype: str | None = None) -> NoteDetector:

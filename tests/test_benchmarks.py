@@ -58,7 +58,7 @@ def test_another_network_or_another_step_is_refused():
 
 def test_every_process_makes_the_same_batch():
     one, other = make_batch(SMALL, 2, 7), make_batch(SMALL, 2, 7)
-    assert set(one) == {"samples", *HEADS}
+    assert set(one) == {"samples", "cells", "programs", *HEADS}
     for name, array in one.items():
         np.testing.assert_array_equal(array, other[name])
     tokens = make_batch(MT3, 2, 7)

@@ -1,4 +1,4 @@
-"""The convolutional-recurrent network: all ways to run it give the same; its targets."""
+"""The detector's body and its names of notes: all ways to run them give the same."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from mt3_keras.data import detector_targets as targets
-from mt3_keras.models import detector_body
-from mt3_keras.models.config import NUM_PITCHES
-from mt3_keras.models.detector_body import BodyConfig, DetectorBody, NoteNames, Recurrent
-from mt3_keras.notes import Note
+from mt3_keras.models import note_names
+from mt3_keras.models.config import NUM_DRUMS, NUM_PITCHES, PITCH_HEADS, BodyConfig
+from mt3_keras.models.detector_body import DetectorBody, Recurrent
+from mt3_keras.models.note_names import NoteNames
 
 CONFIG = BodyConfig(
     spectrum_channels=4,
@@ -50,9 +49,10 @@ def to_numpy(outputs):
 def test_every_head_has_a_row_for_each_frame():
     shapes = {name: x.shape for name, x in to_numpy(make_body()(HARMONICS)).items()}
     assert shapes == {
-        **dict.fromkeys(detector_body.PITCH_HEADS, (2, NUM_FRAMES, NUM_PITCHES)),
-        "drum": (2, NUM_FRAMES, detector_body.NUM_DRUMS),
+        **dict.fromkeys(PITCH_HEADS, (2, NUM_FRAMES, NUM_PITCHES)),
+        "drum": (2, NUM_FRAMES, NUM_DRUMS),
         "drum_strength": (2, NUM_FRAMES, 1),
+        "features": (2, NUM_FRAMES // 2, NUM_PITCHES, CONFIG.num_features),
         "state_pitches": (2, NUM_FRAMES // 2, NUM_PITCHES, 3),
         "state_context": (2, NUM_FRAMES // 2, 3),
     }
@@ -65,7 +65,7 @@ def test_a_recording_in_two_pieces_with_carried_states_is_the_whole():
     first = (cut - MARGIN) * steps
     rest = to_numpy(body(HARMONICS[:, first:], state, margin_steps=(MARGIN, 0)))
     for name, values in to_numpy(whole).items():
-        since = cut if name.startswith("state") else cut * steps
+        since = cut if name.startswith(("state", "features")) else cut * steps
         assert rest[name] == pytest.approx(values[:, since:], abs=1e-5), name
 
 
@@ -84,28 +84,23 @@ def test_steps_in_the_graph_are_the_loop():
         assert found[name] == pytest.approx(values, abs=1e-5), name
 
 
-@pytest.mark.parametrize("kind", [DetectorBody, NoteNames])
-def test_a_layer_is_rebuilt_from_its_config(kind):
-    assert kind.from_config(kind(CONFIG).get_config()).config == CONFIG
-
-
-def test_sizes_below_one_are_refused():
-    with pytest.raises(ValueError, match="channels must be positive: got 0"):
-        BodyConfig(channels=0)
-
-
 def test_a_note_is_named_by_its_own_half_second():
     names = NoteNames(CONFIG)
     cells = np.array([[[5, 3], [12, 80]], [[5, 3], [20, 40]]], np.int32)
-    names(HARMONICS, cells)
-    looks = ops.convert_to_numpy(names.gather(HARMONICS, cells))
-    before, after = detector_body.NAME_FRAMES
-    assert looks.shape == (4, before + after, len(detector_body.NAME_INTERVALS) * NUM_CHANNELS)
+    features = np.random.default_rng(3).random((2, 12, NUM_PITCHES, CONFIG.num_features))
+    features = features.astype(np.float32)
+    names(HARMONICS, features, cells)
+    looks = ops.convert_to_numpy(names._gather(HARMONICS, cells))
+    before, after = note_names.FRAMES
+    assert looks.shape == (4, before + after, len(note_names.INTERVALS) * NUM_CHANNELS)
     own = looks[1].reshape(before + after, -1, NUM_CHANNELS)
     assert own[:, 0] == pytest.approx(np.pad(HARMONICS[0, 8:, 80], ((0, 16), (0, 0))))
     assert not own[:, 1:].any()  # pitches beyond the piano are silent
-    apart = names(HARMONICS[1:], cells[1:, 1:])
-    together = names(HARMONICS, cells)
+    seen = ops.convert_to_numpy(names._gather_features(features, cells))
+    steps = [features[0, step, 80] for step in (6, 9, 11)]  # the last is beyond the end
+    assert seen[1] == pytest.approx(np.concatenate(steps))
+    apart = names(HARMONICS[1:], features[1:], cells[1:, 1:])
+    together = names(HARMONICS, features, cells)
     for one, of_all in zip(apart, together, strict=True):
         one, of_all = ops.convert_to_numpy(one), ops.convert_to_numpy(of_all)
         assert one[0, 0] == pytest.approx(of_all[1, 1], abs=1e-5)
@@ -154,39 +149,3 @@ def test_litert_predicts_what_keras_predicts_with_builtin_operators(tmp_path):
     found = runner(harmonics=HARMONICS[:1])
     for name, values in to_numpy(body(HARMONICS[:1])).items():
         assert found[name] == pytest.approx(values, abs=1e-4), name
-
-
-def test_targets_mark_onsets_ends_and_drums():
-    notes = [
-        Note(0.10, 0.30, 60, 90, program=40),
-        Note(0.10, 0.20, 60, 50, program=0),  # a unison
-        Note(0.15, 0.15, 42, 70, is_drum=True),
-        Note(0.15, 0.15, 20, 70, is_drum=True),  # not of the kit
-        Note(0.00, 0.30, 10, 70),  # not of the piano
-    ]
-    rolls = targets.detector_targets(notes, 2, num_frames=20, frames_per_second=100.0)
-    column = 60 - 21
-    assert rolls["onset"][:, column].tolist()[6:11] == [0, 30, 100, 50, 0]
-    assert rolls["unison"][8, column] == targets.CERTAIN
-    assert np.flatnonzero(rolls["frame"][:, column]).tolist() == list(range(8, 20))
-    assert rolls["offset"][18, column] == targets.CERTAIN
-    assert rolls["strength"][8, column] == 90 and (rolls["strength"] >= 0).sum() == 1
-    assert rolls["drum"][13, 42 - 35] == targets.CERTAIN
-    assert rolls["drum"].max(axis=0).nonzero()[0].tolist() == [42 - 35]
-    assert rolls["drum_strength"][13, 0] == 70
-    assert rolls["onset"].max(axis=0).nonzero()[0].tolist() == [column]
-
-
-def test_targets_of_an_excerpt_are_those_of_the_whole():
-    notes = [Note(0.10, 0.30, 60, 90), Note(0.22, 0.40, 64, 80), Note(0.2, 0.2, 38, 9, 0, True)]
-    whole = targets.detector_targets(notes, 0, num_frames=50, frames_per_second=100.0)
-    part = targets.detector_targets(notes, 15, num_frames=10, frames_per_second=100.0)
-    for head, roll in part.items():
-        assert roll.tolist() == whole[head][15:25].tolist(), head
-
-
-def test_the_targets_have_the_networks_columns():
-    assert (targets.LOWEST_DRUM, targets.NUM_DRUMS) == (
-        detector_body.LOWEST_DRUM,
-        detector_body.NUM_DRUMS,
-    )

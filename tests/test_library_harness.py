@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from mt3_keras.models import detector, layers, mt3, spectrogram
-from mt3_keras.models.config import HEADS, HarmonicConfig, LogMelConfig, MT3Config, T5Config
+from mt3_keras.models import detector, detector_body, layers, mt3, note_names, spectrogram
+from mt3_keras.models.config import (
+    HEADS,
+    PITCH_HEADS,
+    HarmonicConfig,
+    LogMelConfig,
+    MT3Config,
+    T5Config,
+)
 from tests.detectors import MINI, random_samples
 
 pytest.importorskip("keras_hub")
@@ -33,7 +40,7 @@ MINI_T5 = T5Config(
 )
 MINI_MT3 = MT3Config(LogMelConfig(num_mels=16, window_samples=256), network=MINI_T5)
 NET, N, C = MINI.network, 88, MINI.spectrogram.num_channels
-F, P, S = NET.segment_frames, NET.num_positions, NET.stem_channels
+F, P = NET.window_frames, NET.window_frames // NET.frames_per_step
 
 # Class -> its arguments, the shapes of its inputs, the shape of its output.
 CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
@@ -54,37 +61,31 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
     spectrogram.LogMel: ({"config": MINI_MT3.spectrogram}, {"samples": (2, 512)}, (2, 3, 16)),
     spectrogram.Harmonics: ({"config": HarmonicConfig()}, {"samples": (2, 4608)}, (2, 3, N, C)),
     mt3.Decoder: ({"network": MINI_T5}, {"tokens": (2, 5), "encoded": (2, 16, 16)}, (2, 5, 128)),
-    detector.ConvStem: (
-        {"network": NET},
-        {"harmonics_BFNC": (2, F, N, C)},
-        {"map": (2, F, N, S), "rolls": (2, F, 3 * N), "features": (2, P, N * S)},
-    ),
-    detector.PitchMixer: (
-        {"network": NET},
-        {"map_BFNC": (2, F, N, S), "logits": (2, F, 3 * N)},
-        (2, F, 3 * N),
-    ),
-    detector.ClassHead: (
-        {"network": NET},
-        {"encoded": (2, P, 16), "features": (2, P, N * S), "harmonics": (2, F, N, C)},
-        (2, F, HEADS["class"]),
-    ),
-    detector.Heads: (
-        {"network": NET},
+    detector_body.Recurrent: ({"width": 4, "directions": 2}, {"x": (5, 3, 4)}, (5, 3, 8)),
+    detector_body.DetectorBody: (
+        {"config": NET},
+        {"harmonics": (2, F, N, C)},
         {
-            "encoded": (2, P, 16),
-            "harmonics": (2, F, N, C),
-            "cells": (2, F, N, S),
-            "features": (2, P, N * S),
-            "stem_rolls": (2, F, 3 * N),
+            **dict.fromkeys(PITCH_HEADS, (2, F, N)),
+            "drum": (2, F, HEADS["drum"]),
+            "drum_strength": (2, F, 1),
+            "features": (2, P, N, NET.num_features),
+            "states": {
+                "pitches": (2, P, N, NET.recurrent_width),
+                "context": (2, P, NET.context_width),
+            },
         },
-        {head: (2, F, columns) for head, columns in HEADS.items()},
+    ),
+    note_names.NoteNames: (
+        {"config": NET},
+        {"harmonics": (2, F, N, C), "features": (2, P, N, NET.num_features), "cells": (2, 7, 2)},
+        ((2, 7, 16), (2, 7, 16, 8)),
     ),
 }
 
 
 def test_every_layer_class_of_the_package_is_in_the_harness() -> None:
-    modules = (layers, mt3, spectrogram, detector)
+    modules = (layers, mt3, spectrogram, detector, detector_body, note_names)
     found = {
         item
         for module in modules
@@ -101,7 +102,7 @@ def test_every_layer_class_of_the_package_is_in_the_harness() -> None:
 @pytest.mark.parametrize("layer_class", CASES, ids=lambda c: c.__name__)
 def test_layers_pass_the_harness_of_keras(layer_class: type) -> None:
     arguments, inputs, outputs = CASES[layer_class]
-    dtypes = {f"{n}_shape": "int32" if n == "tokens" else "float32" for n in inputs}
+    dtypes = {f"{n}_shape": "int32" if n in ("tokens", "cells") else "float32" for n in inputs}
     shapes = {f"{name}_shape": shape for name, shape in inputs.items()}
     single = len(inputs) == 1
     keras_harness.TestCase().run_layer_test(
@@ -126,8 +127,12 @@ BACKBONES = {
     ),
     detector.NoteDetector: (
         MINI.to_dict(),
-        {"samples": random_samples(num_rows=2)},
-        {f"{head}_logits": (2, F, columns) for head, columns in HEADS.items()},
+        {"samples": random_samples(num_rows=2), "cells": np.ones((2, 7, 2), np.int32)},
+        {
+            **{f"{head}_logits": (2, F, columns) for head, columns in HEADS.items()},
+            "class_logits": (2, 7, 16),
+            "program_logits": (2, 7, 16, 8),
+        },
     ),
 }
 

@@ -27,11 +27,12 @@ from mt3_keras.data.pipeline import (
     training_batches,
 )
 from mt3_keras.data.records import PIECE_SAMPLES, Record, RecordsError, find_records
-from mt3_keras.data.rolls import roll_targets
+from mt3_keras.data.rolls import CERTAIN, name_targets, roll_targets
 from mt3_keras.data.shards import Loaded, Source, cut_pieces, example_source, write_records
 from mt3_keras.models.config import (
     HEADS,
     ISMIR2021,
+    LOWEST_DRUM,
     MT3,
     SMALL,
     ModelConfig,
@@ -204,39 +205,67 @@ def test_rolls_mark_where_notes_begin_end_and_sound() -> None:
         Note(10.0, 10.01, 21, 30, 41),  # shorter than a frame
         Note(10.1, 11.0, 108, 127, 0),  # beyond its end
         Note(10.05, 10.2, 20, 100, 0),  # not on the piano
+        Note(10.03, 10.09, 60, 100, 0),  # a unison with the next, begun in one frame
+        Note(10.035, 10.045, 60, 90, 70),
         Note(10.02, 10.03, 38, 70, 0, True),
         Note(10.02, 10.03, 42, 60, 0, True),
     ]
-    rolls = roll_targets(
-        notes,
-        500,
-        num_frames=10,
-        segment_frames=12,
-        frames_per_second=50,
-    )
+    place = {"first_frame": 500, "num_frames": 10, "frames_per_second": 50}
+    rolls = roll_targets(notes, **place, window_frames=12)
     assert {head: roll.shape for head, roll in rolls.items()} == {
         head: (12, size) for head, size in HEADS.items()
     }
     found = {
-        head: sorted(zip(*(index.tolist() for index in np.nonzero(roll == 1)), strict=True))
+        head: sorted(zip(*(index.tolist() for index in np.nonzero(roll == CERTAIN)), strict=True))
         for head, roll in rolls.items()
     }
-    classes = rolls.pop("class").reshape(12, 88, 16)
-    cells = {(0, 0): [5], (0, 39): [1], (1, 39): [1], **{(i, 87): [0] for i in range(5, 10)}}
-    np.testing.assert_array_equal(np.argwhere(classes.max(axis=-1) >= 0), sorted(cells))
-    assert all(np.flatnonzero(classes[cell]).tolist() == [*c] for cell, c in cells.items())
-    strength = rolls.pop("strength")
-    assert {place: strength[place] for place in zip(*np.nonzero(strength >= 0), strict=True)} == {
-        (0, 0): 30,
-        (5, 87): 127,
-        (1, 88): 70,  # the stronger of two drums
-    }
-    assert found["onset"] == [(0, 0), (5, 87)]
-    assert found["offset"] == [(0, 0), (2, 39)]
-    assert found["frame"] == [(0, 0), (0, 39), (1, 39), *((i, 87) for i in range(5, 10))]
-    assert found["drum"] == [(1, 38), (1, 42)]
-    assert found["program"] == [(0, 8), (0, 40), (1, 8), *((i, 0) for i in range(2, 10))]
+    for head, velocities in {
+        "strength": {(0, 0): 30, (1, 39): 100, (5, 87): 127},
+        "drum_strength": {(1, 0): 70},  # the stronger of two
+    }.items():
+        roll = rolls.pop(head)
+        places = zip(*np.nonzero(roll >= 0), strict=True)
+        assert {place: roll[place] for place in places} == velocities
+    assert found["onset"] == [(0, 0), (1, 39), (5, 87)]
+    assert found["unison"] == [(1, 39)]
+    assert found["offset"] == [(0, 0), (2, 39), (4, 39)]
+    assert found["frame"] == [
+        (0, 0),
+        *((i, 39) for i in range(4)),
+        *((i, 87) for i in range(5, 10)),
+    ]
+    assert found["drum"] == [(1, 38 - LOWEST_DRUM), (1, 42 - LOWEST_DRUM)]
+    assert rolls["onset"][[0, 1, 2], 39].tolist() == [30, 100, 50]  # a frame early or late
     assert all((roll[10:] == -1).all() and (roll[:10] >= 0).all() for roll in rolls.values())
+    later = roll_targets(
+        notes, 503, num_frames=5, window_frames=5, frames_per_second=50
+    )  # of a part as of the whole
+    for head, roll in rolls.items():
+        np.testing.assert_array_equal(later[head], roll[3:8])
+
+
+def test_notes_to_name_are_those_that_begin_in_the_excerpt_with_their_unisons() -> None:
+    notes = [
+        Note(0.05, 0.3, 60, 90, 40),  # before the excerpt
+        Note(0.20, 0.3, 60, 90, 40),
+        Note(0.21, 0.3, 60, 90, 73),
+        Note(0.25, 0.3, 62, 90, 8),
+        Note(0.25, 0.3, 38, 90, 0, True),
+    ]
+    rng = np.random.default_rng(0)
+
+    def draw(max_notes: int) -> dict[str, np.ndarray]:
+        return name_targets(
+            notes, 10, num_frames=20, max_notes=max_notes, frames_per_second=100.0, rng=rng
+        )
+
+    found = draw(4)
+    rows = {
+        (*cell, *programs)
+        for cell, programs in zip(found["cells"].tolist(), found["programs"].tolist(), strict=True)
+    }
+    assert rows == {(10, 39, 40, 73), (11, 39, 73, 40), (15, 41, 8, 8), (0, 0, -1, -1)}
+    assert (draw(1)["programs"] >= 0).all()
 
 
 def test_joined_targets_say_a_spread_chord_as_one_moment() -> None:
@@ -331,7 +360,9 @@ def test_a_detector_gets_samples_and_its_rolls_alone(folder: str) -> None:
     batch = next(training_batches(PipelineConfig(data=(folder,)), SMALL, 2))
     assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
         "samples": ((2, SMALL.input_samples), "float32"),
-        **{head: ((2, SMALL.network.segment_frames, size), "int8") for head, size in HEADS.items()},
+        **{head: ((2, SMALL.window_frames, size), "int8") for head, size in HEADS.items()},
+        "cells": ((2, 32, 2), "int32"),
+        "programs": ((2, 32, 2), "int32"),
     }
 
 
@@ -562,7 +593,7 @@ def test_a_real_data_set_reaches_the_batches(shared: pathlib.Path, tmp_path: pat
     decoder = NoteDecoder(Codec())
     end = 0.0
     for index in range(len(records)):
-        for first in range(0, make.num_frames(records[index]), make.segment_frames):
+        for first in range(0, make.num_frames(records[index]), make.chunk_frames):
             chunk = make.chunk([records[index]], [first])
             start, end = end, end + chunk.num_frames / 125
             decoder.feed(start, chunk.tokens, end)

@@ -17,7 +17,6 @@ import pytest
 
 from mt3_keras.data.pipeline import Chunk, ChunkMaker, PipelineConfig
 from mt3_keras.data.records import Record
-from mt3_keras.data.rolls import Packed
 from mt3_keras.data.shards import cut_pieces, synthetic_source, write_records
 from mt3_keras.models.config import HEADS, SMALL
 from mt3_keras.notes import Note
@@ -30,7 +29,7 @@ pytest.importorskip("jax", reason="needs jax: pip install -r requirements-dev.tx
 
 import train.resident as resident
 
-SEGMENT_FRAMES, HOP = 128, 256
+SEGMENT_FRAMES, HOP = SMALL.window_frames, 256
 
 
 def make_record(num_frames: int, seed: int) -> Record:
@@ -49,7 +48,7 @@ def make_record(num_frames: int, seed: int) -> Record:
     return record
 
 
-def pieces_of(*records: Record) -> list[Packed]:
+def pieces_of(*records: Record) -> list[resident.Packed]:
     return [resident.pack_record(record, SMALL) for record in records]
 
 
@@ -70,6 +69,11 @@ def chunks_of_rows(batch: dict[str, np.ndarray], chunks: Sequence[Chunk]) -> lis
         np.testing.assert_allclose(samples, chunks[best].samples, atol=1e-4)
         for head in HEADS:
             np.testing.assert_array_equal(batch[head][row], chunks[best].rolls[head], head)
+        named = chunks[best].rolls
+        cells = {tuple(c): tuple(p) for c, p in zip(named["cells"], named["programs"], strict=True)}
+        for cell, programs in zip(batch["cells"][row], batch["programs"][row], strict=True):
+            if len(cells) < len(named["cells"]) and programs[0] >= 0:  # all are in both
+                assert cells[tuple(cell)] == tuple(programs)
         assert chunks[best].num_frames == SEGMENT_FRAMES
         found.append(best)
     return found
@@ -105,6 +109,8 @@ def test_a_batch_has_what_a_detector_takes() -> None:
     assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
         "samples": ((2, SMALL.input_samples), "float32"),
         **{head: ((2, SEGMENT_FRAMES, size), "int8") for head, size in HEADS.items()},
+        "cells": ((2, 32, 2), "int32"),
+        "programs": ((2, 32, 2), "int32"),
     }
 
 

@@ -1,4 +1,4 @@
-"""Rolls -> notes: onsets, ends, limits, and segments that overlap."""
+"""A detector's outputs -> notes: onsets, ends, names, limits, and borders of segments."""
 
 from __future__ import annotations
 
@@ -10,224 +10,181 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt3_keras.models.config import LOWEST_PITCH, NUM_CLASSES, NUM_PITCHES
-from mt3_keras.note_rolls import Crossfade, NoteRolls, RollDecoding
+from mt3_keras.models.config import LOWEST_PITCH
+from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.notes import Note, sort_notes
-from mt3_keras.roll_decoder import AdaptiveLimit, Limits, RollDecoder
-from tests.conftest import make_rolls
+from mt3_keras.outputs import RollOutput
+from mt3_keras.roll_decoder import RollDecoder
+from tests.conftest import make_output
 
 RATE = 50.0  # frames per second
-GUITAR, STRINGS = 24, 40
+PIANO, GUITAR, VIOLIN = 0, 25, 40
 
 
 def make_decoder(**options):
-    return RollDecoder(RATE, RollDecoding(), **{"least_confidence": 0.4, **options})
+    return RollDecoder(RATE, RollDecoding(), **options)
 
 
-def feed(decoder, rolls, start=0.0, end=None):
-    return decoder.feed(start, rolls.values, end)
-
-
-def set_class(rolls, frames, pitch, program, value):
-    column = (pitch - LOWEST_PITCH) * NUM_CLASSES + program // 8
-    rolls.roll("class")[frames, column] = value
-
-
-def test_notes_have_the_times_velocities_classes_and_confidences_of_the_rolls():
-    rolls = make_rolls(
-        ("onset", slice(4, 7), 60, [0.5, 0.9, 0.5]),  # one onset, at its peak
-        ("frame", slice(5, 10), 60, 0.9),
-        ("strength", 5, 60, 0.5),
-        ("drum", 9, 38, 0.6),
-        ("onset", 15, 60, 0.39),
+def test_notes_have_the_times_velocities_programs_and_confidences_of_the_output():
+    output = make_output(
+        [(5, 60, 0.9, VIOLIN, 64), (15, 60, 0.49, PIANO)], [(9, 38, 0.6)], [(5, 10, 60)]
     )
-    rolls.roll("strength")[9, NUM_PITCHES] = 1.0
-    set_class(rolls, slice(5, 10), 60, STRINGS, 0.7)
-    set_class(rolls, slice(5, 10), 60, 0, 0.2)
-    decoder = make_decoder(programs=range(0, 128, 8))
-    string = Note(0.11, 0.21, 60, 64, STRINGS)
-    hit = Note(0.19, 0.2, 38, 127, 0, True)
-    assert sort_notes(feed(decoder, rolls)) == decoder.finish() == [string, hit]
-    pitched, drum = (decoder.confidences[note] for note in (string, hit))
-    assert 0.9 < pitched < 1 and drum == pytest.approx(0.6)  # "frame" supports the pitch
-    piano = make_decoder(programs=[0], drums=False)
-    assert feed(piano, rolls) == [string._replace(program=0)]
+    string, hit = Note(0.11, 0.21, 60, 64, VIOLIN), Note(0.19, 0.2, 38, 100, 0, True)
+    decoder = make_decoder()
+    assert sort_notes(decoder.feed(0.0, output)) == decoder.finish()
+    assert [note[2:] for note in decoder.notes] == [hit[2:], string[2:]]
+    for note, known in zip(decoder.finish(), (string, hit), strict=True):
+        assert note[:2] == pytest.approx(known[:2])
+    assert [decoder.confidences[n] for n in decoder.finish()] == pytest.approx([0.9, 0.6])
 
 
 def test_onsets_below_the_limit_are_no_notes():
-    sounding = ("frame", slice(5, 9), 60, 0.6)
-    rolls = make_rolls(("onset", 4, 60, 0.35), sounding, ("drum", 9, 38, 0.35))
-    assert [note.pitch for note in feed(make_decoder(least_confidence=0.3), rolls)] == [38, 60]
-    assert feed(make_decoder(least_confidence=0.5), rolls) == []
+    output = make_output([(4, 60, 0.35, PIANO)], [(9, 38, 0.35)], [(4, 9, 60)])
+    few = make_decoder(least_confidence=0.3)
+    assert [note.pitch for note in few.feed(0.0, output)] == [60, 38]
+    assert make_decoder().feed(0.0, output) == []
+    assert make_decoder(least_confidence=0.0).feed(0.0, make_output([(4, 60, 0.0, PIANO)])) == []
 
 
-def test_a_note_lasts_while_the_frame_roll_is_high():
-    rolls = make_rolls(
-        ("onset", [1, 10], 60, 0.9),
-        ("frame", slice(1, 5), 60, 0.9),
-        ("frame", 5, 60, 0.1),  # no pause, it is too short
-        ("frame", slice(6, 15), 60, 0.9),
-        ("onset", 12, 70, 0.9),
-        ("frame", slice(12, 20), 70, 0.9),
+def test_a_note_lasts_until_it_has_ended_or_begins_again():
+    output = make_output(
+        [(1, 60, 0.9, PIANO), (10, 60, 0.9, PIANO), (12, 70, 0.9, PIANO)],
+        sounding=[(3, 15, 60), (13, 20, 70)],
     )
     decoder = make_decoder()
-    feed(decoder, rolls, end=0.4)
-    assert [n[:3] for n in decoder.notes] == [(0.03, 0.21, 60), (0.21, 0.31, 60)]
-    assert list(decoder.open_notes) == [(0, 70)]
-    feed(decoder, make_rolls(("frame", slice(0, 6), 70, 0.9)), start=0.4)
-    assert decoder.notes[-1][:3] == (0.25, 0.53, 70)
-
-
-@pytest.mark.parametrize(
-    ("rings", "offset", "ends"), [(0.4, 0.3, [0.19]), (0.7, 0.8, [0.19]), (0.7, 0.3, [])]
-)
-def test_a_note_ends_where_its_offset_is_likeliest_if_it_fades_or_that_is_sure(rings, offset, ends):
-    rolls = make_rolls(
-        ("onset", 1, 60, 0.9),
-        ("frame", slice(1, 6), 60, 0.9),
-        ("frame", slice(6, 20), 60, rings),
-        ("offset", [7, 8, 9], 60, [0.25, offset, 0.25]),
-    )
-    decoder = make_decoder()
-    assert [note.offset for note in feed(decoder, rolls)] == ends
-    assert len(ends) + len(decoder.open_notes) == 1
+    decoder.feed(0.0, output, 0.4)
+    assert [n[:3] for n in decoder.notes] == [
+        pytest.approx((0.03, 0.21, 60)), pytest.approx((0.21, 0.31, 60))
+    ]  # fmt: skip
+    assert list(decoder.open_notes) == [(PIANO, 70)]
+    decoder.feed(0.4, make_output(sounding=[(0, 6, 70)]))
+    assert decoder.notes[-1][:3] == pytest.approx((0.25, 0.53, 70))
 
 
 def test_a_note_on_the_border_of_two_segments_is_one():
-    sounding = ("frame", slice(0, 20), 60, 0.9)
     decoder = make_decoder()
-    feed(decoder, make_rolls(("onset", 19, 60, 0.9), sounding), end=0.4)
-    feed(decoder, make_rolls(("onset", 0, 60, 0.9), sounding), start=0.4)
-    assert [n[:3] for n in decoder.finish()] == [(0.39, 0.8, 60)]
+    decoder.feed(0.0, make_output([(19, 60, 0.9, PIANO)], sounding=[(0, 20, 60)]), 0.4)
+    decoder.feed(0.4, make_output([(0, 60, 0.9, PIANO)], sounding=[(0, 20, 60)]))
+    assert [n[:3] for n in decoder.finish()] == [pytest.approx((0.39, 0.8, 60))]
 
 
-CELLS = st.tuples(
-    st.sampled_from(["onset", "frame", "frame", "offset", "drum"]),
-    st.integers(0, 89),
-    st.integers(1, 20),
-    st.integers(60, 62),
-    st.integers(16, 64),
-)
+def test_what_reaches_past_the_end_of_a_segment_is_left_to_the_next():
+    decoder = make_decoder()
+    decoder.feed(0.0, make_output([(12, 60, 0.9, PIANO)], [(12, 38, 0.9)]), 0.2)
+    assert decoder.finish() == []
 
 
-@given(st.lists(CELLS, max_size=30))
-def test_segments_that_overlap_and_agree_give_the_notes_of_the_whole(cells):
-    cells = [(head, slice(i, i + n), pitch, x / 64) for head, i, n, pitch, x in cells]
-    rolls = make_rolls(*cells, num_frames=112)
-    whole, halves = make_decoder(), make_decoder()
-    feed(whole, rolls)
-    for first in range(0, 96, 16):
-        end = None if first == 80 else (first + 16) / 50
-        halves.feed(first / 50, rolls.values[first : first + 32], end)
-    assert halves.finish() == whole.finish()
-    assert halves.confidences == pytest.approx(whole.confidences)
+ONSETS = st.tuples(st.integers(0, 79), st.integers(60, 62), st.integers(10, 64))
+ENDS = st.tuples(st.integers(0, 79), st.integers(1, 20), st.integers(60, 62))
 
 
-def test_the_prediction_of_the_next_segment_fades_in():
-    def join(rolls, num_frames):
-        values, own = crossfade.join(rolls.values, num_frames)
-        return NoteRolls(values, RATE, RollDecoding(), own)
+@given(st.lists(ONSETS, max_size=20), st.lists(ENDS, max_size=10))
+def test_the_notes_of_segments_are_those_of_the_whole(onsets, ends):
+    rows = [(f, p, x / 64, VIOLIN if p == 62 else PIANO) for f, p, x in onsets]
+    whole = make_output(rows, [(f, p, x / 64) for f, p, x in onsets], num_frames=80)
+    for first, length, pitch in ends:
+        whole.ended[first : first + length, pitch - LOWEST_PITCH] = 0.1
+    of_whole, of_parts = make_decoder(), make_decoder()
+    of_whole.feed(0.0, whole)
+    for first in range(0, 80, 16):
 
-    crossfade = Crossfade()
-    first = join(make_rolls(("onset", slice(0, 20), 60, 1.0)), 10)
-    assert first.num_steps == 20
-    second = join(make_rolls(), None)
-    onsets = second.roll("onset")[:, 60 - LOWEST_PITCH]
-    np.testing.assert_allclose(onsets[:10], 1)  # for the context
-    np.testing.assert_allclose(onsets[10:20], np.linspace(0.95, 0.05, 10), rtol=1e-5)
-    assert not onsets[20:].any() and second.num_steps == 40
+        def cut(rows, first=first):
+            kept = rows[(rows[:, 0] >= first) & (rows[:, 0] < first + 16)].copy()
+            kept[:, 0] -= first
+            return kept
 
+        is_own = (whole.onsets[:, 0] >= first) & (whole.onsets[:, 0] < first + 16)
+        part = RollOutput(
+            cut(whole.onsets), whole.programs[is_own], cut(whole.strokes),
+            whole.ended[first : first + 16],
+        )  # fmt: skip
+        of_parts.feed(first / RATE, part)
 
-def test_an_onset_that_the_frame_roll_does_not_support_is_no_note():
-    def pitches(*cells):
-        return [note.pitch for note in feed(make_decoder(), make_rolls(*cells))]
+    def times(notes):
+        return sorted((round(n.onset, 6), round(n.offset, 6), *n[2:3], *n[4:]) for n in notes)
 
-    onset, after = ("onset", 10, 60, 0.35), ("frame", slice(10, 14), 60, 0.9)
-    assert pitches(onset, after) == [60]
-    assert pitches(onset) == []  # it does not sound
-    assert pitches(onset, after, ("frame", slice(0, 10), 60, 0.9)) == []  # it sounds already
-
-
-def test_of_two_onsets_close_together_the_surer_is_the_note():
-    sounding = ("frame", slice(4, 16), 60, 0.9)
-    for surest in (4, 7):
-        onsets = ("onset", [4, 7], 60, [0.9, 0.5] if surest == 4 else [0.5, 0.9])
-        decoder = make_decoder()
-        feed(decoder, make_rolls(onsets, sounding))
-        assert [n.onset for n in decoder.finish()] == pytest.approx([(surest + 0.5) / 50])
+    assert times(of_parts.finish()) == times(of_whole.finish())
 
 
-def test_of_two_snares_one_is_struck_and_as_surely_as_any():
-    rolls = make_rolls(("drum", 9, 38, 0.35), ("drum", 10, 40, 0.3), ("drum", 10, 36, 0.9))
-    assert sorted(note.pitch for note in feed(make_decoder(), rolls)) == [36, 38]
-    either = 1 - (1 - 0.35) * (1 - 0.3)
-    confidences = rolls.drum_confidences
-    assert confidences[9, 38] == pytest.approx(either) and confidences[10, 40] == 0
+def doubtful(first, second, chance):
+    """The programs of a note that may be either."""
+    programs = np.zeros(128, np.float32)
+    programs[[first, second]] = 1 - chance, chance
+    return programs
 
 
-def test_of_two_cymbals_as_likely_it_is_the_one_struck_around():
-    beat = [("drum", frame, 42, 0.8) for frame in (2, 8, 17)]
-    rolls = make_rolls(*beat, ("drum", 13, 42, 0.4), ("drum", 13, 51, 0.45))
-    assert [(note.onset, note.pitch) for note in feed(make_decoder(), rolls)] == [
-        (0.05, 42), (0.17, 42), (0.27, 42), (0.35, 42)
-    ]  # fmt: skip
+def test_a_doubtful_note_is_named_anew_when_the_piece_is_known():
+    output = make_output([(i, 60 + i, 0.9, PIANO) for i in range(10)])
+    output.programs[0] = doubtful(PIANO, VIOLIN, 0.6)
+    first, rest = (
+        output._replace(onsets=output.onsets[rows], programs=output.programs[rows])
+        for rows in (slice(0, 1), slice(1, None))
+    )
+    decoder = make_decoder()
+    assert [note.program for note in decoder.feed(0.0, first)] == [VIOLIN]
+    decoder.feed(0.4, rest)
+    assert {note.program for note in decoder.finish()} == {PIANO}
+    assert set(decoder.confidences) == set(decoder.notes)
 
 
-def music(confidence, *, num_pitches=1):
-    """Rolls in which so many pitches begin again and again."""
-    rolls, pitches = make_rolls(), range(40, 40 + num_pitches)
-    for pitch in pitches:
-        rolls.roll("frame")[:, pitch - LOWEST_PITCH] = 0.6
-        rolls.roll("onset")[::6, pitch - LOWEST_PITCH] = confidence
-        rolls.roll("drum")[::6, pitch] = confidence
-    return rolls
-
-
-def test_the_limit_of_an_onset_follows_the_music():
-    def limits(*segments):
-        limit = AdaptiveLimit(RollDecoding())
-        return [limit.update(rolls) for rolls in segments][-1]
-
-    assert limits(make_rolls()) == Limits(0.45, 0.45)
-    faint, clear = limits(*[music(0.5)] * 9), limits(*[music(0.95)] * 9)
-    assert faint.pitched < 0.45 < clear.pitched and faint.drum < 0.45 < clear.drum
-    crowded = limits(*[music(0.95, num_pitches=9)] * 9)
-    assert crowded.pitched < clear.pitched and crowded.drum == pytest.approx(clear.drum, abs=0.05)
-    returned = limits(*[music(0.95)] * 9, *[music(0.5)] * 40)
-    assert returned == pytest.approx(limits(*[music(0.5)] * 49), abs=0.02)
-
-
-def test_limits_stay_in_their_bounds_and_memory_too():
-    rng, decoding = np.random.default_rng(0), RollDecoding()
-    limit = AdaptiveLimit(decoding)
-    for loudest in np.repeat(np.linspace(0, 1, 50), 4):
-        rolls = make_rolls()
-        rolls.values[...] = rng.uniform(0, loudest, rolls.values.shape)
-        assert all(
-            decoding.lowest_limit <= x <= decoding.highest_limit for x in limit.update(rolls)
-        )
-    assert len(limit._onsets[0]) < 50 * 20 * NUM_PITCHES / 4
+def test_a_unison_is_two_notes_of_the_two_likeliest_instruments():
+    output = make_output([(5, 60, 0.9, PIANO, 64, 0.8)], sounding=[(5, 10, 60)])
+    output.programs[0] = doubtful(PIANO, VIOLIN, 0.4)
+    decoder = RollDecoder(RATE, RollDecoding(unison_limit=0.5))
+    found = decoder.feed(0.0, output)
+    assert sorted(note.program for note in found) == [PIANO, VIOLIN]
+    assert found[0][:3] == found[1][:3]
+    assert len(make_decoder().feed(0.0, output)) == 1  # never, if not asked for
 
 
 def test_only_what_is_allowed_appears():
-    rolls = make_rolls(("onset", 4, 60, 1.0), ("drum", 9, 38, 1.0))
-    assert feed(make_decoder(programs=[], drums=False), rolls) == []
+    output = make_output([(4, 60, 1.0, PIANO)], [(9, 38, 1.0)], [(4, 9, 60)])
+    assert make_decoder(programs=[], drums=False).feed(0.0, output) == []
+    assert [n.is_drum for n in make_decoder(programs=[]).feed(0.0, output)] == [True]
+    output.programs[0] = doubtful(PIANO, VIOLIN, 0.1)
+    strings = make_decoder(programs=[VIOLIN, VIOLIN + 1], drums=False)
+    assert [note.program for note in strings.feed(0.0, output)] == [VIOLIN]
 
 
-def test_how_rolls_are_read_is_read_from_the_file_beside_the_weights(tmp_path):
-    chosen = RollDecoding(peak_frames=2, similar_drums=((35, 36),), start_limit=0.3)
+def test_at_most_so_many_instruments_play():
+    rows = [(i, 50 + i, 0.9, p) for i, p in enumerate([PIANO] * 5 + [VIOLIN] * 4 + [GUITAR] * 3)]
+    output = make_output(rows)
+    output.programs[:] = 0.9 * output.programs + 0.1 / 128
+
+    def programs(**options):
+        decoder = make_decoder(**options)
+        decoder.feed(0.0, output)
+        return {note.program for note in decoder.finish()}
+
+    assert programs() == {PIANO, VIOLIN, GUITAR}
+    assert programs(num_instruments=2) == {PIANO, VIOLIN}
+
+
+def test_a_stream_remembers_little_and_names_all_the_same():
+    decoder = make_decoder(keeps_notes=False)
+    for second in range(100):
+        rows = [(i, 60 + i, 0.9, VIOLIN) for i in range(20)]
+        found = decoder.feed(second * 0.4, make_output(rows))
+        assert {note.program for note in found} == {VIOLIN}
+        decoder.notes.clear()
+    assert len(decoder._names._pitches) < 400
+    assert {note.program for note in decoder.finish()} == {VIOLIN}  # what still sounded
+
+
+def test_how_outputs_are_read_is_read_from_the_file_beside_the_weights(tmp_path):
+    chosen = RollDecoding(onset_limit=0.4, shortest=3)
     assert RollDecoding.read(tmp_path) == RollDecoding()
-    provenance = {"peak_frames": {"tuned_on": "a test", "date": "2026-11-28"}}
+    provenance = {"shortest": {"tuned_on": "a test", "date": "2026-11-28"}}
     (tmp_path / "decoding.json").write_text(chosen.to_json(provenance))
     assert RollDecoding.read(tmp_path) == chosen
     stored = json.loads((tmp_path / "decoding.json").read_text())
     assert set(stored) == {field.name for field in dataclasses.fields(RollDecoding)}
-    assert stored["peak_frames"] == {"value": 2, "tuned_on": "a test", "date": "2026-11-28"}
+    assert stored["shortest"] == {"value": 3, "tuned_on": "a test", "date": "2026-11-28"}
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"peak_frames": 3}', '{"loudness": {"value": 1}}', '{"peak_frames": {}}',
-             '{"peak_frames": {"value": 99}}', '{"start_limit": {"value": 2}}']
+    "text", ["", "[]", '{"shortest": 3}', '{"loudness": {"value": 1}}', '{"shortest": {}}',
+             '{"shortest": {"value": 0}}', '{"onset_limit": {"value": 2}}']
 )  # fmt: skip
 def test_a_damaged_description_of_reading_is_named(tmp_path, text):
     (tmp_path / "decoding.json").write_text(text)

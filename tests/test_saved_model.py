@@ -16,10 +16,10 @@ import pytest
 from mt3_keras.codec import EOS
 from mt3_keras.engines.keras import RollEngine, TokenEngine
 from mt3_keras.grammar import Rules
-from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES
 from mt3_keras.models.loading import save_preset
 from mt3_keras.models.preset_config import read_config
-from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES, RollDecoding, unpack_rolls
+from mt3_keras.note_rolls import RollDecoding
+from mt3_keras.outputs import RollOutput
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber
 from tests.detectors import EAGER, MINI, build
@@ -29,7 +29,6 @@ pytest.importorskip("tensorflow_serving", reason="needs requirements-serving.txt
 if keras.backend.backend() != "tensorflow":
     pytest.skip("a SavedModel is written by TensorFlow", allow_module_level=True)
 
-from export import served_model  # noqa: E402
 from export.main import main  # noqa: E402
 from export.saved_model import export_saved_model, write_server_settings  # noqa: E402
 from export.served_model import ServedDetector, ServedModel  # noqa: E402
@@ -88,64 +87,33 @@ def detector():
 
 
 @pytest.mark.parametrize("context", ["full", "segment"])
-@pytest.mark.parametrize("num_samples", [0, 1, 32_767, 32_768, 150_000])
-def test_segments_are_cut_and_read_as_the_transcriber_does(tiny_model, context, num_samples):
-    samples = melody(num_samples)
-    found = make_served(tiny_model, context=context, batch_size=2)(samples[None])
-    assert to_lists(found) == [search(tiny_model, samples, context)]
-
-
-@pytest.mark.parametrize("batch_size", [1, 16])
-def test_batches_of_recordings_and_of_segments_change_nothing(tiny_model, batch_size):
-    samples = np.stack([melody(150_000, seed) for seed in range(3)])
-    expected = [search(tiny_model, row) for row in samples]
-    assert len({len(tokens) for recording in expected for tokens in recording}) > 3
-    assert to_lists(make_served(tiny_model, batch_size=batch_size)(samples)) == expected
-
-
-def test_caches_that_grow_change_nothing(tiny_model, monkeypatch):
-    monkeypatch.setattr(served_model, "SMALLEST_CACHE", 3)
-    samples = melody(150_000)
-    found = make_served(tiny_model, batch_size=15)(samples[None])
-    assert to_lists(found) == [search(tiny_model, samples)]
-
-
-@pytest.mark.parametrize("context", ["full", "segment"])
 @pytest.mark.parametrize("num_samples", [0, 1, 4096, 20_000])
-def test_the_rolls_of_a_detector_are_served_in_bytes(detector, context, num_samples):
-    """Of each pitch the likeliest class that the rules allow; the scores to half a byte's step."""
-    samples, num_frames = melody(num_samples), MINI.network.segment_frames
-    segments = list(cut_segments([samples], MINI, context, MINI.hop_frames))
-    rules = Rules(programs=frozenset({0, 41}), drums=False)
-    served = ServedDetector(detector, context=context, rules=rules, batch_size=4)
-    found = trace(served)(samples[None])
-    assert set(found) == {"note_rolls", "num_segments"}  # no tokens
-    assert found["num_segments"].numpy().tolist() == [len(segments)]
-    rolls = found["note_rolls"].numpy()
-    assert rolls.shape == (1, len(segments), num_frames, NUM_PACKED) and rolls.dtype == np.uint8
+def test_what_a_detector_finds_is_served_with_chances_in_bytes(detector, context, num_samples):
+    samples = melody(num_samples)
+    segments = list(cut_segments([samples], MINI, context))
+    served = ServedDetector(detector, context=context, batch_size=4)
+    found = {name: tensor.numpy() for name, tensor in trace(served)(samples[None]).items()}
+    assert found.pop("num_segments").tolist() == [len(segments)]
     outputs = dict(RollEngine(detector, batch_size=4).run(segments))
-    for index, packed in enumerate(rolls[0]):
-        unpacked, expected = unpack_rolls(packed), outputs[index].rolls
-        np.testing.assert_allclose(
-            unpacked[:, :NUM_SCORES], expected[:, :NUM_SCORES], atol=0.501 / 255
-        )
-        shape = (num_frames, NUM_PITCHES, NUM_CLASSES)
-        chances = expected[:, NUM_SCORES:].reshape(shape)[..., [0, 5]]
-        classes = unpacked[:, NUM_SCORES:].reshape(shape)
-        np.testing.assert_array_equal(classes.argmax(-1), chances.argmax(-1) * 5)
-        assert (classes.sum(axis=-1) == 1).all()
+    for name, arrays in found.items():
+        expected = np.stack([getattr(outputs[i], name) for i in range(len(segments))])
+        assert arrays.shape == (1, *expected.shape)
+        if name in ("programs", "ended"):
+            assert arrays.dtype == np.uint8
+            np.testing.assert_allclose(arrays[0] / 255, expected, atol=0.51 / 255)
+        else:
+            np.testing.assert_allclose(arrays[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
-def test_batches_of_recordings_and_of_segments_change_no_roll(detector, batch_size):
+def test_batches_of_recordings_and_of_segments_change_nothing(detector, batch_size):
     served = trace(ServedDetector(detector, batch_size=batch_size))
     samples = np.stack([melody(20_000, seed) for seed in range(3)])
-    rolls = served(samples)["note_rolls"].numpy().astype(int)
-    alone = [served(row[None])["note_rolls"].numpy()[0].astype(int) for row in samples]
-    columns = rolls[..., :NUM_SCORES] - np.stack(alone)[..., :NUM_SCORES]
-    assert np.abs(columns).max() <= 1  # where rounding falls
-    assert np.mean(rolls == np.stack(alone)) > 0.999
-    assert served(samples[:0])["note_rolls"].shape[0] == 0
+    ended = served(samples)["ended"].numpy().astype(int)
+    alone = np.stack([served(row[None])["ended"].numpy()[0].astype(int) for row in samples])
+    assert np.abs(ended - alone).max() <= 1  # where rounding falls
+    assert np.mean(ended == alone) > 0.999
+    assert served(samples[:0])["ended"].shape[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -235,15 +203,13 @@ def test_a_detector_is_served_by_itself(exported_detector, detector):
     signatures = tf.saved_model.load(str(exported_detector)).signatures
     assert set(signatures) == {"serving_default", "detect"}
     (segment, *_) = cut_segments([melody(5000)], MINI, "full")
-    (rolls,) = signatures["detect"](samples=tf.constant(segment.samples[None]))["rolls"].numpy()
-    np.testing.assert_allclose(rolls, detector.detect(segment.samples[None])[0], atol=1e-5)
-    found = signatures["serving_default"](audio=tf.constant(melody(5000)[None]))
-    assert set(found) == {"note_rolls", "num_segments"}
-    np.testing.assert_allclose(
-        unpack_rolls(found["note_rolls"].numpy()[0, 0])[:, :NUM_SCORES],
-        rolls[:, :NUM_SCORES],
-        atol=0.501 / 255,
-    )
+    found = signatures["detect"](samples=tf.constant(segment.samples[None]))
+    expected = detector.detect(segment.samples[None])
+    assert set(found) == set(expected) == set(RollOutput._fields)
+    for name, tensor in found.items():
+        np.testing.assert_allclose(tensor, expected[name], atol=1e-4, err_msg=name)
+    whole = signatures["serving_default"](audio=tf.constant(melody(5000)[None]))
+    assert set(whole) == {*RollOutput._fields, "num_segments"}
 
 
 def test_the_official_weights_serve_the_originals_tokens(official, shared, tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mt3_keras.audio import read_blocks
 from mt3_keras.models.config import (
     MT3,
-    DetectorBodyConfig,
+    BodyConfig,
     DetectorConfig,
     HarmonicConfig,
     LogMelConfig,
@@ -22,7 +22,7 @@ from mt3_keras.models.config import (
     MT3Config,
     T5Config,
 )
-from mt3_keras.segments import AudioError, SegmentCutter, check_samples, cut_segments
+from mt3_keras.segments import AudioError, check_samples, cut_segments
 
 # ---------------------------------------------------------------- arrays
 
@@ -63,7 +63,7 @@ def small_config(hop: int, window: int, frames: int, front_end: str) -> ModelCon
         return MT3Config(LogMelConfig(hop, window), network=T5Config(segment_frames=frames))
     return DetectorConfig(
         HarmonicConfig(hop, max(window, hop), short_window_samples=hop),
-        DetectorBodyConfig(segment_frames=frames, frames_per_position=1),
+        BodyConfig(segment_frames=frames, frames_per_step=1, frames_before=3, frames_after=2),
     )
 
 
@@ -73,7 +73,7 @@ def segments_of_whole(
     """The original's steps on the whole recording: pad, frame, split."""
     hop = config.spectrogram.hop_samples
     frames = np.pad(samples, (0, hop - samples.size % hop)).reshape(-1, hop)
-    lead = config.spectrogram.lead_samples
+    lead = config.lead_samples
     padded = np.pad(frames.ravel(), (lead, 10_000))
     segments = []
     for first in range(0, len(frames), config.network.segment_frames):
@@ -152,38 +152,6 @@ def test_clips_of_the_original_have_its_segments(shared: pathlib.Path) -> None:
     )
     segments = list(cut_segments(read_blocks(path), MT3, "segment"))
     assert [segment.num_frames for segment in segments] == [256] * 10 + [1]
-
-
-@given(
-    num_samples=st.integers(0, 120),
-    cuts=st.lists(st.integers(0, 120), max_size=6),
-    sizes=st.tuples(st.integers(1, 7), st.integers(1, 70), st.integers(1, 6)),
-    hop_frames=st.integers(1, 6),
-    context=st.sampled_from(["segment", "full"]),
-)
-def test_overlapping_segments_are_those_of_the_audio_from_their_start(
-    num_samples: int, cuts: list[int], sizes: tuple[int, int, int], hop_frames: int, context: str
-) -> None:
-    config = small_config(*sizes, "mel")
-    hop_frames = min(hop_frames, config.network.segment_frames)
-    samples = np.arange(1, num_samples + 1, dtype=np.float32)
-    cutter = SegmentCutter(config, context, hop_frames)
-    blocks = np.split(samples, sorted(min(cut, num_samples) for cut in cuts))
-    segments = [segment for block in blocks for segment in cutter.push(block)]
-    segments += cutter.flush()
-    hop_samples = hop_frames * config.spectrogram.hop_samples
-    for i, segment in enumerate(segments):
-        first = next(cut_segments([samples[i * hop_samples :]], config, context))
-        assert segment.start == i * hop_frames / config.spectrogram.frames_per_second
-        assert segment.num_frames == first.num_frames
-        np.testing.assert_array_equal(segment.samples, first.samples)
-    reached = (len(segments) - 1) * hop_samples + config.segment_samples
-    assert reached > num_samples
-
-
-def test_segments_with_gaps_are_refused() -> None:
-    with pytest.raises(ValueError, match="hop_frames must be 1 to 256: got 257"):
-        SegmentCutter(MT3, "full", 257)
 
 
 def test_samples_at_the_scale_of_integers_are_warned_of(caplog):

@@ -39,12 +39,10 @@ from mt3_keras.engines.serving import (
 )
 from mt3_keras.grammar import Rules
 from mt3_keras.midi import read_midi
-from mt3_keras.models.config import LOWEST_PITCH, MT3, SMALL
-from mt3_keras.note_rolls import NUM_PACKED, NUM_SCORES, unpack_rolls
-from mt3_keras.outputs import RollOutput
+from mt3_keras.models.config import MT3, SMALL
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_output
 from tests.detectors import EAGER, MINI, build
 from tests.test_saved_model import MAX_TOKENS, melody
 
@@ -148,22 +146,25 @@ def test_tokens_do_not_depend_on_how_requests_are_cut(
     assert found == expected
 
 
-def test_both_interfaces_give_the_rolls_of_a_detector(detector_server, exported_detector):
+def test_both_interfaces_give_what_a_detector_finds(detector_server, exported_detector):
     samples = SAMPLES[:30_000]
     by_grpc, by_rest = (
         connect(detector_server, interface, "mini").predict(samples, 60)
         for interface in ("grpc", "rest")
     )
     graph = tf.saved_model.load(str(exported_detector / "1")).signatures["serving_default"]
-    (packed,) = graph(audio=tf.constant(samples[None]))["note_rolls"].numpy()
-    assert len(by_grpc) == len(by_rest) == len(packed)
-    for one, other, known in zip(by_grpc, by_rest, packed, strict=True):
-        np.testing.assert_allclose(one.rolls[:, :NUM_SCORES] * 255, known[:, :NUM_SCORES], atol=1.1)
-        np.testing.assert_array_equal(one.rolls, other.rolls)
+    known = graph(audio=tf.constant(samples[None]))
+    assert len(by_grpc) == len(by_rest) == int(known["num_segments"][0])
+    for i, (one, other) in enumerate(zip(by_grpc, by_rest, strict=True)):
+        for name in one._fields:
+            scale = 255 if name in ("programs", "ended") else 1
+            array = known[name].numpy()[0, i]
+            np.testing.assert_allclose(getattr(one, name) * scale, array, atol=1.1, rtol=1e-5)
+            np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-5)
 
 
 @pytest.mark.parametrize("interface", ["grpc", "rest"])
-def test_a_detectors_recording_gives_the_notes_of_its_rolls(
+def test_a_detectors_recording_gives_its_notes(
     interface, detector_server, exported_detector, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -184,7 +185,7 @@ def test_a_detectors_recording_gives_the_notes_of_its_rolls(
 
 @settings(deadline=None, max_examples=40)
 @given(
-    num_samples=st.integers(0, 12 * 32_768),
+    num_samples=st.integers(0, 12 * 65_536),
     num_segments=st.integers(1, 5),
     context=st.sampled_from(["full", "segment"]),
     config=st.sampled_from([MT3, SMALL, SHORT]),
@@ -194,12 +195,12 @@ def test_requests_hold_the_windows_of_the_whole(num_samples, num_segments, conte
     """Each answer that is kept comes from the very samples of its segment."""
     samples = np.arange(1, num_samples + 1, dtype=np.float32)
     blocks = [samples[i : i + block] for i in range(0, num_samples, block)]
-    whole = list(cut_segments([samples], config, context, config.hop_frames))
+    whole = list(cut_segments([samples], config, context))
     found = []
     for request in cut_requests(blocks, config, context, num_segments):
         assert isinstance(request, Request)
         assert request.samples.size < (num_segments + 3) * config.segment_samples
-        seen = list(cut_segments([request.samples], config, context, config.hop_frames))
+        seen = list(cut_segments([request.samples], config, context))
         found += seen[request.skip : request.skip + request.num_segments]
     assert len(found) == len(whole)
     for one, other in zip(found, whole, strict=True):
@@ -327,36 +328,34 @@ def test_another_models_config_is_noticed(server, exported):
         transcribe([SAMPLES[:1000]], other, lambda samples: predict(samples, 60))
 
 
-def test_the_notes_of_rolls_are_those_of_the_whole_over_the_border_of_two_requests():
-    length, hop_samples = SMALL.segment_samples, SMALL.spectrogram.hop_samples
-    audio = np.arange(5 * length, dtype=np.float32) / (5 * 128 * hop_samples)  # says where it is
-    rolls = np.zeros((6 * 128, NUM_PACKED), np.uint8)
-    columns = {"onset": 0, "strength": 88 + 128, "frame": 88 + 128 + 89, "class": NUM_SCORES}
-    onset, strength, frame, guitar = (
-        rolls[:, start + 60 - LOWEST_PITCH] for start in columns.values()
-    )
-    onset[376], strength[376] = 255, round(255 * 90 / 127)
-    frame[376:395] = 255
-    guitar[376:] = 3
+def test_a_note_over_the_border_of_two_requests_is_that_of_the_whole():
+    length, frames = SMALL.segment_samples, SMALL.network.segment_frames
+    audio = np.arange(5 * length, dtype=np.float32) / (5 * length)  # says where it is
+    onset, end = 3 * frames - 10, 3 * frames + 9  # the third segment is the first request's last
 
     def predict(samples):
-        first, hop_frames = round(float(samples[0]) * 5 * 128), SMALL.hop_frames
-        segments = cut_segments([samples], SMALL, "full", hop_frames)
-        rows = [rolls[first + i * hop_frames :][:128] for i, _ in enumerate(segments)]
-        return [RollOutput(unpack_rolls(row)) for row in rows]
+        first = round(float(samples[0]) * 5)
+        outputs = []
+        for i, _ in enumerate(cut_segments([samples], SMALL, "full")):
+            start = (first + i) * frames
+            begins = [(onset - start, 60, 1.0, 24, 90)] if 0 <= onset - start < frames else []
+            sounding = [(max(0, onset - start), max(0, end - start), 60)]
+            outputs.append(make_output(begins, sounding=sounding, num_frames=frames))
+        return outputs
 
     found = transcribe([audio], ServedConfig(SMALL, "small", "full"), predict, num_segments=3)
     ((note, confidence),) = found.confidences.items()
     assert found.notes == [note]
-    assert note[:2] == pytest.approx((6.01, 6.33), abs=0.011)
-    assert note[2:] == (60, 90, 24, False)
-    assert confidence == pytest.approx(1, abs=0.001)
+    rate = SMALL.spectrogram.frames_per_second
+    assert note[:2] == pytest.approx(((onset + 0.5) / rate, (end + 0.5) / rate))
+    assert note[2:] == (60, 90, 24, False) and confidence == 1
 
 
-@pytest.mark.parametrize("rolls", [[], [[[300] * NUM_PACKED]], [[[0, 1]]], [[[-1]]], "rolls"])
-def test_rolls_that_are_none_are_one_line(rolls):
+@pytest.mark.parametrize("ended", [[], [[[0, 1]]], [[[np.nan] * 88]], [[["x"] * 88]], "ended"])
+def test_outputs_that_are_none_are_one_line(ended):
+    whole = {"onsets": [[[[0] * 5]]], "programs": [[[[0] * 128]]], "strokes": [[[[0] * 4]]]}
     with pytest.raises(ServingError, match="here: answers, but not as"), _reading("here"):
-        _to_outputs({"note_rolls": [rolls]})
+        _to_outputs(whole | {"ended": [ended]})
 
 
 @pytest.mark.parametrize(

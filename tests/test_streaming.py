@@ -17,11 +17,11 @@ from mt3_keras.grammar import Rules
 from mt3_keras.models.config import LOWEST_PITCH, MT3, NUM_PITCHES, SMALL, LogMelConfig
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_encoder import encode_segments, notes_to_events
-from mt3_keras.note_rolls import CONTEXT_FRAMES, NUM_COLUMNS, RollDecoding
+from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.notes import MIN_DURATION, Note, sort_notes
 from mt3_keras.roll_decoder import RollDecoder
 from mt3_keras.segments import AudioError
-from tests.conftest import make_rolls, tones
+from tests.conftest import make_output, tones
 from tests.detectors import EAGER
 
 litert = pytest.importorskip("mt3_keras.engines.litert", reason="needs requirements-edge.txt")
@@ -35,7 +35,7 @@ LONG_HOPS = dataclasses.replace(MT3, spectrogram=LogMelConfig(hop_samples=256, w
 
 def read_start(samples, num_frames, config):
     """Where a segment of `ramp` starts, in seconds; its samples and all after it are checked."""
-    lead = config.spectrogram.lead_samples
+    lead = config.lead_samples
     place = round(float(samples[lead])) - 1
     following = np.trim_zeros(samples[lead:], "b")
     assert following.size >= (num_frames - 1) * config.spectrogram.hop_samples
@@ -80,21 +80,34 @@ class PerfectModel:
 
 
 class PerfectDetector(litert.EdgeDetector):  # type: ignore[name-defined]
-    """Stands in for a detector's bundle: predicts each segment's part of a recording's rolls."""
+    """Stands in for a detector's bundle: finds each segment's part of a recording.
 
-    def __init__(self, whole):
-        self.model_config = SMALL
-        self._whole = whole
+    Args:
+      sounds: pitch, first frame and number of frames of each note; pitches from 81 on are struck
+        with a drum.
+    """
+
+    def __init__(self, sounds, config=SMALL, program=0):
+        self.model_config = config
+        self._sounds, self._program = sounds, program
         self.starts = []
+
+    def reset(self):
+        pass
 
     def detect(self, samples):
         config = self.model_config
         self.starts.append(read_start(samples, 1, config))
         first = round(self.starts[-1] * config.spectrogram.frames_per_second)
-        rolls = np.zeros((config.network.segment_frames, NUM_COLUMNS), np.float32)
-        part = self._whole.values[first : first + len(rolls)]
-        rolls[: len(part)] = part
-        return rolls
+        return self.output(first)
+
+    def output(self, first):
+        num_frames = self.model_config.network.segment_frames
+        begun = [(p, f - first) for p, f, _ in self._sounds if 0 <= f - first < num_frames]
+        onsets = [(frame, pitch, 0.99, self._program) for pitch, frame in begun]
+        strokes = [(frame, pitch, 0.99) for pitch, frame in begun if pitch >= 81]
+        ends = [(max(0, f - first), max(0, f + n - first), p) for p, f, n in self._sounds]
+        return make_output(onsets, strokes, ends, num_frames)
 
 
 class RepeatingModel(PerfectModel):
@@ -112,7 +125,7 @@ class RepeatingDetector(PerfectDetector):
     """Predicts the same in every segment."""
 
     def detect(self, samples):
-        return self._whole.values
+        return self.output(0)
 
 
 def ramp(seconds):
@@ -326,41 +339,18 @@ def test_notes_that_are_emitted_rightly_are_put_together_again(
     assert transcribe(stream, blocks) == notes
 
 
-# ---------------------------------------------------------------- overlapping segments
+# ---------------------------------------------------------------- detectors
 
 
-@pytest.mark.parametrize("hop", [0.5, 1.0, 1.5])
-def test_segments_begin_a_hop_apart(hop):
-    detector = PerfectDetector(make_rolls())
-    stream = StreamingTranscriber(detector, hop=hop)
-    transcribe(stream, [ramp(7)])
-    assert stream.hop == pytest.approx(hop, abs=0.0081)  # whole frames of 16 ms
-    assert np.diff(detector.starts) == pytest.approx(stream.hop)
-    assert detector.starts[-1] + SMALL.segment_seconds >= 7
+STEPS = SMALL.for_streams()
 
 
 def first_started(stream):
     """Seconds of audio after which a note is first reported to have begun."""
-    for number, block in enumerate(np.array_split(ramp(6), 60), 1):
+    for number, block in enumerate(np.array_split(ramp(6), 600), 1):
         if stream.push(block).started:
-            return number / 10
+            return number / 100
     return np.inf
-
-
-def roll_out(sounds, seconds):
-    """Rolls of pitches that begin at a frame and sound for a number of frames, and drums.
-
-    The drums are of kinds whose confidences do not depend on each other: which of two cymbals it is
-    depends on the rest of the segment.
-    """
-    cells = []
-    for pitch, first, length in sounds:
-        cells += [("onset", first, pitch, 0.99)]
-        cells += [("frame", slice(first, first + length), pitch, 0.99)]
-        if pitch >= 81:
-            cells += [("drum", first + 3, pitch, 0.99)]
-    rate = SMALL.spectrogram.frames_per_second
-    return make_rolls(*cells, num_frames=round(seconds * rate), frames_per_second=rate)
 
 
 @settings(max_examples=40, deadline=None)
@@ -369,50 +359,42 @@ def roll_out(sounds, seconds):
         st.tuples(st.integers(*PITCHES), st.integers(0, 360), st.integers(8, 200)),
         max_size=12,
     ),
-    hop=st.sampled_from([None, 0.016, 0.1, 0.25, 0.5, 1.0, 1.024, 1.5, 2.0, 2.048]),
+    config=st.sampled_from([SMALL, STEPS]),
     num_blocks=st.integers(1, 50),
 )
-def test_the_notes_of_a_detector_do_not_depend_on_the_hop(sounds, hop, num_blocks):
-    rolls = roll_out(sounds, 6.3)
-    whole = RollDecoder(rolls.frames_per_second, RollDecoding())
-    whole.feed(0.0, rolls.values)
-    stream = StreamingTranscriber(PerfectDetector(rolls), hop=hop)
+def test_the_notes_of_a_stream_are_those_of_the_whole_in_small_segments_too(
+    sounds, config, num_blocks
+):
+    rate, length = SMALL.spectrogram.frames_per_second, round(6.3 * 62.5)
+    network = dataclasses.replace(SMALL.network, segment_frames=length + 1)
+    detector = PerfectDetector(sounds, dataclasses.replace(SMALL, network=network))
+    whole = RollDecoder(rate, RollDecoding())
+    whole.feed(0.0, detector.output(0))
+    stream = StreamingTranscriber(PerfectDetector(sounds, config))
     found = transcribe(stream, np.array_split(ramp(6.3), num_blocks))
 
-    def rounded(notes):  # times count from where a segment's first step is
-        return sorted((n.pitch, n.is_drum, n.onset, n.offset) for n in notes)
+    def rounded(notes):
+        return sorted((n.pitch, n.is_drum, round(n.onset, 6), round(n.offset, 6)) for n in notes)
 
-    expected = rounded(whole.finish())
-    assert len(found) == len(expected)
-    for got, known in zip(rounded(found), expected, strict=True):
-        assert got[:2] == known[:2]
-        assert got[2:] == pytest.approx(known[2:], abs=0.0101)
+    assert rounded(found) == rounded(whole.finish())
 
 
-@pytest.mark.parametrize("hop", [0.1, 0.25, 0.5])
-def test_a_note_is_reported_a_hop_after_it_began(hop):
-    """Segments end a hop apart; of each the last hop, or what the network looks ahead, is left."""
-    note = (61, 140, 20)  # 2.24 s
+def test_in_small_segments_an_onset_is_told_within_point_four_seconds():
+    begun = 140 / SMALL.spectrogram.frames_per_second
 
-    def first_with(hop):
-        detector = PerfectDetector(roll_out([note], 6.3))
-        return first_started(StreamingTranscriber(detector, hop=hop))
+    def delay(config):
+        stream = StreamingTranscriber(PerfectDetector([(61, 140, 20)], config))
+        return first_started(stream) - begun
 
-    rate = SMALL.spectrogram.frames_per_second
-    latest = hop + max(hop, CONTEXT_FRAMES / rate) + SMALL.spectrogram.overhang_samples / 16_000
-    assert first_with(hop) <= note[1] / rate + latest + 0.1 < first_with(None)
+    assert delay(STEPS) <= 0.4 < delay(SMALL)
 
 
-@pytest.mark.parametrize("hop", [0.0, -1.0, 2.1, np.nan, np.inf])
-def test_hops_with_gaps_between_segments_are_refused(hop):
-    with pytest.raises(ValueError, match=r"hop must be above 0, at most 2\.048: got"):
-        StreamingTranscriber(PerfectDetector(make_rolls()), hop=hop)
-
-
-def test_options_that_a_network_has_no_use_for_are_refused():
-    with pytest.raises(ValueError, match="hop is for networks whose segments overlap"):
-        StreamingTranscriber(PerfectModel([]), hop=1.0)
-    detector = PerfectDetector(make_rolls())
+def test_options_that_a_network_has_no_use_for_are_refused(tiny_bundle):
+    with pytest.raises(ValueError, match="low_latency is for networks that predict rolls"):
+        StreamingTranscriber.from_bundle(tiny_bundle, low_latency=True)
+    with pytest.raises(ValueError, match="num_instruments is for networks that predict rolls"):
+        StreamingTranscriber(PerfectModel([]), num_instruments=2)
+    detector = PerfectDetector([])
     with pytest.raises(ValueError, match="are for networks that emit tokens"):
         StreamingTranscriber(detector, tie_forcing=True)
     with pytest.raises(ValueError, match="are for networks that emit tokens"):
@@ -420,15 +402,20 @@ def test_options_that_a_network_has_no_use_for_are_refused():
 
 
 def test_a_detectors_stream_keeps_to_the_rules():
-    cells = [("onset", 20, 60, 0.99), ("frame", slice(20, 60), 60, 0.99), ("drum", 30, 38, 0.99)]
-    rolls = make_rolls(*cells, num_frames=100, frames_per_second=62.5)
-
     def parts(rules):
-        stream = StreamingTranscriber(PerfectDetector(rolls), rules=rules)
+        stream = StreamingTranscriber(PerfectDetector([(84, 20, 40)]), rules=rules)
         return {(n.program, n.is_drum) for n in transcribe(stream, [ramp(1.6)])}
 
     assert parts(None) == {(0, False), (0, True)}
     assert parts(Rules(programs=frozenset({40}), drums=False)) == {(40, False)}
+
+
+@pytest.mark.parametrize("low_latency", [False, True])
+def test_a_real_bundle_streams_the_same_in_any_blocks(detector_bundle, low_latency):
+    stream = StreamingTranscriber.from_bundle(detector_bundle, low_latency=low_latency)
+    whole = transcribe(stream, [SOUND])
+    assert whole == transcribe(stream, np.array_split(SOUND, 37))
+    assert whole
 
 
 # ---------------------------------------------------------------- bad input, long input
@@ -482,11 +469,8 @@ def test_an_hour_takes_no_more_memory_than_a_minute(kind):
         notes += [Note(t, t + MIN_DURATION, 38, 127, 0, True) for t in (0.2, 1.0, 1.7)]
         stream = StreamingTranscriber(RepeatingModel(sort_notes(notes)), rules=Rules())
     else:
-        cells = [("onset", 20, 60, 0.99), ("frame", slice(20, 50), 60, 0.99)]
-        cells += [("frame", slice(None), 62, 0.99), ("onset", 90, 62, 0.99)]
-        cells += [("drum", frame, 38, 0.99) for frame in (10, 60, 100)]
-        detector = RepeatingDetector(make_rolls(*cells, num_frames=128, frames_per_second=62.5))
-        stream = StreamingTranscriber(detector, hop=1.0)
+        sounds = [(60, 20, 30), (62, 90, 10**6), *((90, frame, 5) for frame in (10, 60, 100))]
+        stream = StreamingTranscriber(RepeatingDetector(sounds))
     block, num_notes, sizes = np.zeros(16_000, np.float32), 0, []
     tracemalloc.start()
     try:

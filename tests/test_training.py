@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from mt3_keras.data.rolls import roll_targets
+from mt3_keras.data.rolls import name_targets, roll_targets
 from mt3_keras.grammar import Rules
 from mt3_keras.models.config import HEADS, DetectorConfig
 from mt3_keras.models.loading import load_model
@@ -424,7 +424,7 @@ def test_a_detector_trains_and_is_a_preset_with_its_decoding(detector: RunConfig
     assert last["loss"] < first["loss"]
     weighted = sum(w * last[f"{head}_loss"] for head, w in detector.head_weight_of.items())
     assert last["loss"] == pytest.approx(weighted, rel=1e-3)
-    assert {"val_loss", "val_class_loss", "val_onset_f1", "audio_per_second"} <= set(last)
+    assert {"val_loss", "val_names_loss", "val_onset_f1", "audio_per_second"} <= set(last)
     assert "tokens_per_second" not in last
     assert (folder / "pictures" / "estimate_00000020.png").exists()
     assert read_config(folder) == MINI
@@ -439,13 +439,13 @@ def test_a_run_reads_rolls_as_the_one_it_starts_from(
 ) -> None:
     start = tmp_path / "start"
     shutil.copytree(detector.out_dir, start)
-    tuned = RollDecoding(start_limit=0.6)
+    tuned = RollDecoding(onset_limit=0.6)
     (start / "decoding.json").write_text(tuned.to_json())
     config = tiny_run(tmp_path / "next", model="", init_from=str(start), steps=2)
     assert RollDecoding.read(run(config)) == tuned
-    (tmp_path / "next" / "decoding.json").write_text(RollDecoding(start_limit=0.7).to_json())
+    (tmp_path / "next" / "decoding.json").write_text(RollDecoding(onset_limit=0.7).to_json())
     run(dataclasses.replace(config, steps=4))  # resumed: what has been tuned since stays
-    assert RollDecoding.read(tmp_path / "next").start_limit == 0.7
+    assert RollDecoding.read(tmp_path / "next").onset_limit == 0.7
 
 
 def test_heads_that_have_no_weight_are_not_trained(tmp_path: pathlib.Path) -> None:
@@ -468,14 +468,12 @@ def test_target_rolls_are_read_as_their_notes(tmp_path: pathlib.Path) -> None:
         Note(0.40, 0.50, 60, 70, 24),
     ]
     config = DetectorConfig(network=dataclasses.replace(MINI.network, segment_frames=64))
-    rolls = roll_targets(
-        notes,
-        0,
-        num_frames=64,
-        segment_frames=64,
-        frames_per_second=config.spectrogram.frames_per_second,
-    )
+    window, before = config.window_frames, config.network.frames_before
+    place = {"num_frames": window, "frames_per_second": config.spectrogram.frames_per_second}
+    rolls = roll_targets(notes, -before, **place, window_frames=window)
+    rolls |= name_targets(notes, -before, **place, max_notes=8, rng=np.random.default_rng(0))
     batch = {head: np.stack([roll, roll]) for head, roll in rolls.items()}
+    batch["samples"] = np.zeros((2, 1))
     found = outputs_to_notes(target_outputs(batch, config), config)
     shift = config.segment_seconds
     later = [n._replace(onset=n.onset + shift, offset=n.offset + shift) for n in notes]

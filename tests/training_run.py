@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from mt3_keras.models.config import HEADS, LogMelConfig, ModelConfig, MT3Config, T5Config
+from mt3_keras.data.rolls import CERTAIN
+from mt3_keras.models.config import (
+    HEADS,
+    NUM_PITCHES,
+    LogMelConfig,
+    ModelConfig,
+    MT3Config,
+    T5Config,
+)
 from train.config import RunConfig, config_from_flags, define_flags
 from train.main import Data, train
 
@@ -61,8 +69,15 @@ class MadeUpBatches:
         frames = self.config.network.segment_frames
         samples = random.standard_normal((size, self.config.input_samples), np.float32)
         if not isinstance(self.config, MT3Config):
+            frames = self.config.window_frames
             rolls = {head: random.random((size, frames, n)) < 0.05 for head, n in HEADS.items()}
-            return {"samples": samples, **{h: roll.astype(np.int8) for h, roll in rolls.items()}}
+            cells = random.integers(0, (frames, NUM_PITCHES), (size, 3, 2), dtype=np.int32)
+            return {
+                "samples": samples,
+                **{h: CERTAIN * roll.astype(np.int8) for h, roll in rolls.items()},
+                "cells": cells,
+                "programs": random.integers(0, 128, cells.shape, dtype=np.int32),
+            }
         length = self.config.network.max_tokens
         lengths = random.integers(2, length + 1, size)
         targets = random.integers(3, 1391, (size, length), dtype=np.int32)

@@ -16,11 +16,17 @@ import keras
 import numpy as np
 from keras import ops
 
+from mt3_keras.data.rolls import CERTAIN
 from mt3_keras.files import replacing
 from mt3_keras.grammar import Rules
 from mt3_keras.metrics import further_scores, onset_scores
-from mt3_keras.models.config import DetectorConfig, ModelConfig
-from mt3_keras.note_rolls import NOTE_HEADS
+from mt3_keras.models.config import (
+    HEADS,
+    LOWEST_DRUM,
+    LOWEST_PITCH,
+    DetectorConfig,
+    ModelConfig,
+)
 from mt3_keras.notes import Note
 from mt3_keras.outputs import Output, RollOutput, TokenOutput
 from mt3_keras.recording import feed, make_decoder
@@ -325,9 +331,31 @@ def target_outputs(batch: Batch, config: ModelConfig) -> list[Output]:
     """The targets of a batch as if a network had predicted them."""
     if not isinstance(config, DetectorConfig):
         return [TokenOutput(tokens) for tokens in batch["targets"].tolist()]
-    rolls = [np.maximum(batch[head], 0).astype(np.float32) for head in NOTE_HEADS]
-    rolls[NOTE_HEADS.index("strength")] /= 127
-    return [RollOutput(row) for row in np.concatenate(rolls, axis=-1)]
+    return [
+        _target_output({name: array[i] for name, array in batch.items()}, config)
+        for i in range(len(batch["samples"]))
+    ]
+
+
+def _target_output(row: Batch, config: DetectorConfig) -> RollOutput:
+    network = config.network
+    own = slice(network.frames_before, network.frames_before + network.segment_frames)
+    rolls = {head: np.asarray(row[head])[own].astype(np.float32) for head in HEADS}
+    frames, columns = np.nonzero(rolls["onset"] == CERTAIN)
+    onsets = np.zeros((len(frames), 5), np.float32)
+    onsets[:, 0], onsets[:, 1], onsets[:, 2] = frames, columns + LOWEST_PITCH, 1
+    onsets[:, 3] = np.maximum(rolls["strength"][frames, columns], 1)
+    onsets[:, 4] = rolls["unison"][frames, columns] == CERTAIN
+    programs = np.zeros((len(frames), 128), np.float32)
+    place = {cell: i for i, cell in enumerate(zip(frames, columns, strict=True))}
+    for (frame, column), (program, _) in zip(row["cells"], row["programs"], strict=True):
+        if program >= 0 and (i := place.get((frame - own.start, column))) is not None:
+            programs[i, program] = 1
+    hits, drums = np.nonzero(rolls["drum"] == CERTAIN)
+    strokes = np.zeros((len(hits), 4), np.float32)
+    strokes[:, 0], strokes[:, 1], strokes[:, 2] = hits, drums + LOWEST_DRUM, 1
+    strokes[:, 3] = np.maximum(rolls["drum_strength"][hits, 0], 1)
+    return RollOutput(onsets, programs, strokes, (rolls["frame"] < CERTAIN).astype(np.float32))
 
 
 def outputs_to_notes(outputs: Iterable[Output], config: ModelConfig) -> list[Note]:

@@ -124,19 +124,21 @@ class RunConfig:
     # The losses are means over rolls, and the emptier a roll the smaller its mean.
     head_weights: tuple[str, ...] = _setting(
         (
-            "onset=5",
+            "onset=10",
+            "unison=2",
             "offset=5",
-            "frame=1",
-            "drum=20",
-            "program=0.5",
-            "strength=0.2",
-            "class=1",
+            "frame=3",
+            "strength=0.3",
+            "drum=10",
+            "drum_strength=0.2",
+            "names=0.15",
         ),
-        f"Weight of each roll's loss, of {', '.join(HEADS)}; what is left out is not trained.",
+        f"Weight of the loss of each roll, of {', '.join(HEADS)}, and of the names of notes; what "
+        "is left out is not trained.",
         only=ROLLS,
     )
     head_positive_weight: float = _setting(
-        3.0, "What a 1 counts in a roll; a 0 counts 1.", only=ROLLS
+        1.0, "What a 1 counts in a roll, beside what it does by itself.", only=ROLLS
     )
 
     strategy: str = _setting(
@@ -225,8 +227,8 @@ class RunConfig:
                 weights[name] = float(number)
             except ValueError as error:
                 raise ValueError(f"head_weights must be HEAD=NUMBER: got {text!r}") from error
-            known = name in HEADS and 0 <= weights[name] < math.inf
-            _require(known, f"head_weights must be 0 or more, of {', '.join(HEADS)}", text)
+            known = name in (*HEADS, "names") and 0 <= weights[name] < math.inf
+            _require(known, f"head_weights must be 0 or more, of {', '.join(HEADS)}, names", text)
         return weights
 
     def check_network(self, model_config: ModelConfig) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Batch = dict[str, NDArray[Any]]
 
-INPUTS = ("samples", "num_frames", "decoder_tokens")
+INPUTS = ("samples", "cells", "num_frames", "decoder_tokens")
 TOKENS = ("decoder_tokens", "targets")
 NUM_STATES = 512  # batches that `fit` may have drawn and not used
 NUM_PREFETCHED = 2

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from mt3_keras.models.config import DetectorConfig
-from mt3_keras.models.detector import NoteDetector
+from mt3_keras.data.rolls import CERTAIN
+from mt3_keras.models.detector import LOUDEST, NoteDetector
 from mt3_keras.models.loading import build_network, load_model
 from train.config import RunConfig, RunError
 from train.objective import (
     PARTS,
+    POSITIVE_WEIGHTS,
     HeadLoss,
     RollTraining,
     TokenObjective,
@@ -97,9 +98,10 @@ def head_losses(config: RunConfig) -> tuple[HeadLoss, ...]:
     """The losses that a run asks for a detector."""
 
     def one(name: str, weight: float) -> HeadLoss:
-        # Strengths and classes are judged where notes are, and so are not mostly 0.
-        positive_weight = 1.0 if name in ("strength", "class") else config.head_positive_weight
-        return HeadLoss(name, positive_weight, weight, 127 if name == "strength" else 1)
+        positive_weight, largest = POSITIVE_WEIGHTS.get(name), CERTAIN
+        if positive_weight is None:
+            return HeadLoss(name, 1.0, weight, LOUDEST)
+        return HeadLoss(name, config.head_positive_weight * positive_weight, weight, largest)
 
     return tuple(one(name, weight) for name, weight in config.head_weight_of.items())
 
@@ -107,6 +109,8 @@ def head_losses(config: RunConfig) -> tuple[HeadLoss, ...]:
 def _make_backbone(config: RunConfig) -> Backbone:
     model_config = config.model_config()
     start = load_model(config.init_from) if config.init_from else None
+    # On a processor TensorFlow trains the steps in the graph three times as fast as its loop.
+    unroll = keras.backend.backend() == "tensorflow" and not _is_compiled(config)
     if start is not None:
         model_config = model_config or start.model_config
     if model_config is None:
@@ -115,9 +119,9 @@ def _make_backbone(config: RunConfig) -> Backbone:
         network = dataclasses.replace(model_config.network, dropout=config.dropout)
         parts = {**model_config.to_dict(), "network": dataclasses.asdict(network)}
         model_config = type(model_config).from_dict(parts)
-    if start is not None and model_config == start.model_config:
+    if start is not None and model_config == start.model_config and not unroll:
         return start
-    backbone = build_network(model_config)
+    backbone = build_network(model_config, unroll=unroll)
     if start is not None:
         _copy_weights(start, backbone, config.init_from)
     return backbone
@@ -153,7 +157,6 @@ def _freeze(backbone: Backbone, pattern: str) -> None:
         raise RunError(f"freeze={pattern!r} finds {share} of the variables, such as {example}")
     for variable in frozen:
         variable.trainable = False
-    if isinstance(backbone.model_config, DetectorConfig):
-        for norm in backbone.stem.norms:
-            if not norm.trainable_variables:
-                norm.trainable = False  # or its averages would follow the data all the same
+    for layer in backbone._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization) and not layer.trainable_variables:
+            layer.trainable = False  # or its averages would follow the data all the same

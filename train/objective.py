@@ -16,7 +16,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from mt3_keras.codec import EOS, PAD, Codec
-from mt3_keras.models.config import MT3Config
+from mt3_keras.models.config import NUM_CLASSES, PROGRAMS_PER_CLASS, MT3Config
 from mt3_keras.models.detector import NoteDetector
 from mt3_keras.models.mt3 import MT3Backbone
 from train.strategy import ReplicaModel, sum_over_replicas
@@ -58,8 +58,8 @@ class HeadLoss:
     """Binary cross-entropy of one of a detector's rolls.
 
     Attributes:
-      name: of the batch's target, bool or a number from 0 to `largest_target`; what is below 0
-        does not count. The model's output, logits of the same shape, is f"{name}_logits".
+      name: of the batch's target, a number from 0 to `largest_target`; what is below 0 does not
+        count. The model's output, logits of the same shape, is f"{name}_logits".
       positive_weight: how much more a 1 counts than a 0.
       weight: of this loss in the sum.
       largest_target: the target that stands for 1.
@@ -69,6 +69,15 @@ class HeadLoss:
     positive_weight: float = 1.0
     weight: float = 1.0
     largest_target: float = 1.0
+
+
+# What a 1 counts in a roll, where a 0 counts 1: the emptier the roll, the more. Strengths are
+# judged where onsets are, and so are not mostly 0.
+POSITIVE_WEIGHTS = {"onset": 4.0, "unison": 3.0, "offset": 2.0, "frame": 1.2, "drum": 3.0}
+NAMES = "names"  # among the heads, the programs of notes
+NAME_SMOOTHING = 0.05  # of the classes' targets
+PROGRAM_WEIGHT = 0.3  # of the program within its class, beside the class
+BALANCE = 0.7  # a class with n of a batch's notes weighs n ** -BALANCE a note
 
 
 def token_parts(config: MT3Config) -> NDArray[np.int32]:
@@ -127,6 +136,33 @@ def head_cross_entropy(
     targets = ops.maximum(targets, 0.0)
     loss = positive_weight * targets * ops.softplus(-logits) + (1 - targets) * ops.softplus(logits)
     return ops.sum(loss * counts) / ops.maximum(ops.sum(counts), 1.0)
+
+
+def name_loss(class_logits: Any, program_logits: Any, programs: Any) -> Any:
+    """Cross-entropy of the classes of notes and of the programs within them, a scalar.
+
+    Classes that are rare in the batch weigh more.
+
+    Args:
+      class_logits: float [B, K, NUM_CLASSES].
+      program_logits: float [B, K, NUM_CLASSES, PROGRAMS_PER_CLASS].
+      programs: int [B, K, 2] of `rolls.name_targets`: both of a unison count half; rows of -1
+        nothing.
+    """
+    is_note = ops.cast(programs[..., 0] >= 0, "float32")
+    programs = ops.maximum(programs, 0)
+    classes = ops.one_hot(programs // PROGRAMS_PER_CLASS, NUM_CLASSES, dtype="float32")
+    right = ops.mean(classes, axis=-2)
+    smooth = (1 - NAME_SMOOTHING) * right + NAME_SMOOTHING / NUM_CLASSES
+    class_loss = -ops.sum(smooth * ops.log_softmax(class_logits), axis=-1)
+    within = ops.one_hot(programs % PROGRAMS_PER_CLASS, PROGRAMS_PER_CLASS, dtype="float32")
+    both = classes[..., None] * within[..., None, :]  # [B, K, 2, classes, programs]
+    program_loss = -ops.sum(ops.mean(both, axis=-3) * ops.log_softmax(program_logits), (-2, -1))
+    counts = sum_over_replicas(ops.sum(is_note[..., None] * right, axis=(0, 1)))
+    weights = ops.maximum(counts, 1.0) ** -BALANCE
+    note_weights = is_note * ops.sum(right * weights, axis=-1)
+    loss = ops.sum(note_weights * (class_loss + PROGRAM_WEIGHT * program_loss))
+    return loss / ops.maximum(ops.sum(note_weights), 1e-6)
 
 
 class TokenTraining(ReplicaModel):
@@ -191,10 +227,11 @@ class TokenTraining(ReplicaModel):
 
 
 class RollTraining(ReplicaModel):
-    """A `NoteDetector` with the losses of its rolls, to be compiled with an optimizer alone.
+    """A `NoteDetector` with its losses, to be compiled with an optimizer alone, for `fit`.
 
     Takes batches (inputs, targets): the inputs are the backbone's, the targets an entry for each
-    head (see `HeadLoss`). Logs "loss", the weighted sum, and "<head>_loss", each by itself.
+    head (see `HeadLoss`) and "programs" of the notes at the inputs' "cells". Logs "loss", the
+    weighted sum, and "<head>_loss", each by itself.
     """
 
     def __init__(self, backbone: NoteDetector, heads: tuple[HeadLoss, ...], **kwargs: Any) -> None:
@@ -218,12 +255,16 @@ class RollTraining(ReplicaModel):
         num_replicas = sum_over_replicas(ops.ones(()))
         loss = 0.0
         for head in self.heads:
-            head_loss = head_cross_entropy(
-                y_pred[f"{head.name}_logits"],
-                y[head.name],
-                head.positive_weight,
-                head.largest_target,
-            )
+            if head.name == NAMES:
+                logits = (y_pred["class_logits"], y_pred["program_logits"])
+                head_loss = name_loss(*logits, y["programs"])
+            else:
+                head_loss = head_cross_entropy(
+                    y_pred[f"{head.name}_logits"],
+                    y[head.name],
+                    head.positive_weight,
+                    head.largest_target,
+                )
             self.means[head.name].update_state(head_loss)
             loss += head.weight * head_loss / num_replicas
         return loss

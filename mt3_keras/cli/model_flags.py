@@ -59,9 +59,10 @@ def define_model_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "least_confidence",
         None,
-        "Confidence that a detector's notes need, 0 to 1; by default it follows the music.",
+        "Confidence that a detector's notes need, 0 to 1; by default the model's own.",
         flag_values=values,
     )
+    count("num_instruments", None, "Instruments that a detector's notes have at most, but drums.")
     count("threads", None, "Processor cores to use; by default all.")
 
 
@@ -136,6 +137,7 @@ def _decoding_options(values: flags.FlagValues) -> dict[str, Any]:
             "method": values.search,
             "max_tokens": values.max_tokens,
             "least_confidence": values.least_confidence,
+            "num_instruments": values.num_instruments,
         }
     names = (
         "context",
@@ -145,6 +147,7 @@ def _decoding_options(values: flags.FlagValues) -> dict[str, Any]:
         "constrained",
         "search",
         "least_confidence",
+        "num_instruments",
     )
     if chosen := [name for name in names if values[name].using_default_value is False]:
         raise UsageError(f"--exact decodes as the original does: drop --{', --'.join(chosen)}")

@@ -54,13 +54,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
     switch("microphone", False, "Transcribe the microphone (needs the package sounddevice).")
     switch("realtime", False, "Transcribe a file as fast as it would be played, no faster.")
-    flags.DEFINE_float(
-        "hop",
-        None,
-        "Seconds from one segment to the next; less is sooner and more computing. By default as "
-        "in a whole file.",
-        flag_values=values,
-    )
+    switch("low_latency", False, "Tell onsets within .4 s, at the cost of names, ends and work.")
     switch("tie_forcing", False, "Write each segment's tie section from the notes that sound.")
     flags.DEFINE_integer(
         "threads",
@@ -85,7 +79,7 @@ def _stream(values: flags.FlagValues, arguments: list[str]) -> None:
     transcriber = StreamingTranscriber.from_bundle(
         values.bundle,
         num_threads=values.threads,
-        hop=values.hop,
+        low_latency=values.low_latency,
         tie_forcing=values.tie_forcing,
         rules=parse_rules(values),
     )

@@ -33,7 +33,7 @@ from mt3_keras.data.records import (
     Records,
     find_records,
 )
-from mt3_keras.data.rolls import roll_targets
+from mt3_keras.data.rolls import name_targets, roll_targets
 from mt3_keras.models.config import DetectorConfig, ModelConfig, MT3Config
 from mt3_keras.note_encoder import encode_segments, mix_segments, notes_to_events
 from mt3_keras.notes import Note, join_times, map_program, trim_overlaps
@@ -41,6 +41,7 @@ from mt3_keras.segments import check_context
 
 Batch = dict[str, NDArray]
 ENDLESS = 2**40  # records; Grain's own endless length overflows when it is cut into batches
+NAMED_NOTES = 32  # of a chunk, whose names a detector learns
 MAX_DRAWS = 8  # of a chunk whose targets are too long, before the row is left without targets
 
 
@@ -121,7 +122,8 @@ class TrainingBatches(Iterator[Batch]):
     """Batches of chunks and their targets.
 
     Each holds "samples" float32 [B, input_samples]; for a token network "num_frames" int32 [B],
-    "decoder_tokens" and "targets" int32 [B, L], for a detector rolls int8 [B, F, N] (`HEADS`).
+    "decoder_tokens" and "targets" int32 [B, L], for a detector rolls int8 [B, F, N] (`HEADS`),
+    "cells" and "programs" int32 [B, K, 2] of some notes (`rolls.name_targets`).
 
     Attributes:
       num_too_long: chunks drawn anew so far because they had too many tokens.
@@ -237,7 +239,7 @@ class Chunk:
 
     Attributes:
       tokens: end in EOS; empty where there is nothing to learn from.
-      rolls: head -> int8 [F, N].
+      rolls: head -> int8 [F, N], and the "cells" and "programs" of some notes.
       num_too_long: draws before it that were given up.
     """
 
@@ -269,7 +271,7 @@ class ChunkMaker:
         if isinstance(model_config, MT3Config):
             self.target_tokens = config.target_tokens or model_config.network.max_tokens
             self._codec = Codec(model_config.vocabulary.num_velocity_bins)
-        self.segment_frames = model_config.network.segment_frames
+        self.chunk_frames = model_config.window_frames
         self._sets = sets
         self._config = config
         self._model_config = model_config
@@ -298,21 +300,29 @@ class ChunkMaker:
         if isinstance(self._model_config, MT3Config):
             tokens = mix_segments([cut.tokens for cut in cuts], self._codec)
             return Chunk(samples, num_frames, tokens, {})
-        heads = cuts[0].rolls
-        rolls = {head: np.maximum.reduce([cut.rolls[head] for cut in cuts]) for head in heads}
-        return Chunk(samples, num_frames, [], rolls)
+        names = ("cells", "programs")
+        rolls = {
+            head: np.maximum.reduce([cut.rolls[head] for cut in cuts])
+            for head in cuts[0].rolls
+            if head not in names
+        }
+        both = {name: np.concatenate([cut.rolls[name] for cut in cuts]) for name in names if rolls}
+        if both:
+            first = np.argsort(both["programs"][:, 0] < 0, kind="stable")[:NAMED_NOTES]
+            both = {name: rows[first] for name, rows in both.items()}
+        return Chunk(samples, num_frames, [], rolls | both)
 
     def num_frames(self, record: Record) -> int:
         """Frames of a piece; like the original's, an example ends with one more than it fills."""
         return record.num_samples // self.hop_samples + record.is_last
 
     def _draw_start(self, record: Record, chance: np.random.Generator) -> int:
-        return int(chance.integers(1 - self.segment_frames, self.num_frames(record)))
+        return int(chance.integers(1 - self.chunk_frames, self.num_frames(record)))
 
     def _cut(self, record: Record, start: int) -> Chunk:
         """A chunk clipped to the piece; its tokens are still to be mixed."""
         total = self.num_frames(record)
-        first, end = max(0, start), min(total, start + self.segment_frames)
+        first, end = max(0, start), min(total, start + self.chunk_frames)
         return Chunk(
             self._cut_samples(record, first, end),
             end - first,
@@ -360,12 +370,20 @@ class ChunkMaker:
     def _cut_rolls(self, record: Record, first: int, end: int) -> Batch:
         if not isinstance(self._model_config, DetectorConfig):
             return {}
-        return roll_targets(
-            record.notes,
-            record.first_sample // self.hop_samples + first,
+        excerpt = (record.notes, record.first_sample // self.hop_samples + first)
+        rate = self._model_config.spectrogram.frames_per_second
+        rolls = roll_targets(
+            *excerpt,
             num_frames=end - first,
-            segment_frames=self.segment_frames,
-            frames_per_second=self._model_config.spectrogram.frames_per_second,
+            window_frames=self.chunk_frames,
+            frames_per_second=rate,
+        )
+        return rolls | name_targets(
+            *excerpt,
+            num_frames=end - first,
+            max_notes=NAMED_NOTES,
+            frames_per_second=rate,
+            rng=np.random.default_rng(excerpt[1] + self.chunk_frames),
         )
 
 

@@ -56,9 +56,10 @@ class RollEngine:
             samples = np.zeros(shape, np.float32)
             for row, (_, segment) in zip(samples, pool, strict=False):
                 row[:] = segment.samples
-            rolls = _to_numpy(self._detect((), ops.convert_to_tensor(samples)))
+            found = self._detect((), ops.convert_to_tensor(samples))
+            arrays = {name: _to_numpy(array) for name, array in found.items()}
             for i, (index, _) in enumerate(pool):
-                yield index, RollOutput(rolls[i])
+                yield index, RollOutput(**{name: array[i] for name, array in arrays.items()})
 
 
 class TokenEngine:

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from mt3_keras.engines.threads import Jobs, run_in_threads
 from mt3_keras.grammar import MASKED, Grammar, Rules
-from mt3_keras.models.config import ModelConfig, MT3Config
+from mt3_keras.models.config import NUM_PITCHES, DetectorConfig, ModelConfig, MT3Config
 from mt3_keras.models.preset_config import read_config
-from mt3_keras.note_rolls import NUM_COLUMNS
 from mt3_keras.outputs import Output, RollOutput, TokenOutput
 from mt3_keras.quiet import quiet_stderr
 from mt3_keras.segments import AudioSegment
@@ -70,33 +69,54 @@ class EdgeDetector:
     Args:
       folder: of the bundle.
       num_threads: that work on one operation.
+      stream: follow one recording in the small steps of `stream_config`, state and all.
+
+    Attributes:
+      model_config: of the segments that it is given.
 
     Raises:
       BundleError: the folder is no bundle, or its files are damaged or do not belong together.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], num_threads: int = 1) -> None:
-        self.model_config = config = read_bundle_config(folder)
+    def __init__(
+        self, folder: str | os.PathLike[str], num_threads: int = 1, *, stream: bool = False
+    ) -> None:
+        config = read_bundle_config(folder)
+        assert isinstance(config, DetectorConfig)
+        self.model_config = config = config.for_streams() if stream else config
         path = pathlib.Path(folder) / "model.tflite"
         try:
-            self._interpreter = Interpreter(str(path), num_threads=num_threads)
             with quiet_stderr():  # LiteRT prints what it runs on
-                self._interpreter.allocate_tensors()
-            (samples,) = self._interpreter.get_input_details()
-            (rolls,) = self._interpreter.get_output_details()
+                self._interpreter = Interpreter(str(path), num_threads=num_threads)
+                run = self._interpreter.get_signature_runner("stream" if stream else "detect")
+            inputs, outputs = run.get_input_details(), run.get_output_details()
         except (ValueError, RuntimeError) as error:
             raise _damaged(folder) from error
-        shape = (1, config.network.segment_frames, NUM_COLUMNS)
-        if tuple(samples["shape"]) != (1, config.input_samples) or tuple(rolls["shape"]) != shape:
+        self._run, network = run, config.network
+        self._state = {name: inputs[name]["shape"] for name in inputs if name != "samples"}
+        shapes = {name: tuple(outputs[name]["shape"]) for name in outputs}
+        expected = {
+            "onsets": (1, network.max_onsets, 5),
+            "programs": (1, network.max_onsets, 128),
+            "strokes": (1, network.max_strokes, 4),
+            "ended": (1, network.segment_frames, NUM_PITCHES),
+        }
+        if (
+            tuple(inputs["samples"]["shape"]) != (1, config.input_samples)
+            or {name: shapes.get(name) for name in expected} != expected
+        ):
             raise _damaged(folder)
-        self._samples, self._rolls = samples["index"], rolls["index"]
+        self.reset()
 
-    def detect(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Samples [input_samples] -> rolls float32 [F, NUM_COLUMNS]."""
-        self._interpreter.set_tensor(self._samples, samples[None])
-        self._interpreter.invoke()
-        rolls: NDArray[np.float32] = self._interpreter.get_tensor(self._rolls)[0]
-        return rolls
+    def reset(self) -> None:
+        """Of a stream: the next segment is a recording's first."""
+        self._states = {name: np.zeros(shape, np.float32) for name, shape in self._state.items()}
+
+    def detect(self, samples: NDArray[np.float32]) -> RollOutput:
+        """The output of a segment, samples [input_samples]."""
+        found = self._run(samples=samples[None], **self._states)
+        self._states = {name: found[name] for name in self._states}
+        return RollOutput(*(found[name][0] for name in RollOutput._fields))
 
 
 class EdgeModel:
@@ -398,4 +418,4 @@ class RollEngine:
     def _detect(self, detector: EdgeDetector, jobs: Jobs) -> None:
         while waited := jobs.take(block=True):
             number, segment = waited
-            jobs.finish(number, RollOutput(detector.detect(segment.samples)))
+            jobs.finish(number, detector.detect(segment.samples))

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from mt3_keras.codec import EOS
 from mt3_keras.files import open_regular
 from mt3_keras.grammar import Rules
-from mt3_keras.models.config import DetectorConfig, ModelConfig, config_from_dict
-from mt3_keras.note_rolls import NUM_PACKED, RollDecoding, unpack_rolls
+from mt3_keras.models.config import NUM_PITCHES, DetectorConfig, ModelConfig, config_from_dict
+from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.outputs import Output, RollOutput, TokenOutput
 from mt3_keras.quiet import quiet_stderr
 from mt3_keras.recording import Recording, Transcription, make_decoder
@@ -40,8 +40,8 @@ Samples = NDArray[np.float32]
 Answer = TypeVar("Answer")
 
 LONGEST_PAUSE = 20.0  # seconds between two attempts
-# Of an answer in JSON. A detector's rolls take 4 characters for each of 569 numbers a frame, all
-# frames twice, and frames are 256 samples apart: 18 in all. Tokens take less.
+# Of an answer in JSON. A detector's takes about 4 characters for each of the 40,000 numbers of a
+# segment of 65,536 samples, and spaces between them. Tokens take less.
 _BYTES_A_SAMPLE, _MARGIN_BYTES = 64, 2**22
 _MOST_BYTES = 2**28  # of an answer by gRPC, and numbers of a tensor
 
@@ -131,9 +131,8 @@ def cut_requests(
     Each also holds the sound that windows reach to beyond its segments, by which the server sees
     further segments; their outputs are discarded.
     """
-    spectrogram, segment = config.spectrogram, config.segment_samples
-    step = config.hop_frames * spectrogram.hop_samples
-    overhang, lead = spectrogram.overhang_samples, spectrogram.lead_samples
+    step = config.segment_samples
+    overhang, lead = config.overhang_samples, config.lead_samples
     if context == "segment":
         overhang = lead = 0
     num_before = -(-lead // step)  # whole steps, so that segments begin where they do
@@ -141,13 +140,13 @@ def cut_requests(
     for block in blocks:
         held.append(block.astype(np.float32, copy=False))
         num_held += block.size
-        while num_held >= (length := (skip + num_segments - 1) * step + segment + overhang):
+        while num_held >= (length := (skip + num_segments) * step + overhang):
             joined = np.concatenate(held)
             yield Request(joined[:length], skip, num_segments)
             num_used = max(0, skip + num_segments - num_before)  # whole steps
             skip += num_segments - num_used
             held, num_held = [joined[num_used * step :]], num_held - num_used * step
-    num_seen = max(num_held - segment + step, 0) // step + 1
+    num_seen = num_held // step + 1
     yield Request(np.concatenate(held), skip, num_seen - skip)
 
 
@@ -307,15 +306,24 @@ def _reading(address: str) -> Iterator[None]:
 
 def _to_outputs(found: Mapping[str, Any]) -> list[Output]:
     """The outputs of the segments of the only recording of a request."""
-    if "note_rolls" in found:
-        rolls = np.asarray(found["note_rolls"][0], np.uint8)
-        if rolls.ndim != 3 or rolls.shape[2] != NUM_PACKED:
-            raise ValueError(f"note_rolls of shape {rolls.shape}")
-        return [RollOutput(unpack_rolls(packed)) for packed in rolls]
+    if "onsets" in found:
+        arrays = [_to_floats(name, found[name][0]) for name in RollOutput._fields]
+        return [RollOutput(*parts) for parts in zip(*arrays, strict=True)]
     rows = list(found["tokens"][0])
     if not all(type(token) is int for row in rows for token in row):
         raise TypeError("tokens must be integers")
     return [TokenOutput(row[: row.index(EOS) + 1] if EOS in row else row) for row in rows]
+
+
+_COLUMNS = {"onsets": 5, "programs": 128, "strokes": 4, "ended": NUM_PITCHES}
+
+
+def _to_floats(name: str, segments: Any) -> NDArray[np.float32]:
+    """A detector's output of all segments; probabilities come as whole numbers up to 255."""
+    values = np.asarray(segments, np.float32)
+    if values.ndim != 3 or values.shape[2] != _COLUMNS[name] or not np.isfinite(values).all():
+        raise ValueError(f"{name} of shape {values.shape}")
+    return values / np.float32(255) if name in ("programs", "ended") else values
 
 
 def call_patiently(
@@ -383,7 +391,7 @@ def transcribe(
             yield block
 
     decoder = make_decoder(model, config.decoding, exact=config.exact, rules=config.rules)
-    recording = Recording(decoder, model.hop_frames, rate)
+    recording = Recording(decoder, model.network.segment_frames, rate)
     requests = cut_requests(count(blocks), model, config.context, num_segments)
     is_detector = isinstance(model, DetectorConfig)
     for index, output in enumerate(_answers(requests, predict, parallel)):

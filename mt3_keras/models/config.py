@@ -16,16 +16,14 @@ STEPS_PER_SECOND = 100  # the grid of the shift tokens
 LOWEST_PITCH, NUM_PITCHES = 21, 88  # the piano's keys
 LOWEST_DRUM, NUM_DRUMS = 35, 47  # the drum keys of General MIDI, 35 to 81
 NUM_CLASSES = 16  # of General MIDI, eight programs each
-# Rolls that the detector predicts for every frame, and their columns (see `detector`).
+# What the detector predicts for each pitch, and for each drum key and all of them (see `detector`).
+PITCH_HEADS = ("onset", "unison", "offset", "frame", "strength")
 HEADS = {
-    "onset": NUM_PITCHES,
-    "offset": NUM_PITCHES,
-    "frame": NUM_PITCHES,
-    "drum": 128,
-    "program": 128,
-    "strength": NUM_PITCHES + 1,
-    "class": NUM_PITCHES * NUM_CLASSES,
+    **dict.fromkeys(PITCH_HEADS, NUM_PITCHES),
+    "drum": NUM_DRUMS,
+    "drum_strength": 1,
 }
+PROGRAMS_PER_CLASS = 8
 
 
 def _require_positive(config: Any, *names: str) -> None:
@@ -34,12 +32,10 @@ def _require_positive(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be positive: got {getattr(config, name)}")
 
 
-def _check_transformer(config: Any) -> None:
-    """Sizes are positive, the width is even and the dropout a rate."""
+def _check_sizes(config: Any) -> None:
+    """Sizes are positive and the dropout is a rate."""
     sizes = [field.name for field in dataclasses.fields(config) if type(field.default) is int]
     _require_positive(config, *sizes)
-    if config.width % 2:
-        raise ValueError(f"width must be even, half sines and half cosines: got {config.width}")
     if not 0 <= config.dropout < 1:
         raise ValueError(f"dropout must be in [0, 1): got {config.dropout}")
 
@@ -195,7 +191,9 @@ class T5Config:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_transformer(self)
+        _check_sizes(self)
+        if self.width % 2:
+            raise ValueError(f"width must be even, half sines and half cosines: got {self.width}")
 
     def token_limit(self, max_tokens: int | None) -> int:
         """The longest sequence a search may emit; `max_tokens` of None is the network's own.
@@ -211,43 +209,63 @@ class T5Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class DetectorBodyConfig:
-    """Sizes of the detector's stem, T5 encoder and output heads.
+class BodyConfig:
+    """Sizes of the detector's layers and of what it sees at once.
 
     Attributes:
-      segment_frames: spectrogram frames that the network is given at once.
-      frames_per_position: frames that make up one position of the encoder.
-      stem_channels: of each convolution between the spectrum and the encoder.
-      class_width, spectrum_width: hidden units of the class head.
-      mixer_channels, mixer_width: hidden units of the layer that compares pitches.
+      spectrum_channels: that the harmonics of each pitch in each frame are reduced to.
+      channels: of the convolutions.
+      recurrent_width: units of the recurrent layer of each pitch, in each direction.
+      directions: 2 to read time both ways, 1 to read it forwards alone.
+      long_steps: steps that the longest convolution along time sees, half of them ahead.
+      frames_per_step: frames that the first convolution joins; the rolls have all frames again.
+      interval_channels: channels that are compared over all pitches.
+      context_width: units of the recurrent layer of the whole frame, in each direction.
+      frame_width: of what the whole frame is reduced to before that layer, once by way of the
+        convolutions of the pitches and once, for drums, directly.
+      names_width: channels of `NoteNames`.
+      dropout: of its last hidden layer.
+      segment_frames: whose notes are predicted at once.
+      frames_before, frames_after: of the sound around them, in which notes may begin and end too.
+      max_onsets, max_strokes: notes and drum strokes of a segment that are handed out, the
+        likeliest ones.
     """
 
-    width: int = 320
-    num_heads: int = 5
-    head_width: int = 64
-    num_encoder_layers: int = 4
-    mlp_width: int = 768
-    segment_frames: int = 128
-    dropout: float = 0.0
-    frames_per_position: int = 2
-    stem_channels: int = 32
-    class_width: int = 48
-    spectrum_width: int = 64
-    mixer_channels: int = 16
-    mixer_width: int = 24
+    spectrum_channels: int = 24
+    channels: int = 32
+    recurrent_width: int = 32
+    directions: int = 2
+    long_steps: int = 7
+    frames_per_step: int = 2
+    interval_channels: int = 16
+    context_width: int = 96
+    frame_width: int = 192
+    names_width: int = 128
+    dropout: float = 0.2
+    segment_frames: int = 256
+    frames_before: int = 48
+    frames_after: int = 32
+    max_onsets: int = 128
+    max_strokes: int = 64
 
     def __post_init__(self) -> None:
-        _check_transformer(self)
-        if self.segment_frames % self.frames_per_position:
-            raise ValueError(
-                "frames_per_position must divide segment_frames: got "
-                f"{self.frames_per_position} and {self.segment_frames}"
-            )
+        _check_sizes(self)
+        for name in ("segment_frames", "frames_before", "frames_after"):
+            if getattr(self, name) % self.frames_per_step:
+                raise ValueError(
+                    f"frames_per_step must divide {name}: got {self.frames_per_step} and"
+                    f" {getattr(self, name)}"
+                )
 
     @property
-    def num_positions(self) -> int:
-        """Length of the encoder's output."""
-        return self.segment_frames // self.frames_per_position
+    def window_frames(self) -> int:
+        """Of a segment and those around it."""
+        return self.frames_before + self.segment_frames + self.frames_after
+
+    @property
+    def num_features(self) -> int:
+        """Of each pitch at each step, from which its notes are predicted."""
+        return self.directions * self.recurrent_width + self.channels
 
 
 class ModelConfig:
@@ -267,16 +285,27 @@ class ModelConfig:
         return samples
 
     @property
-    def input_samples(self) -> int:
-        """Samples the network is given for a segment: from `lead_samples` before its start on."""
-        around: int = self.spectrogram.lead_samples + self.spectrogram.overhang_samples
-        return self.segment_samples + around
-
-    @property
-    def hop_frames(self) -> int:
-        """Frames from the start of a segment to that of the next."""
+    def window_frames(self) -> int:
+        """Of a segment and those around it of which the network is given the sound."""
         frames: int = self.network.segment_frames
         return frames
+
+    @property
+    def lead_samples(self) -> int:
+        """Samples before a segment that the network is given with it."""
+        samples: int = self.spectrogram.lead_samples
+        return samples
+
+    @property
+    def overhang_samples(self) -> int:
+        """Samples after a segment that the network is given with it."""
+        samples: int = self.spectrogram.overhang_samples
+        return samples
+
+    @property
+    def input_samples(self) -> int:
+        """Samples the network is given for a segment: from `lead_samples` before its start on."""
+        return self.lead_samples + self.segment_samples + self.overhang_samples
 
     @property
     def segment_seconds(self) -> float:
@@ -335,12 +364,30 @@ class DetectorConfig(ModelConfig):
     class_name: ClassVar[str] = "NoteDetector"
 
     spectrogram: HarmonicConfig = HarmonicConfig()
-    network: DetectorBodyConfig = DetectorBodyConfig()
+    network: BodyConfig = BodyConfig()
 
     @property
-    def hop_frames(self) -> int:
-        """Half a segment: every frame is predicted twice (see `note_rolls.Crossfade`)."""
-        return max(1, self.network.segment_frames // 2)
+    def window_frames(self) -> int:
+        return self.network.window_frames
+
+    def for_streams(self) -> DetectorConfig:
+        """The same network on the small segments of a stream, from which it follows its state.
+
+        What lies before a segment then serves the convolutions alone.
+        """
+        frames = {"segment_frames": 8, "frames_before": 8, "frames_after": 8}
+        network = dataclasses.replace(self.network, **frames, max_onsets=16, max_strokes=16)
+        return dataclasses.replace(self, network=network)
+
+    @property
+    def lead_samples(self) -> int:
+        frames = self.network.frames_before
+        return frames * self.spectrogram.hop_samples + self.spectrogram.lead_samples
+
+    @property
+    def overhang_samples(self) -> int:
+        frames = self.network.frames_after
+        return frames * self.spectrogram.hop_samples + self.spectrogram.overhang_samples
 
 
 def config_from_dict(stored: dict[str, Any]) -> ModelConfig:

@@ -1,16 +1,16 @@
-"""Convolutional-recurrent network of `small`: harmonics of each pitch -> rolls of notes and drums.
+"""The detector's body: harmonics of each pitch -> rolls of notes and drums.
 
 Convolutions see how the harmonics of a pitch begin and go on beside those of its neighbours, a
 product with one weight for each interval compares it with all other pitches, and one recurrent
 layer along time, the same for each of the 88 pitches, predicts its notes. A second recurrent layer
-follows the whole frame: it predicts drums and adds its context to every pitch.
+follows the whole frame: it predicts drums, whose noise it is also given directly, and adds its
+context to every pitch.
 
 Published neighbours: Onsets and Frames (Hawthorne et al., ISMIR 2018) for the convolutions, the
 recurrent layer and the heads, Basic Pitch (Bittner et al., ICASSP 2022) for the harmonics. Here the
 recurrent layer is shared by the pitches, as in HPPNet (Wei et al., ISMIR 2022).
 
-Shape letters: B batch, T frames, P steps of `frames_per_step` frames, N pitches, C channels,
-K notes.
+Shape letters: B batch, T frames, P steps of `frames_per_step` frames, N pitches, C channels.
 """
 
 from __future__ import annotations
@@ -22,54 +22,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from mt3_keras.models.config import LOWEST_DRUM as LOWEST_DRUM
-from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES
-from mt3_keras.models.config import NUM_DRUMS as NUM_DRUMS
+from mt3_keras.models.config import NUM_DRUMS, NUM_PITCHES, PITCH_HEADS, BodyConfig
 
-PITCH_HEADS = ("onset", "unison", "offset", "frame", "strength")
-PROGRAMS_PER_CLASS = 8
 INPUT_SCALE = 0.25  # brings `Harmonics`, 0 to about 8, near unit variance
 OCTAVE = 12
 INITIAL_LOGITS = {"onset": -4.0, "unison": -6.0, "offset": -4.0, "frame": -2.0, "strength": 0.0}
 INITIAL_DRUM_LOGIT = -5.0
-# Of `NoteNames`: frames before and from an onset on, and the pitches whose harmonics it compares:
-# its own, and those of which the first harmonic is its third and fourth.
-NAME_FRAMES = (4, 28)
-NAME_INTERVALS = (0, 19, 24)
-
-
-@dataclasses.dataclass(frozen=True)
-class BodyConfig:
-    """Sizes of `DetectorBody` and `NoteNames`.
-
-    Attributes:
-      spectrum_channels: that the harmonics of each pitch in each frame are reduced to.
-      channels: of the convolutions.
-      recurrent_width: units of the recurrent layer of each pitch, in each direction.
-      directions: 2 to read time both ways, 1 to read it forwards alone.
-      long_steps: steps that the longest convolution along time sees, half of them ahead.
-      frames_per_step: frames that the first convolution joins; the rolls have all frames again.
-      interval_channels: channels that are compared over all pitches.
-      context_width: units of the recurrent layer of the whole frame, in each direction.
-      frame_width: of what the whole frame is reduced to before that layer.
-      names_width: channels of `NoteNames`.
-    """
-
-    spectrum_channels: int = 24
-    channels: int = 32
-    recurrent_width: int = 32
-    directions: int = 2
-    long_steps: int = 7
-    frames_per_step: int = 2
-    interval_channels: int = 16
-    context_width: int = 96
-    frame_width: int = 192
-    names_width: int = 128
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be positive: got {getattr(self, field.name)}")
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
@@ -87,16 +45,20 @@ class DetectorBody(keras.layers.Layer):
 
     Returns:
       A dict of float32 logits: those of `PITCH_HEADS` [B, T, NUM_PITCHES], "drum"
-      [B, T, NUM_DRUMS] of the keys from `LOWEST_DRUM` on and "drum_strength" [B, T, 1], without
-      the margins. "unison" says that two notes of one pitch begin together; of "strength" the
-      sigmoid is velocity / 127. "states" is a dict of the forward states after each step,
+      [B, T, NUM_DRUMS] of the keys from `config.LOWEST_DRUM` on and "drum_strength" [B, T, 1],
+      without the margins. "unison" says that two notes of one pitch begin together; of "strength"
+      the sigmoid is velocity / 127. "features" [B, P, NUM_PITCHES, num_features] are what the
+      first were made of, for `NoteNames`. "states" is a dict of the forward states after each step,
       "pitches" [B, P, NUM_PITCHES, recurrent_width] and "context" [B, P, context_width].
     """
 
-    def __init__(self, config: BodyConfig, unroll: bool = False, **kwargs: Any) -> None:
-        """`unroll` builds the recurrent layers without a loop, for LiteRT; T must be static."""
+    def __init__(
+        self, config: BodyConfig | dict[str, Any], unroll: bool = False, **kwargs: Any
+    ) -> None:
+        """`unroll` builds the recurrent layers without a loop; T must be static."""
         super().__init__(**kwargs)
-        self.config, self.unroll = config, unroll
+        self.config = config = BodyConfig(**config) if isinstance(config, dict) else config
+        self.unroll = unroll
         channels, policy = config.channels, self.dtype_policy
 
         def convolution(name: str, size: tuple[int, int], num: int = channels, **more: Any) -> Any:
@@ -128,10 +90,28 @@ class DetectorBody(keras.layers.Layer):
         self.octaves = convolution("octaves", (1, 3), channels // 2, dilation_rate=(1, OCTAVE))
         self.to_intervals = convolution("to_intervals", (1, 1), config.interval_channels)
         self.join = convolution("join", (1, 1))
-        self.norms = [norm(f"norm_{i}") for i in range(6)]
+        self.norms = [norm(f"norm_{i}") for i in range(7)]
         self.to_frame = convolution("to_frame", (1, 1), 8)
         self.frame = keras.layers.Dense(
             config.frame_width, kernel_initializer="he_normal", dtype=policy, name="frame"
+        )
+        self.to_noise = keras.layers.Dense(6, dtype=policy, name="to_noise")
+        self.noise = keras.layers.Dense(
+            config.frame_width // 2,
+            activation="relu",
+            kernel_initializer="he_normal",
+            dtype=policy,
+            name="noise",
+        )
+        self.strokes = keras.layers.Conv1D(
+            config.frame_width,
+            2 * steps + 1,
+            strides=steps,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            dtype=policy,
+            name="strokes",
         )
         self.context = Recurrent(
             config.context_width, config.directions, unroll, dtype=policy, name="context"
@@ -162,15 +142,17 @@ class DetectorBody(keras.layers.Layer):
         for layer in self.norms[:4]:
             layer.build(maps)
         self.norms[4].build((*maps[:-1], config.interval_channels))
-        self.norms[5].build((None, None, config.frame_width))
+        for layer in self.norms[5:]:
+            layer.build((None, None, config.frame_width))
         self.frame.build((None, None, NUM_PITCHES * 8))
-        self.context.build((None, None, config.frame_width))
+        self.to_noise.build(harmonics_shape)
+        self.noise.build((None, None, NUM_PITCHES * self.to_noise.units))
+        self.strokes.build((None, None, config.frame_width // 2))
+        self.context.build((None, None, 2 * config.frame_width))
         self.add_context.build((None, None, config.directions * config.context_width))
         self.recurrent.build((None, None, config.channels))
-        self.pitch_logits.build(
-            (None, None, config.directions * config.recurrent_width + config.channels)
-        )
-        whole = config.directions * config.context_width + config.frame_width
+        self.pitch_logits.build((None, None, config.num_features))
+        whole = config.directions * config.context_width + 2 * config.frame_width
         self.drum_hidden.build((None, None, whole))
         self.drum_logits.build((None, None, config.frame_width))
         self.intervals = self.add_weight(
@@ -187,18 +169,20 @@ class DetectorBody(keras.layers.Layer):
         training: Any = None,
     ) -> dict[str, Any]:
         features = self._convolve(harmonics, training)  # [B, P, N, C]
-        last = features.shape[1] - margin_steps[1] if any(margin_steps) else None
-        features = features[:, margin_steps[0] : last]
+        strokes = self._find_strokes(harmonics, training)  # [B, P, frame_width]
+        if any(margin_steps):
+            own = slice(margin_steps[0], features.shape[1] - margin_steps[1])
+            features, strokes = features[:, own], strokes[:, own]
         state = state or {}
-        frame = ops.relu(self.to_frame(features))
-        num_steps = ops.shape(frame)[1]
-        flat = ops.reshape(frame, (-1, num_steps, NUM_PITCHES * frame.shape[-1]))
-        frame = ops.relu(self.norms[5](self.frame(flat), training=training))
+        frame = _flatten(ops.relu(self.to_frame(features)))
+        frame = ops.relu(self.norms[5](self.frame(frame), training=training))
+        frame = ops.concatenate([frame, strokes], axis=-1)
         context = self.context(ops.transpose(frame, (1, 0, 2)), state.get("context"))
         context = ops.transpose(context, (1, 0, 2))
         features = ops.relu(features + self.add_context(context)[:, :, None])
         pitches = self._along_time(features, state.get("pitches"))
-        pitch_logits = self.pitch_logits(ops.concatenate([pitches, features], axis=-1))
+        features = ops.concatenate([pitches, features], axis=-1)
+        pitch_logits = self.pitch_logits(features)
         whole = self.drum_hidden(ops.concatenate([context, frame], axis=-1))
         drum_logits = self._to_frames(self.drum_logits(whole), 1)
         rolls = ops.split(self._to_frames(pitch_logits, NUM_PITCHES), len(PITCH_HEADS), axis=-1)
@@ -206,6 +190,7 @@ class DetectorBody(keras.layers.Layer):
             **{head: roll[..., 0] for head, roll in zip(PITCH_HEADS, rolls, strict=True)},
             "drum": drum_logits[:, :, 0, :NUM_DRUMS],
             "drum_strength": drum_logits[:, :, 0, NUM_DRUMS:],
+            "features": features,
             "states": {
                 "pitches": pitches[..., : self.config.recurrent_width],
                 "context": context[..., : self.config.context_width],
@@ -222,6 +207,12 @@ class DetectorBody(keras.layers.Layer):
         compared = ops.relu(self.norms[4](self._compare(x), training=training))
         joined = ops.concatenate([x, long, octaves, compared], axis=-1)
         return self.norms[3](self.join(joined), training=training)
+
+    def _find_strokes(self, harmonics: Any, training: Any) -> Any:
+        """The spectrum of each frame, pitch or none, as the noise of a drum has: [B, P, C]."""
+        noise = self.to_noise(ops.cast(harmonics, self.compute_dtype) * INPUT_SCALE)
+        noise = self.strokes(self.noise(_flatten(noise)))
+        return ops.relu(self.norms[6](noise, training=training))
 
     def _compare(self, x: Any) -> Any:
         """Each channel at each pitch, summed over all pitches by its interval's weight."""
@@ -251,11 +242,8 @@ class DetectorBody(keras.layers.Layer):
         own = {"config": dataclasses.asdict(self.config), "unroll": self.unroll}
         return {**super().get_config(), **own}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> DetectorBody:
-        return cls(**{**config, "config": BodyConfig(**config["config"])})
 
-
+@keras.saving.register_keras_serializable(package="mt3_keras")
 class Recurrent(keras.layers.Layer):
     """Gated recurrent units along time: [P, R, C] -> outputs [P, R, directions * width].
 
@@ -307,25 +295,35 @@ class Recurrent(keras.layers.Layer):
             outputs.append(ops.flip(found, axis=0) if i else found)
         return ops.concatenate(outputs, axis=-1)
 
+    def get_config(self) -> dict[str, Any]:
+        own = {"width": self.width, "directions": self.directions, "unroll": self.unroll}
+        return {**super().get_config(), **own}
+
     def _run(self, inputs: Any, state: Any, kernel: Any) -> Any:
         """Projected inputs [P, R, 3 * width] -> states [P, R, width]."""
-        kernel = ops.cast(kernel, self.compute_dtype)
+        kernel, width = ops.cast(kernel, self.compute_dtype), self.width
+        gates, new = inputs[..., : 2 * width], inputs[..., 2 * width :]  # update, reset; new
 
         def step(state: Any, projected: Any) -> tuple[Any, Any]:
-            kept, reset, new = ops.split(projected, 3, axis=-1)
-            kept_by, reset_by, new_by = ops.split(ops.matmul(state, kernel), 3, axis=-1)
-            kept, reset = ops.sigmoid(kept + kept_by), ops.sigmoid(reset + reset_by)
-            new = ops.tanh(new + reset * new_by)
+            gates, new = projected
+            to_gates, to_new = ops.split(ops.matmul(state, kernel), [2 * width], axis=-1)
+            kept, reset = ops.split(ops.sigmoid(gates + to_gates), 2, axis=-1)
+            new = ops.tanh(new + reset * to_new)
             state = new + kept * (state - new)
             return state, state
 
         if not self.unroll:
-            return ops.scan(step, state, inputs)[1]
+            return ops.scan(step, state, (gates, new))[1]
         states = []
-        for projected in ops.unstack(inputs, axis=0):
+        for projected in zip(ops.unstack(gates, axis=0), ops.unstack(new, axis=0), strict=True):
             state, _ = step(state, projected)
             states.append(state)
         return ops.stack(states)
+
+
+def _flatten(x: Any) -> Any:
+    """[B, T, N, C] -> [B, T, N * C]."""
+    return ops.reshape(x, (-1, ops.shape(x)[1], x.shape[2] * x.shape[3]))
 
 
 def _logits(name: str, initial: Any) -> Any:
@@ -335,109 +333,3 @@ def _logits(name: str, initial: Any) -> Any:
         dtype="float32",
         name=name,
     )
-
-
-@keras.saving.register_keras_serializable(package="mt3_keras")
-class NoteNames(keras.layers.Layer):
-    """What plays each note found: logits of instrument classes and of the programs within each.
-
-    It looks at the harmonics of the note's pitch for half a second around its onset, at those of
-    two pitches above it for harmonics up to the 28th, and at the pitch itself.
-
-    Call arguments:
-      harmonics: float32 [B, T, NUM_PITCHES, C] of `spectrogram.Harmonics`.
-      cells: int32 [B, K, 2], frame and pitch column (from 0) of each note's onset.
-
-    Returns:
-      float32 logits [B, K, NUM_CLASSES] and [B, K, NUM_CLASSES, PROGRAMS_PER_CLASS].
-    """
-
-    def __init__(self, config: BodyConfig, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.config = config
-        width, policy = config.names_width, self.dtype_policy
-        self.spectrum = keras.layers.Dense(
-            width // 2,
-            activation="relu",
-            kernel_initializer="he_normal",
-            dtype=policy,
-            name="spectrum",
-        )
-        self.course = [
-            keras.layers.Conv1D(
-                width,
-                5 if i == 0 else 3,
-                strides=2,
-                padding="same",
-                activation="relu",
-                kernel_initializer="he_normal",
-                dtype=policy,
-                name=f"course_{i}",
-            )
-            for i in range(4)
-        ]
-        self.norms = [
-            keras.layers.BatchNormalization(momentum=0.98, dtype=policy, name=f"norm_{i}")
-            for i in range(4)
-        ]
-        self.hidden = keras.layers.Dense(
-            width, activation="relu", kernel_initializer="he_normal", dtype=policy, name="hidden"
-        )
-        self.dropout = keras.layers.Dropout(0.2, dtype=policy)
-        self.pitches = keras.layers.Embedding(NUM_PITCHES, width, dtype=policy, name="pitches")
-        self.classes = keras.layers.Dense(NUM_CLASSES, dtype="float32", name="classes")
-        self.programs = keras.layers.Dense(
-            NUM_CLASSES * PROGRAMS_PER_CLASS, dtype="float32", name="programs"
-        )
-
-    def build(self, harmonics_shape: Any, cells_shape: Any = None) -> None:
-        width, frames = self.config.names_width, sum(NAME_FRAMES)
-        self.spectrum.build((None, frames, len(NAME_INTERVALS) * harmonics_shape[-1]))
-        for i, (course, norm) in enumerate(zip(self.course, self.norms, strict=True)):
-            course.build((None, frames // 2**i, width // 2 if i == 0 else width))
-            norm.build((None, frames // 2 ** (i + 1), width))
-        self.pitches.build(())
-        self.hidden.build((None, (frames // 16 + 1) * width))
-        self.classes.build((None, width))
-        self.programs.build((None, width))
-
-    def call(self, harmonics: Any, cells: Any, training: Any = None) -> tuple[Any, Any]:
-        num_notes = ops.shape(cells)[1]
-        looks = self.gather(harmonics, cells)
-        classes, programs = self.classify(looks, ops.reshape(cells[..., 1], (-1,)), training)
-        return (
-            ops.reshape(classes, (-1, num_notes, NUM_CLASSES)),
-            ops.reshape(programs, (-1, num_notes, NUM_CLASSES, PROGRAMS_PER_CLASS)),
-        )
-
-    def gather(self, harmonics: Any, cells: Any) -> Any:
-        """What `classify` looks at: float32 [B * K, frames, intervals * C], 0 beyond the edges."""
-        before, after = NAME_FRAMES
-        channels = harmonics.shape[-1]
-        padded = ops.pad(harmonics, ((0, 0), (before, after), (0, max(NAME_INTERVALS)), (0, 0)))
-        num_frames, num_columns = ops.shape(padded)[1], NUM_PITCHES + max(NAME_INTERVALS)
-        frames = ops.cast(cells[..., 0, None, None], "int32") + np.arange(before + after)[:, None]
-        columns = ops.cast(cells[..., 1, None, None], "int32") + np.array(NAME_INTERVALS)
-        rows = ops.arange(ops.shape(cells)[0])[:, None, None, None] * num_frames
-        flat = (rows + frames) * num_columns + columns  # [B, K, frames, intervals]
-        looks = ops.take(ops.reshape(padded, (-1, channels)), flat, axis=0)
-        return ops.reshape(looks, (-1, before + after, len(NAME_INTERVALS) * channels))
-
-    def classify(self, looks: Any, columns: Any, training: Any = None) -> tuple[Any, Any]:
-        """Looks of `gather`, pitch columns int [K] -> logits [K, classes], [K, all programs]."""
-        own = looks[..., : looks.shape[-1] // len(NAME_INTERVALS)]
-        x = looks - ops.mean(own, axis=(1, 2), keepdims=True)
-        x = self.spectrum(ops.cast(x, self.compute_dtype) * (2 * INPUT_SCALE))
-        for course, norm in zip(self.course, self.norms, strict=True):
-            x = norm(course(x), training=training)
-        flat = ops.reshape(x, (-1, x.shape[1] * x.shape[2]))
-        x = self.hidden(ops.concatenate([flat, self.pitches(columns)], axis=-1))
-        x = self.dropout(x, training=training)
-        return self.classes(x), self.programs(x)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "config": dataclasses.asdict(self.config)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> NoteNames:
-        return cls(**{**config, "config": BodyConfig(**config["config"])})

@@ -93,12 +93,17 @@ def _check_weights(path: pathlib.Path, num_weights: int) -> None:
                 raise ModelError(f"{path}: {array.name} is not of finite numbers; copy it again")
 
 
-def build_network(config: ModelConfig, dtype: str | None = None) -> Backbone:
-    """The network that a config describes, with random weights."""
+def build_network(
+    config: ModelConfig, dtype: str | None = None, *, unroll: bool = False
+) -> Backbone:
+    """The network that a config describes, with random weights.
+
+    `unroll` writes the recurrent steps of a detector into the graph one by one.
+    """
     if isinstance(config, DetectorConfig):
         from mt3_keras.models.detector import NoteDetector
 
-        return NoteDetector(**config.to_dict(), dtype=dtype)
+        return NoteDetector(**config.to_dict(), unroll=unroll, dtype=dtype)
     from mt3_keras.models.mt3 import MT3Backbone
 
     return MT3Backbone(**config.to_dict(), dtype=dtype)

@@ -18,6 +18,7 @@ from mt3_keras.models.config import (
 )
 
 EPSILON = 1e-5
+NUM_BANDS = 8
 A0_HZ = 27.5  # the lowest of the pitches with harmonics of their own
 
 
@@ -116,6 +117,20 @@ def log_frequency_matrix(config: HarmonicConfig, window_samples: int) -> NDArray
     return np.maximum(0.0, 1 - np.abs(fourier_hz[:, None] - centres) / reach).astype(np.float32)
 
 
+def _bands(matrix: NDArray[np.float32]) -> list[tuple[slice, NDArray[np.float32]]]:
+    """A matrix of narrow triangles in parts: the rows that matter to some columns, and these.
+
+    The product of the parts takes a quarter of the time.
+    """
+    parts = np.array_split(matrix, NUM_BANDS, axis=1)
+    found = []
+    for part in parts:
+        rows = np.flatnonzero(part.any(axis=1))
+        reach = slice(int(rows[0]), int(rows[-1]) + 1)
+        found.append((reach, np.ascontiguousarray(part[reach])))
+    return found
+
+
 @keras.saving.register_keras_serializable(package="mt3_keras")
 class Harmonics(keras.layers.Layer):
     """For each pitch of the piano the strength of its harmonics, seen through two windows.
@@ -137,13 +152,14 @@ class Harmonics(keras.layers.Layer):
         self.config = config = HarmonicConfig(**config) if isinstance(config, dict) else config
         self._lengths = (config.window_samples, config.short_window_samples)
         self._windows = [hann(n) / (n / 4) for n in self._lengths]  # a full-scale sine becomes 1
-        self._matrices = [log_frequency_matrix(config, n) / config.floor for n in self._lengths]
+        matrices = [log_frequency_matrix(config, n) / config.floor for n in self._lengths]
+        self._bands = [_bands(matrix) for matrix in matrices]
         per_octave = config.bins_per_octave
         width = per_octave // 12
         first = np.array([round(per_octave * np.log2(h)) - width // 2 for h in config.harmonics])
         bins = first[:, None] + np.arange(width)  # of the lowest pitch
         pitches = np.arange(NUM_PITCHES)[:, None, None] * width
-        num_bins = self._matrices[0].shape[1]
+        num_bins = matrices[0].shape[1]
         outside = len(self._lengths) * num_bins  # a column of zeros
         indices = bins + pitches  # [88, harmonics, width]
         self._indices = np.concatenate(
@@ -157,12 +173,11 @@ class Harmonics(keras.layers.Layer):
     def call(self, samples: Any) -> Any:
         config = self.config
         spectra = []
-        for length, window, matrix in zip(
-            self._lengths, self._windows, self._matrices, strict=True
-        ):
+        for length, window, bands in zip(self._lengths, self._windows, self._bands, strict=True):
             inset = (config.window_samples - length) // 2
             inner = samples[:, inset : samples.shape[1] - inset]
-            spectra.append(ops.matmul(magnitudes(inner, window, config.hop_samples), matrix))
+            found = magnitudes(inner, window, config.hop_samples)
+            spectra += [ops.matmul(found[..., reach], matrix) for reach, matrix in bands]
         log_BTM = ops.log1p(ops.concatenate(spectra, axis=-1))
         log_BTM = ops.pad(log_BTM, [(0, 0), (0, 0), (0, 1)])
         return ops.take(log_BTM, self._indices, axis=-1)

@@ -1,0 +1,149 @@
+"""What plays each note that the detector finds.
+
+Shape letters: B batch, T frames, P steps of the body, N pitches, C channels, K notes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES, PROGRAMS_PER_CLASS, BodyConfig
+from mt3_keras.models.detector_body import INPUT_SCALE
+
+# Frames before and from an onset on, and the pitches whose harmonics are compared: the note's own,
+# and those of which the first harmonic is its third and fourth.
+FRAMES = (4, 28)
+INTERVALS = (0, 19, 24)
+STEPS = (0, 3, 8)  # from an onset on, at which the features of the body are seen
+
+
+@keras.saving.register_keras_serializable(package="mt3_keras")
+class NoteNames(keras.layers.Layer):
+    """What plays each note found: logits of instrument classes and of the programs within each.
+
+    It looks at the harmonics of the note's pitch for half a second around its onset, at those of
+    two pitches above it for harmonics up to the 28th, at the pitch itself, and at the features of
+    `DetectorBody`, which know what belongs to other notes.
+
+    Call arguments:
+      harmonics: float32 [B, T, NUM_PITCHES, C] of `spectrogram.Harmonics`.
+      features: [B, P, NUM_PITCHES, F], the body's of the same frames.
+      cells: int32 [B, K, 2], frame and pitch column (from 0) of each note's onset.
+
+    Returns:
+      float32 logits [B, K, NUM_CLASSES] and [B, K, NUM_CLASSES, PROGRAMS_PER_CLASS].
+    """
+
+    def __init__(self, config: BodyConfig | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config = BodyConfig(**config) if isinstance(config, dict) else config
+        width, policy = config.names_width, self.dtype_policy
+        self.spectrum = keras.layers.Dense(
+            width // 2,
+            activation="relu",
+            kernel_initializer="he_normal",
+            dtype=policy,
+            name="spectrum",
+        )
+        self.course = [
+            keras.layers.Conv1D(
+                width,
+                5 if i == 0 else 3,
+                strides=2,
+                padding="same",
+                activation="relu",
+                kernel_initializer="he_normal",
+                dtype=policy,
+                name=f"course_{i}",
+            )
+            for i in range(4)
+        ]
+        self.norms = [
+            keras.layers.BatchNormalization(momentum=0.98, dtype=policy, name=f"norm_{i}")
+            for i in range(4)
+        ]
+        self.hidden = keras.layers.Dense(
+            width, activation="relu", kernel_initializer="he_normal", dtype=policy, name="hidden"
+        )
+        self.dropout = keras.layers.Dropout(config.dropout, dtype=policy, name="dropout")
+        self.pitches = keras.layers.Embedding(NUM_PITCHES, width, dtype=policy, name="pitches")
+        self.context = keras.layers.Dense(
+            width, activation="relu", kernel_initializer="he_normal", dtype=policy, name="context"
+        )
+        self.classes = keras.layers.Dense(NUM_CLASSES, dtype="float32", name="classes")
+        self.programs = keras.layers.Dense(
+            NUM_CLASSES * PROGRAMS_PER_CLASS, dtype="float32", name="programs"
+        )
+
+    def build(
+        self, harmonics_shape: Any, features_shape: Any = None, cells_shape: Any = None
+    ) -> None:
+        width, frames = self.config.names_width, sum(FRAMES)
+        self.context.build((None, len(STEPS) * self.config.num_features))
+        self.spectrum.build((None, frames, len(INTERVALS) * harmonics_shape[-1]))
+        for i, (course, norm) in enumerate(zip(self.course, self.norms, strict=True)):
+            course.build((None, frames // 2**i, width // 2 if i == 0 else width))
+            norm.build((None, frames // 2 ** (i + 1), width))
+        self.pitches.build(())
+        self.hidden.build((None, (frames // 16 + 2) * width))
+        self.classes.build((None, width))
+        self.programs.build((None, width))
+
+    def call(
+        self, harmonics: Any, features: Any, cells: Any, training: Any = None
+    ) -> tuple[Any, Any]:
+        num_notes = ops.shape(cells)[1]
+        context = self.context(self._gather_features(features, cells))
+        columns = self.pitches(ops.reshape(cells[..., 1], (-1,)))
+        classes, programs = self._classify(
+            self._gather(harmonics, cells), columns, context, training
+        )
+        return (
+            ops.reshape(classes, (-1, num_notes, NUM_CLASSES)),
+            ops.reshape(programs, (-1, num_notes, NUM_CLASSES, PROGRAMS_PER_CLASS)),
+        )
+
+    def _gather_features(self, features: Any, cells: Any) -> Any:
+        """Features at the onsets and a little later, [B * K, steps * F]."""
+        num_steps, channels = ops.shape(features)[1], features.shape[-1]
+        steps = ops.cast(cells[..., :1], "int32") // self.config.frames_per_step
+        steps = ops.minimum(steps + np.array(STEPS), num_steps - 1)
+        rows = ops.arange(ops.shape(cells)[0])[:, None, None] * num_steps
+        flat = (rows + steps) * NUM_PITCHES + ops.cast(cells[..., 1:], "int32")
+        found = ops.take(ops.reshape(features, (-1, channels)), flat, axis=0)
+        return ops.reshape(found, (-1, len(STEPS) * channels))
+
+    def _gather(self, harmonics: Any, cells: Any) -> Any:
+        """Harmonics around the onsets, [B * K, frames, intervals * C]; 0 beyond the edges."""
+        before, after = FRAMES
+        channels = harmonics.shape[-1]
+        padded = ops.pad(harmonics, ((0, 0), (before, after), (0, max(INTERVALS)), (0, 0)))
+        num_frames, num_columns = ops.shape(padded)[1], NUM_PITCHES + max(INTERVALS)
+        frames = ops.cast(cells[..., 0, None, None], "int32") + np.arange(before + after)[:, None]
+        columns = ops.cast(cells[..., 1, None, None], "int32") + np.array(INTERVALS)
+        rows = ops.arange(ops.shape(cells)[0])[:, None, None, None] * num_frames
+        flat = (rows + frames) * num_columns + columns  # [B, K, frames, intervals]
+        looks = ops.take(ops.reshape(padded, (-1, channels)), flat, axis=0)
+        return ops.reshape(looks, (-1, before + after, len(INTERVALS) * channels))
+
+    def _classify(
+        self, looks: Any, columns: Any, context: Any, training: Any = None
+    ) -> tuple[Any, Any]:
+        """Looks of `_gather`, the rest [K, C] each -> logits [K, classes], [K, all programs]."""
+        own = looks[..., : looks.shape[-1] // len(INTERVALS)]
+        x = looks - ops.mean(own, axis=(1, 2), keepdims=True)
+        x = self.spectrum(ops.cast(x, self.compute_dtype) * (2 * INPUT_SCALE))
+        for course, norm in zip(self.course, self.norms, strict=True):
+            x = norm(course(x), training=training)
+        flat = ops.reshape(x, (-1, x.shape[1] * x.shape[2]))
+        x = self.hidden(ops.concatenate([flat, columns, context], axis=-1))
+        x = self.dropout(x, training=training)
+        return self.classes(x), self.programs(x)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "config": dataclasses.asdict(self.config)}
