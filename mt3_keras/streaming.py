@@ -48,7 +48,11 @@ class NoteOn(NamedTuple):
 
 
 class NewNotes(list[Note]):
-    """Notes that have ended, by onset; `started` are those that began and still sound."""
+    """Notes that have ended, by onset; `started` are those that began and still sound.
+
+    A detector names a note when it begins and again, better, when it ends: onset and pitch say
+    which it is.
+    """
 
     def __init__(self, notes: Iterable[Note] = (), started: Iterable[NoteOn] = ()) -> None:
         super().__init__(notes)
@@ -183,8 +187,9 @@ class StreamingTranscriber:
         found = NewNotes()
         for segment in self._cutter.push(check_samples(samples)):
             self._read(segment, found, is_last=False)
-        sounding = set(self.sounding)  # a long block may hold the ends of what it began
-        return NewNotes(sort_notes(found), [note for note in found.started if note in sounding])
+        # A long block may hold the ends of what it began, and better names of it.
+        started = {note[:3] for note in found.started}
+        return NewNotes(sort_notes(found), [note for note in self.sounding if note[:3] in started])
 
     def flush(self) -> NewNotes:
         """Ends the recording: all the notes that are left. Then it is as after `reset`."""
@@ -198,16 +203,19 @@ class StreamingTranscriber:
     def _read(self, segment: AudioSegment, found: NewNotes, *, is_last: bool) -> None:
         decoder, before = self._decoder, self._decoder.open_notes
         output = self._predict(segment, before)
-        start, config = segment.start, self.model_config
-        end = start + segment.num_frames / config.spectrogram.frames_per_second
+        config = self.model_config
+        rate = config.spectrogram.frames_per_second
+        # To the last bit where the next segment starts: steps hang on it.
+        end = (round(segment.start * rate) + segment.num_frames) / rate
         is_open = is_last and isinstance(config, MT3Config)  # tokens may go on past the sound
-        feed(decoder, start, output, None if is_open else end)
+        feed(decoder, segment.start, output, None if is_open else end)
         if is_last:
             decoder.finish()
         found.extend(decoder.notes)
         decoder.notes.clear()
         decoder.confidences.clear()
-        new = {key: note for key, note in decoder.open_notes.items() if before.get(key) != note}
+        known = {(pitch, note) for (_, pitch), note in before.items()}  # of any name
+        new = {key: n for key, n in decoder.open_notes.items() if (key[1], n) not in known}
         found.started += _note_ons(new)
 
     def _make_predict(

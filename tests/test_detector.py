@@ -108,7 +108,7 @@ def test_a_note_has_ended_where_it_is_silent_or_let_go() -> None:
 def test_programs_are_those_that_the_notes_names_say() -> None:
     model, samples = build(), random_samples()
     found = to_numpy(model.detect(samples))
-    cells = found["onsets"][..., :2].astype(np.int32) + (OWN.start, -LOWEST_PITCH)
+    cells = found["onsets"][..., :2].astype(np.int32) + np.array([OWN.start, -LOWEST_PITCH])
     named = model({"samples": samples, "cells": cells})
     classes = ops.convert_to_numpy(ops.softmax(named["class_logits"]))
     within = ops.convert_to_numpy(ops.softmax(named["program_logits"], axis=-1))

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from mt3_keras import Transcriber
 from mt3_keras.codec import EOS, Codec
 from mt3_keras.grammar import Rules
-from mt3_keras.models.config import LOWEST_PITCH, MT3, NUM_PITCHES, SMALL, LogMelConfig
+from mt3_keras.models.config import (
+    LOWEST_PITCH,
+    MT3,
+    NUM_PITCHES,
+    SMALL,
+    DetectorConfig,
+    LogMelConfig,
+)
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_encoder import encode_segments, notes_to_events
 from mt3_keras.note_rolls import RollDecoding
@@ -133,22 +140,28 @@ def ramp(seconds):
     return np.arange(1, round(16_000 * seconds) + 1).astype(np.float32)
 
 
-def join(answers):
-    """The notes of all answers; each answer is checked."""
+def join(answers, *, renames=False):
+    """The notes of all answers; each answer is checked. `renames`: names may get better."""
+
+    def begun(note, program):
+        return NoteOn(note.onset, note.pitch, note.velocity, 0 if renames else program)
+
     notes, sounding = [], set()
     for answer in answers:
         assert list(answer) == sort_notes(answer)
-        ended = {NoteOn(n.onset, n.pitch, n.velocity, n.program) for n in answer if not n.is_drum}
-        assert not ended & set(answer.started)
-        assert not sounding & set(answer.started)
-        sounding = (sounding | set(answer.started)) - ended
+        ended = {begun(n, n.program) for n in answer if not n.is_drum}
+        started = {begun(n, n.program) for n in answer.started}
+        assert not ended & started
+        assert not sounding & started
+        sounding = (sounding | started) - ended
         notes += answer
     assert not sounding  # what began has ended
     return sort_notes(notes)
 
 
 def transcribe(stream, blocks):
-    return join([*(stream.push(block) for block in blocks), stream.flush()])
+    renames = isinstance(stream.model_config, DetectorConfig)
+    return join([*(stream.push(block) for block in blocks), stream.flush()], renames=renames)
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +217,9 @@ def test_any_blocks_give_the_notes_of_the_whole_recording_of_a_detector(
     blocks = np.split(samples, sorted(min(cut, num_samples) for cut in cuts))
     stream = StreamingTranscriber(detector, decoding=EAGER, context=context)
     expected = Transcriber(detector_bundle, context=context).transcribe(samples).notes
-    assert transcribe(stream, blocks) == expected
-    assert len(expected) > 3
+    found = transcribe(stream, blocks)  # whose names are those of the piece so far
+    assert [note[:4] for note in found] == [note[:4] for note in sort_notes(expected)]
+    assert len(expected) > 3 or num_samples < 20_000
 
 
 def test_single_samples_give_the_notes_of_the_whole_recording(stream, offline):
@@ -253,13 +267,12 @@ def test_a_second_recording_begins_anew(stream, offline):
     assert transcribe(stream, [second]) == expected[1]
 
 
-@pytest.mark.parametrize("kind", ["tokens", "rolls", "overlapping rolls"])
+@pytest.mark.parametrize("kind", ["tokens", "rolls"])
 def test_a_stream_of_no_samples_is_one_segment_of_silence(model, detector, kind):
     def make():
         if kind == "tokens":
             return StreamingTranscriber(model, rules=RULES)
-        hop = 0.05 if kind == "overlapping rolls" else None
-        return StreamingTranscriber(detector, hop=hop, decoding=EAGER)
+        return StreamingTranscriber(detector, decoding=EAGER)
 
     stream = make()
     first = stream.flush()
@@ -365,11 +378,11 @@ def first_started(stream):
 def test_the_notes_of_a_stream_are_those_of_the_whole_in_small_segments_too(
     sounds, config, num_blocks
 ):
-    rate, length = SMALL.spectrogram.frames_per_second, round(6.3 * 62.5)
-    network = dataclasses.replace(SMALL.network, segment_frames=length + 1)
+    rate, length = SMALL.spectrogram.frames_per_second, int(6.3 * 62.5)
+    network = dataclasses.replace(SMALL.network, segment_frames=length + 3)
     detector = PerfectDetector(sounds, dataclasses.replace(SMALL, network=network))
     whole = RollDecoder(rate, RollDecoding())
-    whole.feed(0.0, detector.output(0))
+    whole.feed(0.0, detector.output(0), (length + 1) / rate)
     stream = StreamingTranscriber(PerfectDetector(sounds, config))
     found = transcribe(stream, np.array_split(ramp(6.3), num_blocks))
 
@@ -481,7 +494,8 @@ def test_an_hour_takes_no_more_memory_than_a_minute(kind):
     finally:
         tracemalloc.stop()
     assert num_notes > 3600
-    assert max(sizes[1:]) - sizes[0] < 20_000
+    settled = sizes[9]  # the names of the last notes are remembered
+    assert max(sizes[10:]) - settled < 20_000
 
 
 def test_the_interpreter_keeps_its_size(tiny_bundle):
