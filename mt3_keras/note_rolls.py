@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,7 @@ class RollDecoding:
       end_limit: probability from which a note has ended.
       shortest: frames from an onset on in which its note does not end.
       same_strike: seconds within which two onsets of a pitch, or strokes of a drum, are one.
+      similar_drums: keys of which one at a time is struck, such as the two snares of General MIDI.
       shrink: share of a piece's notes that an instrument must have (see `instruments`).
     """
 
@@ -30,6 +32,13 @@ class RollDecoding:
     end_limit: float = 0.5
     shortest: int = 2
     same_strike: float = 0.05
+    similar_drums: tuple[tuple[int, ...], ...] = (
+        (35, 36),
+        (38, 40),
+        (42, 44, 46),
+        (49, 57),
+        (51, 59),
+    )
     shrink: float = 0.0
 
     def __post_init__(self) -> None:
@@ -54,7 +63,7 @@ class RollDecoding:
             return cls()
         try:
             stored = json.loads(path.read_text())
-            return cls(**{name: entry["value"] for name, entry in stored.items()})
+            return cls(**{name: _to_tuple(entry["value"]) for name, entry in stored.items()})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: cannot be used ({error}); copy it again") from error
 
@@ -70,3 +79,7 @@ class RollDecoding:
             for name, value in dataclasses.asdict(self).items()
         }
         return json.dumps(entries, indent=1) + "\n"
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(map(_to_tuple, value)) if isinstance(value, list) else value

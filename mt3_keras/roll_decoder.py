@@ -147,13 +147,24 @@ class RollDecoder:
     def _strike(self, start: float, strokes: Floats, num_frames: int) -> None:
         if not self._drums:
             return
-        for frame, key, confidence, velocity in sorted(strokes.tolist()):
+        found: list[tuple[float, int, float, float]] = []  # the surest first
+        for frame, key, confidence, velocity in sorted(strokes.tolist(), key=lambda s: -s[2]):
             time = start + (frame + 0.5) / self._frames_per_second
-            sounds = confidence >= self._stroke_limit and confidence > 0 and frame < num_frames
-            if sounds and self._strikes_again(time, round(key), True):
-                hit = Note(time, time + MIN_DURATION, round(key), round(velocity), 0, True)
+            if confidence < self._stroke_limit or not confidence or frame >= num_frames:
+                continue
+            near = self._decoding.same_strike
+            drum = self._drum_of(round(key))
+            if all(drum != self._drum_of(k) or abs(time - t) > near for t, k, *_ in found):
+                found.append((time, round(key), confidence, velocity))
+        for time, key, confidence, velocity in sorted(found):
+            if self._strikes_again(time, self._drum_of(key), True):
+                hit = Note(time, time + MIN_DURATION, key, round(velocity), 0, True)
                 self.notes.append(hit)
                 self.confidences[hit] = confidence
+
+    def _drum_of(self, key: int) -> int:
+        """The first key of those like a drum's, of which one at a time is struck."""
+        return next((group[0] for group in self._decoding.similar_drums if key in group), key)
 
     def _strikes_again(self, time: float, pitch: int, is_drum: bool) -> bool:
         """Whether an onset is another one than the last of its pitch; remembers it."""

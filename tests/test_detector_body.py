@@ -13,7 +13,7 @@ import pytest
 from keras import ops
 
 from mt3_keras.models import note_names
-from mt3_keras.models.config import NUM_DRUMS, NUM_PITCHES, PITCH_HEADS, BodyConfig
+from mt3_keras.models.config import NUM_PITCHES, PITCH_HEADS, BodyConfig
 from mt3_keras.models.detector_body import DetectorBody, Recurrent
 from mt3_keras.models.note_names import NoteNames
 
@@ -50,8 +50,6 @@ def test_every_head_has_a_row_for_each_frame():
     shapes = {name: x.shape for name, x in to_numpy(make_body()(HARMONICS)).items()}
     assert shapes == {
         **dict.fromkeys(PITCH_HEADS, (2, NUM_FRAMES, NUM_PITCHES)),
-        "drum": (2, NUM_FRAMES, NUM_DRUMS),
-        "drum_strength": (2, NUM_FRAMES, 1),
         "features": (2, NUM_FRAMES // 2, NUM_PITCHES, CONFIG.num_features),
         "state_pitches": (2, NUM_FRAMES // 2, NUM_PITCHES, 3),
         "state_context": (2, NUM_FRAMES // 2, 3),

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from mt3_keras.models import detector, detector_body, layers, mt3, note_names, spectrogram
+from mt3_keras.models import (
+    detector,
+    detector_body,
+    detector_drums,
+    layers,
+    mt3,
+    note_names,
+    spectrogram,
+)
 from mt3_keras.models.config import (
     HEADS,
     PITCH_HEADS,
@@ -67,13 +75,20 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
         {"harmonics": (2, F, N, C)},
         {
             **dict.fromkeys(PITCH_HEADS, (2, F, N)),
-            "drum": (2, F, HEADS["drum"]),
-            "drum_strength": (2, F, 1),
             "features": (2, P, N, NET.num_features),
             "states": {
                 "pitches": (2, P, N, NET.recurrent_width),
                 "context": (2, P, NET.context_width),
             },
+        },
+    ),
+    detector_drums.Drums: (
+        {"config": NET},
+        {"spectrum": (2, F, 584)},
+        {
+            "drum": (2, F, HEADS["drum"]),
+            "drum_strength": (2, F, 1),
+            "states": (2, P, NET.drum_context_width),
         },
     ),
     note_names.NoteNames: (
@@ -85,7 +100,7 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
 
 
 def test_every_layer_class_of_the_package_is_in_the_harness() -> None:
-    modules = (layers, mt3, spectrogram, detector, detector_body, note_names)
+    modules = (layers, mt3, spectrogram, detector, detector_body, detector_drums, note_names)
     found = {
         item
         for module in modules

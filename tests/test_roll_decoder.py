@@ -137,6 +137,14 @@ def test_a_unison_is_two_notes_of_the_two_likeliest_instruments():
     assert len(make_decoder().feed(0.0, output)) == 1  # never, if not asked for
 
 
+def test_of_two_snares_struck_at_once_the_surer_is_one_and_a_bass_drum_another():
+    output = make_output((), [(9, 38, 0.6), (10, 40, 0.8), (10, 36, 0.55), (15, 38, 0.7)])
+    found = make_decoder().feed(0.0, output)
+    assert [(note.pitch, round(note.onset, 2)) for note in found] == [
+        (36, 0.21), (40, 0.21), (38, 0.31)
+    ]  # fmt: skip
+
+
 def test_only_what_is_allowed_appears():
     output = make_output([(4, 60, 1.0, PIANO)], [(9, 38, 1.0)], [(4, 9, 60)])
     assert make_decoder(programs=[], drums=False).feed(0.0, output) == []

@@ -222,7 +222,8 @@ class BodyConfig:
       interval_channels: channels that are compared over all pitches.
       context_width: units of the recurrent layer of the whole frame, in each direction.
       frame_width: of what the whole frame is reduced to before that layer, once by way of the
-        convolutions of the pitches and once, for drums, directly.
+        convolutions of the pitches and once directly.
+      drum_width, drum_context_width: channels and units of the recurrent layer of `Drums`.
       names_width: channels of `NoteNames`.
       dropout: of its last hidden layer.
       segment_frames: whose notes are predicted at once.
@@ -240,6 +241,8 @@ class BodyConfig:
     interval_channels: int = 16
     context_width: int = 96
     frame_width: int = 192
+    drum_width: int = 192
+    drum_context_width: int = 96
     names_width: int = 128
     dropout: float = 0.2
     segment_frames: int = 256

@@ -1,7 +1,7 @@
 """The detector: 16 kHz samples -> the notes of a segment, their instruments and ends.
 
-`Harmonics` are the front end, `DetectorBody` predicts rolls, `NoteNames` what plays the notes found
-in them. `NoteDetector.detect` also does the first half of reading them, in the graph: it hands out
+`Harmonics` are the front end, `DetectorBody` and `Drums` predict rolls, `NoteNames` what plays the
+notes found in them. `NoteDetector.detect` also does the first half of reading them, in the graph: it hands out
 the likeliest onsets and strokes. So a phone, a page and a server read the same few numbers, and no
 rolls (`roll_decoder` is the second half).
 
@@ -27,6 +27,7 @@ from mt3_keras.models.config import (
     HarmonicConfig,
 )
 from mt3_keras.models.detector_body import DetectorBody
+from mt3_keras.models.detector_drums import Drums
 from mt3_keras.models.note_names import NoteNames
 from mt3_keras.models.spectrogram import Harmonics
 
@@ -67,6 +68,7 @@ class NoteDetector(keras_hub.models.Backbone):
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         self.harmonics = Harmonics(config.spectrogram, dtype=policy, name="harmonics")
         self.body = DetectorBody(config.network, unroll, dtype=policy, name="body")
+        self.drums = Drums(config.network, unroll, dtype=policy, name="drums")
         self.names = NoteNames(config.network, dtype=policy, name="names")
 
         # === Functional Model ===
@@ -86,8 +88,9 @@ class NoteDetector(keras_hub.models.Backbone):
 
     def forward(self, inputs: Tensors, training: Any = None) -> Tensors:
         """The outputs of a call, float32."""
-        harmonics = self.harmonics(inputs["samples"])
-        rolls = self.body(harmonics, training=training)
+        spectrum = self.harmonics.spectrum(inputs["samples"])
+        harmonics = self.harmonics.stack(spectrum)
+        rolls = self.body(harmonics, training=training) | self.drums(spectrum, training=training)
         classes, programs = self.names(
             harmonics, rolls["features"], inputs["cells"], training=training
         )
@@ -99,7 +102,7 @@ class NoteDetector(keras_hub.models.Backbone):
 
         Args:
           samples: float32 [B, input_samples].
-          state: None, or what "state_pitches" and "state_context" were of the segment before: then
+          state: None, or what "state_pitches", ... were of the segment before, by name: then
             the frames before this one serve the convolutions alone, and notes are followed from
             segment to segment. Zeros begin a recording.
 
@@ -112,14 +115,18 @@ class NoteDetector(keras_hub.models.Backbone):
           that at the segment's end.
         """
         net = self.model_config.network
-        harmonics = self.harmonics(samples)
-        first = net.frames_before
-        if state is None:
-            rolls = self.body(harmonics, training=False)
-        else:
-            margin = (first // net.frames_per_step, 0)
-            rolls = self.body(harmonics, state, margin_steps=margin, training=False)
+        spectrum = self.harmonics.spectrum(samples)
+        harmonics = self.harmonics.stack(spectrum)
+        first, margin, before = net.frames_before, (0, 0), {}
+        if state is not None:
+            margin, before = (first // net.frames_per_step, 0), state
+        notes = {name: before[name] for name in ("pitches", "context") if before}
+        rolls = self.body(harmonics, notes or None, margin_steps=margin, training=False)
+        drums = self.drums(spectrum, before.get("drums"), margin_steps=margin, training=False)
+        if state is not None:
             harmonics, first = harmonics[:, first:], 0
+        states = {**rolls.pop("states"), "drums": drums.pop("states")}
+        rolls |= drums
         onsets, cells = self._find_onsets(rolls, first)
         classes, programs = self.names(harmonics, rolls["features"], cells, training=False)
         programs = ops.softmax(classes)[..., None] * ops.softmax(programs, axis=-1)
@@ -131,7 +138,7 @@ class NoteDetector(keras_hub.models.Backbone):
         }
         if state is not None:
             last = net.segment_frames // net.frames_per_step - 1
-            found |= {f"state_{name}": states[:, last] for name, states in rolls["states"].items()}
+            found |= {f"state_{name}": values[:, last] for name, values in states.items()}
         return found
 
     def empty_state(self, batch_size: int) -> Tensors:
@@ -140,6 +147,7 @@ class NoteDetector(keras_hub.models.Backbone):
         return {
             "pitches": ops.zeros((batch_size, NUM_PITCHES, net.recurrent_width)),
             "context": ops.zeros((batch_size, net.context_width)),
+            "drums": ops.zeros((batch_size, net.drum_context_width)),
         }
 
     def _find_onsets(self, rolls: Tensors, first: int) -> tuple[Any, Any]:

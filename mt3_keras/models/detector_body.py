@@ -1,10 +1,9 @@
-"""The detector's body: harmonics of each pitch -> rolls of notes and drums.
+"""The detector's body: harmonics of each pitch -> rolls of notes.
 
 Convolutions see how the harmonics of a pitch begin and go on beside those of its neighbours, a
 product with one weight for each interval compares it with all other pitches, and one recurrent
 layer along time, the same for each of the 88 pitches, predicts its notes. A second recurrent layer
-follows the whole frame: it predicts drums, whose noise it is also given directly, and adds its
-context to every pitch.
+follows the whole frame and adds its context to every pitch.
 
 Published neighbours: Onsets and Frames (Hawthorne et al., ISMIR 2018) for the convolutions, the
 recurrent layer and the heads, Basic Pitch (Bittner et al., ICASSP 2022) for the harmonics. Here the
@@ -22,17 +21,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from mt3_keras.models.config import NUM_DRUMS, NUM_PITCHES, PITCH_HEADS, BodyConfig
+from mt3_keras.models.config import NUM_PITCHES, PITCH_HEADS, BodyConfig
 
 INPUT_SCALE = 0.25  # brings `Harmonics`, 0 to about 8, near unit variance
 OCTAVE = 12
 INITIAL_LOGITS = {"onset": -4.0, "unison": -6.0, "offset": -4.0, "frame": -2.0, "strength": 0.0}
-INITIAL_DRUM_LOGIT = -5.0
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
 class DetectorBody(keras.layers.Layer):
-    """Harmonics -> logits of what each pitch and each drum does in each frame.
+    """Harmonics -> logits of what each pitch does in each frame.
 
     Call arguments:
       harmonics: float32 [B, T, NUM_PITCHES, C] of `spectrogram.Harmonics`; `frames_per_step`
@@ -44,11 +42,10 @@ class DetectorBody(keras.layers.Layer):
         predicted ones and the recurrent layers do not.
 
     Returns:
-      A dict of float32 logits: those of `PITCH_HEADS` [B, T, NUM_PITCHES], "drum"
-      [B, T, NUM_DRUMS] of the keys from `config.LOWEST_DRUM` on and "drum_strength" [B, T, 1],
-      without the margins. "unison" says that two notes of one pitch begin together; of "strength"
-      the sigmoid is velocity / 127. "features" [B, P, NUM_PITCHES, num_features] are what the
-      first were made of, for `NoteNames`. "states" is a dict of the forward states after each step,
+      A dict of float32 logits: those of `PITCH_HEADS` [B, T, NUM_PITCHES], without the margins.
+      "unison" says that two notes of one pitch begin together; of "strength" the sigmoid is
+      velocity / 127. "features" [B, P, NUM_PITCHES, num_features] are what these were made of,
+      for `NoteNames`. "states" is a dict of the forward states after each step,
       "pitches" [B, P, NUM_PITCHES, recurrent_width] and "context" [B, P, context_width].
     """
 
@@ -121,12 +118,7 @@ class DetectorBody(keras.layers.Layer):
             config.recurrent_width, config.directions, unroll, dtype=policy, name="recurrent"
         )
         initial = np.tile([INITIAL_LOGITS[head] for head in PITCH_HEADS], steps)
-        self.pitch_logits = _logits("pitch_logits", initial)
-        drums = np.tile([*[INITIAL_DRUM_LOGIT] * NUM_DRUMS, 0.0], steps)
-        self.drum_hidden = keras.layers.Dense(
-            config.frame_width, activation="relu", dtype=policy, name="drum_hidden"
-        )
-        self.drum_logits = _logits("drum_logits", drums)
+        self.pitch_logits = initial_logits("pitch_logits", initial)
         pitch = np.arange(NUM_PITCHES)
         self._intervals = pitch[:, None] - pitch[None, :] + NUM_PITCHES - 1
 
@@ -152,9 +144,6 @@ class DetectorBody(keras.layers.Layer):
         self.add_context.build((None, None, config.directions * config.context_width))
         self.recurrent.build((None, None, config.channels))
         self.pitch_logits.build((None, None, config.num_features))
-        whole = config.directions * config.context_width + 2 * config.frame_width
-        self.drum_hidden.build((None, None, whole))
-        self.drum_logits.build((None, None, config.frame_width))
         self.intervals = self.add_weight(
             shape=(config.interval_channels, 2 * NUM_PITCHES - 1),
             initializer=keras.initializers.RandomNormal(stddev=0.05),
@@ -183,13 +172,9 @@ class DetectorBody(keras.layers.Layer):
         pitches = self._along_time(features, state.get("pitches"))
         features = ops.concatenate([pitches, features], axis=-1)
         pitch_logits = self.pitch_logits(features)
-        whole = self.drum_hidden(ops.concatenate([context, frame], axis=-1))
-        drum_logits = self._to_frames(self.drum_logits(whole), 1)
-        rolls = ops.split(self._to_frames(pitch_logits, NUM_PITCHES), len(PITCH_HEADS), axis=-1)
+        rolls = ops.split(self._to_frames(pitch_logits), len(PITCH_HEADS), axis=-1)
         return {
             **{head: roll[..., 0] for head, roll in zip(PITCH_HEADS, rolls, strict=True)},
-            "drum": drum_logits[:, :, 0, :NUM_DRUMS],
-            "drum_strength": drum_logits[:, :, 0, NUM_DRUMS:],
             "features": features,
             "states": {
                 "pitches": pitches[..., : self.config.recurrent_width],
@@ -209,7 +194,7 @@ class DetectorBody(keras.layers.Layer):
         return self.norms[3](self.join(joined), training=training)
 
     def _find_strokes(self, harmonics: Any, training: Any) -> Any:
-        """The spectrum of each frame, pitch or none, as the noise of a drum has: [B, P, C]."""
+        """The spectrum of each frame, pitch or none, as the noise of drums has: [B, P, C]."""
         noise = self.to_noise(ops.cast(harmonics, self.compute_dtype) * INPUT_SCALE)
         noise = self.strokes(self.noise(_flatten(noise)))
         return ops.relu(self.norms[6](noise, training=training))
@@ -229,14 +214,14 @@ class DetectorBody(keras.layers.Layer):
         outputs = ops.reshape(outputs, (num_steps, -1, NUM_PITCHES, outputs.shape[-1]))
         return ops.transpose(outputs, (1, 0, 2, 3))
 
-    def _to_frames(self, logits: Any, num_rows: int) -> Any:
-        """Logits of steps, those of each of their frames side by side -> [B, T, rows, columns]."""
+    def _to_frames(self, logits: Any) -> Any:
+        """Logits of steps, those of each of their frames side by side -> [B, T, N, columns]."""
         steps = self.config.frames_per_step
         columns = logits.shape[-1] // steps
         num_steps = ops.shape(logits)[1]
-        apart = ops.reshape(logits, (-1, num_steps, num_rows, steps, columns))
+        apart = ops.reshape(logits, (-1, num_steps, NUM_PITCHES, steps, columns))
         apart = ops.transpose(apart, (0, 1, 3, 2, 4))
-        return ops.reshape(apart, (-1, num_steps * steps, num_rows, columns))
+        return ops.reshape(apart, (-1, num_steps * steps, NUM_PITCHES, columns))
 
     def get_config(self) -> dict[str, Any]:
         own = {"config": dataclasses.asdict(self.config), "unroll": self.unroll}
@@ -326,7 +311,8 @@ def _flatten(x: Any) -> Any:
     return ops.reshape(x, (-1, ops.shape(x)[1], x.shape[2] * x.shape[3]))
 
 
-def _logits(name: str, initial: Any) -> Any:
+def initial_logits(name: str, initial: Any) -> Any:
+    """An output layer, float32 always, whose logits begin at these."""
     return keras.layers.Dense(
         len(initial),
         bias_initializer=keras.initializers.Constant(np.asarray(initial, np.float32)),

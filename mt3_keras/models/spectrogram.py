@@ -171,6 +171,14 @@ class Harmonics(keras.layers.Layer):
         ).reshape(NUM_PITCHES, -1)
 
     def call(self, samples: Any) -> Any:
+        return self.stack(self.spectrum(samples))
+
+    def stack(self, spectrum: Any) -> Any:
+        """Spectra [B, T, M] -> the harmonics of each pitch."""
+        return ops.take(ops.pad(spectrum, [(0, 0), (0, 0), (0, 1)]), self._indices, axis=-1)
+
+    def spectrum(self, samples: Any) -> Any:
+        """Samples -> both logarithmic spectra side by side, float32 [B, T, M]."""
         config = self.config
         spectra = []
         for length, window, bands in zip(self._lengths, self._windows, self._bands, strict=True):
@@ -178,9 +186,7 @@ class Harmonics(keras.layers.Layer):
             inner = samples[:, inset : samples.shape[1] - inset]
             found = magnitudes(inner, window, config.hop_samples)
             spectra += [ops.matmul(found[..., reach], matrix) for reach, matrix in bands]
-        log_BTM = ops.log1p(ops.concatenate(spectra, axis=-1))
-        log_BTM = ops.pad(log_BTM, [(0, 0), (0, 0), (0, 1)])
-        return ops.take(log_BTM, self._indices, axis=-1)
+        return ops.log1p(ops.concatenate(spectra, axis=-1))
 
     def compute_output_spec(self, samples: Any) -> Any:
         frames = (samples.shape[1] - self.config.window_samples) // self.config.hop_samples + 1
