@@ -88,7 +88,7 @@ def export_bundle(
         if quantize != "none":
             graph = _quantize(graph, quantize)
         with replacing(folder / "model.tflite") as path:
-            path.write_bytes(graph.read_bytes())
+            path.write_bytes(_without_names(graph.read_bytes()))
     config = model.model_config
     described = {"class_name": config.class_name, "config": config.to_dict()}
     if not (folder / "metadata.json").exists():  # a preset's own description says the same
@@ -233,6 +233,27 @@ def _quantize(graph: pathlib.Path, quantize: str) -> pathlib.Path:
     quantized = graph.with_name("quantized.tflite")
     quantizer.quantize().export_model(str(quantized))
     return quantized
+
+
+def _without_names(graph: bytes) -> bytes:
+    """A graph whose inner tensors have no names, by up to a fifth smaller."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(graph, 0)
+    for subgraph in model.subgraphs:
+        kept = {*subgraph.inputs.tolist(), *subgraph.outputs.tolist()}
+        for i, tensor in enumerate(subgraph.tensors):
+            if i not in kept:
+                tensor.name = None
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # the quantizer writes weights after the tables
+            end = buffer.offset + buffer.size
+            buffer.data = np.frombuffer(graph[buffer.offset : end], np.uint8)
+            buffer.offset = buffer.size = 0
+    builder = flatbuffers.Builder(len(graph))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 def operators(path: pathlib.Path) -> dict[str, collections.Counter[str]]:

@@ -1,9 +1,9 @@
 """The detector: 16 kHz samples -> the notes of a segment, their instruments and ends.
 
 `Harmonics` are the front end, `DetectorBody` and `Drums` predict rolls, `NoteNames` what plays the
-notes found in them. `NoteDetector.detect` also does the first half of reading them, in the graph: it hands out
-the likeliest onsets and strokes. So a phone, a page and a server read the same few numbers, and no
-rolls (`roll_decoder` is the second half).
+notes found in them. `NoteDetector.detect` also does the first half of reading them, in the graph:
+it hands out the likeliest onsets and strokes. So a phone, a page and a server read the same few
+numbers, and no rolls (`roll_decoder` is the second half).
 
 Frame i of a segment stands for the samples [i * hop, (i + 1) * hop) from its start.
 """
