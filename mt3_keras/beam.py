@@ -11,12 +11,14 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 MAX_DEATHS = 10  # of the processes that worked on one item
+_failures: list[Exception] = []  # of the local runner
 
 # Counts (int) and samples of distributions (list of int) that an item gave rise to, by name.
 Report = Mapping[str, int | list[int]]
@@ -57,6 +59,7 @@ def run(
 
     args = list(beam_args)
     write: Any = apache_beam.Map(_work_and_count, work)
+    _failures.clear()
     if not any(arg.startswith("--runner") for arg in args):
         # Not DirectRunner, which first looks for a runner to download.
         args.append("--runner=FnApiRunner")
@@ -64,8 +67,8 @@ def run(
         if num_threads > 1:
             args.append("--direct_running_mode=multi_threading")
             args.append(f"--direct_num_workers={num_threads}")
-        if num_threads > 1 or isolated:
-            write = apache_beam.ParDo(_in_process(work))
+        in_process = num_threads > 1 or isolated
+        write = apache_beam.ParDo(_in_process(work)) if in_process else apache_beam.Map(_try, work)
     elif "--runner=DaskRunner" in args:
         args.append("--runner=apache_beam.runners.dask.dask_runner.DaskRunner")  # the last counts
         args.append(f"--dask_npartitions={len(items)}")  # else 128 items are one task
@@ -80,6 +83,8 @@ def run(
     try:
         result = pipeline.run()
         result.wait_until_finish()
+        if _failures:
+            raise _failures[0]
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise BeamError(lines[-1].strip() if lines else type(error).__name__) from error
@@ -97,28 +102,40 @@ def _in_process(work: Callable[[Any], Report | None]) -> Any:
 
     class WorkInProcess(apache_beam.DoFn):
         def setup(self) -> None:
+            self.is_over = False
             self.pool = concurrent.futures.ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn"), _end_with_parent
+                1, multiprocessing.get_context("spawn"), _begin_worker
             )
+            self.worker = self.pool.submit(os.getpid)
 
         def process(self, item: Any) -> None:
+            _try(item, self.call)
+
+        def call(self, item: Any) -> Report | None:
             for _ in range(MAX_DEATHS):
                 try:
-                    _count(self.pool.submit(work, item).result())
-                    return
-                except BrokenProcessPool:
-                    self.teardown()
+                    return self.pool.submit(work, item).result()
+                except RuntimeError as error:
+                    if self.is_over:  # Ctrl-C; whatever this daemon thread did, Beam would print
+                        threading.Event().wait()
+                    if not isinstance(error, BrokenProcessPool):
+                        raise
+                    self.pool.shutdown()
                     self.setup()
             raise BeamError(f"{MAX_DEATHS} worker processes were killed; is memory short?")
 
         def teardown(self) -> None:
+            self.is_over = True
+            with contextlib.suppress(RuntimeError, OSError):  # it has ended
+                os.kill(self.worker.result(), signal.SIGTERM)
             self.pool.shutdown()
 
     return WorkInProcess()
 
 
-def _end_with_parent() -> None:
+def _begin_worker() -> None:
     """Ends this worker when the process that started it is killed; it would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that started it
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -127,6 +144,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _try(item: Any, work: Callable[[Any], Report | None]) -> None:
+    """Notes what `work` raised, which Beam would print; the items after it are left."""
+    if _failures:
+        return
+    try:
+        _work_and_count(item, work)
+    except Exception as error:
+        _failures.append(error)
 
 
 def _work_and_count(item: Any, work: Callable[[Any], Report | None]) -> None:

@@ -123,8 +123,9 @@ def _prepare(values: flags.FlagValues, _: list[str], beam_args: list[str]) -> No
                 _write_clips(values, split)
             else:
                 _prepare_split(values, split, beam_args)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; run it again to go on") from None
+    except KeyboardInterrupt as stopped:
+        stopped.args = ("stopped; run it again to go on",)
+        raise
 
 
 def _check_usage(values: flags.FlagValues) -> None:

@@ -91,8 +91,9 @@ def _archive(values: flags.FlagValues, arguments: list[str], beam_args: list[str
                 num_workers=values.num_workers,
                 beam_args=beam_args,
             )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; run it again to go on") from None
+    except KeyboardInterrupt as stopped:
+        stopped.args = ("stopped; run it again to go on",)
+        raise
     return _report(manifest, len(recordings), values.output_dir)
 
 
