@@ -26,7 +26,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mt3_keras import beam, stores
+from mt3_keras import __version__, beam, stores
 from mt3_keras.archive_worker import (
     FAILED,
     LINES,
@@ -90,10 +90,8 @@ def transcribe_archive(
     config = _write_config(folder, len(given), num_shards, fingerprint, options, section_minutes)
     run = secrets.token_hex(8)
     names = sorted({shard_of(recording, config["num_shards"]) for recording in given})
-    shards = [
-        Shard(folder, name, run, model, fingerprint, options or {}, 60.0 * section_minutes)
-        for name in names
-    ]
+    shared = (run, __version__, model, fingerprint, options or {}, 60.0 * section_minutes)
+    shards = [Shard(folder, name, *shared) for name in names]
     inputs = {"run": run, "recordings": given}
     stores.write_whole(f"{folder}/inputs.json", json.dumps(inputs).encode())
     execute = functools.partial(
@@ -107,6 +105,8 @@ def transcribe_archive(
             parts = (list_parts(shard, summaries[shard.name]["waiting"]) for shard in waiting)
             execute(list(itertools.chain.from_iterable(parts)), transcribe_part)
             execute(waiting, transcribe_shard)
+            if any(summary["waiting"] for summary in _read_summaries(folder, names).values()):
+                raise beam.BeamError("a long recording changed meanwhile")
     return _write_manifest(folder, config, run)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mt3_keras import stores
+from mt3_keras import __version__, stores
 from mt3_keras.audio import duration, read_blocks
 from mt3_keras.beam import Report
 from mt3_keras.models.catalog import find_preset, pick_engine
@@ -48,6 +48,7 @@ class Shard(NamedTuple):
       folder: of the archive.
       name: such as "00003-of-00064".
       run: identifies the run, whose recordings `inputs.json` lists.
+      version: of this package; which shard a recording is in must not differ among workers.
       model: see `Transcriber.from_preset`; on every worker.
       fingerprint: of the model's files, which a worker's must have too.
       options: of `Transcriber.from_preset`.
@@ -57,6 +58,7 @@ class Shard(NamedTuple):
     folder: str
     name: str
     run: str
+    version: str
     model: str
     fingerprint: str
     options: Mapping[str, Any]
@@ -66,9 +68,9 @@ class Shard(NamedTuple):
         """Of one of the shard's files, such as `LINES`."""
         return f"{self.folder}/{kind % self.name}"
 
-    def sections_folder(self, digest: str) -> str:
-        """Of the sections of a recording that is cut."""
-        return f"{self.folder}/sections/{digest}"
+    def sections_folder(self, recording: str, digest: str) -> str:
+        """Of the sections of a recording that is cut, given the digest of its content."""
+        return f"{self.folder}/sections/{_identify(recording)}-{digest}"
 
 
 class Part(NamedTuple):
@@ -81,16 +83,13 @@ class Part(NamedTuple):
 
 def shard_of(recording: str, num_shards: int) -> str:
     """The name of the shard that a recording is in, whatever others there are."""
-    digest = hashlib.sha256(_encode(recording)).digest()
-    return f"{int.from_bytes(digest[:8]) % num_shards:05d}-of-{num_shards:05d}"
+    return f"{int(_identify(recording), 16) % num_shards:05d}-of-{num_shards:05d}"
 
 
 def list_parts(shard: Shard, waiting: Mapping[str, int]) -> list[Part]:
-    """The sections of recordings that wait for them: digest of each -> how many it has."""
+    """The sections of recordings that wait for them: folder of each -> how many it has."""
     return [
-        Part(shard, shard.sections_folder(digest), number)
-        for digest, count in waiting.items()
-        for number in range(count)
+        Part(shard, folder, number) for folder, count in waiting.items() for number in range(count)
     ]
 
 
@@ -116,30 +115,32 @@ def transcribe_shard(shard: Shard) -> Report:
     before = dict(lines)
     failed, waiting, kept = [], {}, time.monotonic()
     for recording in _read_recordings(shard):
-        began = time.monotonic()
-        if began - kept > KEEP_SECONDS:
+        if time.monotonic() - kept > KEEP_SECONDS:
             stores.write_whole(shard.path(LINES), _to_json_lines(lines))
-            kept = began
-        digest = ""
+            kept = time.monotonic()
+        began, digest = time.monotonic(), ""
         try:
             deaths.begin(recording)
             with stores.fetch(recording) as (path, digest):
-                is_done = recording in lines and lines[recording]["sha256"] == digest
-                found = None if is_done else _transcribe(shard, path, digest, tally)
+                if recording in lines and lines[recording]["sha256"] == digest:
+                    continue
+                folder = shard.sections_folder(recording, digest)
+                found = _transcribe(shard, path, folder, tally)
         except Exception as error:  # of any kind: it affects this recording only
             failed.append({"recording": recording, "reason": describe_failure(error, recording)})
             tally.fail(failed[-1]["reason"])
             # What was found before stays where the recording cannot be read now.
             if digest and (old := lines.pop(recording, None)):
                 stores.remove(f"{shard.folder}/{old['midi']}")
-        else:
-            if isinstance(found, int):
-                waiting[digest] = found
-            elif found:
-                lines[recording] = _write_recording(shard, recording, digest, found)
-                stores.remove(shard.sections_folder(digest))
-                tally.add(found.duration, time.monotonic() - began)
-        deaths.end()
+            continue
+        finally:
+            deaths.end()
+        if isinstance(found, int):
+            waiting[folder] = found
+            continue
+        lines[recording] = _write_recording(shard, recording, digest, found)
+        stores.remove(folder)
+        tally.add(found.duration, time.monotonic() - began)
     _write_shard(shard, lines, lines != before, failed, waiting, tally)
     return tally.report()
 
@@ -166,12 +167,13 @@ def load_engine(shard: Shard) -> Transcriber:
     """The transcriber of a shard's model, loaded once in a thread.
 
     Raises:
-      ArchiveError: this worker has another model of the name.
+      ArchiveError: this worker has another version of the package or of the model.
     """
-    if _fingerprint_once(shard.model) != shard.fingerprint:
+    own = (__version__, _fingerprint_once(shard.model))
+    if own != (shard.version, shard.fingerprint):
         raise ArchiveError(
-            f"{shard.model}: a worker's model differs from the one that the run was begun with;"
-            " give all workers the same version"
+            f"{shard.model}: a worker's package or model differs from that of the command; give all"
+            " workers the same version"
         )
     return engine_of_thread(shard.model, shard.options)
 
@@ -217,13 +219,12 @@ def describe_failure(error: Exception, recording: str) -> str:
 
 
 def _transcribe(
-    shard: Shard, path: pathlib.Path, digest: str, tally: _Tally
+    shard: Shard, path: pathlib.Path, folder: str, tally: _Tally
 ) -> Transcription | int:
-    """A recording's notes; the number of its sections, if it waits for them."""
+    """A recording's notes; the number of its sections in a folder, if it waits for them."""
     seconds, whole = duration(path), 1.1 * shard.section_seconds
     if seconds is None or seconds <= whole:
         return load_engine(shard).transcribe(path)
-    folder = shard.sections_folder(digest)
     plan = stores.read_json(f"{folder}/plan.json")
     if plan is None:
         plan = []
@@ -315,8 +316,9 @@ class _Tally:
 # --- files ---
 
 
-def _encode(recording: str) -> bytes:
-    return recording.encode(errors="surrogateescape")
+def _identify(recording: str) -> str:
+    """Twelve hexadecimal digits that stand for a recording's path or address."""
+    return hashlib.sha256(recording.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 @functools.lru_cache(maxsize=1)
@@ -354,8 +356,7 @@ def _write_recording(
 ) -> dict[str, Any]:
     """Writes the MIDI file of a recording; its line."""
     stem = re.sub(r"[^\w.-]+", "_", pathlib.PurePosixPath(recording).stem)[:60]
-    name = hashlib.sha256(_encode(recording)).hexdigest()[:12]
-    midi = f"midi/{shard.name[:5]}/{stem}-{name}.mid"
+    midi = f"midi/{shard.name[:5]}/{stem}-{_identify(recording)}.mid"
     with tempfile.TemporaryDirectory() as temporary:
         written = pathlib.Path(temporary, "notes.mid")
         found.write_midi(written)

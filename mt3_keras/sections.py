@@ -99,6 +99,6 @@ def join_sections(parts: Sequence[tuple[Section, Transcription]]) -> Transcripti
         segments=[],
         invalid_events=sum(found.invalid_events for _, found in parts),
         dropped_events=sum(found.dropped_events for _, found in parts),
-        duration=section.start + found.duration,
+        duration=round(section.start + found.duration, 7),
         confidences=confidences,
     )
