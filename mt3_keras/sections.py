@@ -53,8 +53,9 @@ def cut_sections(
       config: of the network.
       seconds: length of a section without warm-up and run-out, about.
     """
-    hop = Fraction(config.hop_frames * config.spectrogram.hop_samples, SAMPLE_RATE_HZ)
-    grid = hop * (hop * STEPS_PER_SECOND).denominator
+    num_samples = config.network.segment_frames * config.spectrogram.hop_samples
+    segment = Fraction(num_samples, SAMPLE_RATE_HZ)
+    grid = segment * (segment * STEPS_PER_SECOND).denominator
 
     def on_grid(length: float) -> int:
         return int(math.ceil(length / grid) * grid * SAMPLE_RATE_HZ)

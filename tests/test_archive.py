@@ -279,7 +279,7 @@ def test_the_notes_of_sections_are_those_of_the_whole(seconds):
     blocks = np.array_split(samples, 37)
     sections = list(cut_sections(blocks, config, 100.0))
     assert len(sections) == max(1, int((seconds - RUN_OUT) // sections[0].end) + 1)
-    hop = config.hop_frames * config.spectrogram.hop_samples
+    hop = config.network.segment_frames * config.spectrogram.hop_samples
     for section in sections:
         first = round(section.start * 16_000)
         assert first % hop == 0 and first % 160 == 0  # of both grids
