@@ -85,12 +85,14 @@ def transcribe_archive(
     """
     if not recordings:
         raise ArchiveError(f"{folder}: no recordings to transcribe")
+    stores.configure(beam_args)
     given = list(dict.fromkeys(recordings))
     fingerprint = fingerprint_model(model)
     config = _write_config(folder, len(given), num_shards, fingerprint, options, section_minutes)
     run = secrets.token_hex(8)
     names = sorted({shard_of(recording, config["num_shards"]) for recording in given})
-    shared = (run, __version__, model, fingerprint, options or {}, 60.0 * section_minutes)
+    seconds = 60.0 * section_minutes
+    shared = (run, __version__, model, fingerprint, options or {}, seconds, beam_args)
     shards = [Shard(folder, name, *shared) for name in names]
     inputs = {"run": run, "recordings": given}
     stores.write_whole(f"{folder}/inputs.json", json.dumps(inputs).encode())

@@ -12,7 +12,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -53,6 +53,7 @@ class Shard(NamedTuple):
       fingerprint: of the model's files, which a worker's must have too.
       options: of `Transcriber.from_preset`.
       section_seconds: longer recordings are cut.
+      beam_args: Beam's flags, by which files are opened.
     """
 
     folder: str
@@ -63,6 +64,7 @@ class Shard(NamedTuple):
     fingerprint: str
     options: Mapping[str, Any]
     section_seconds: float
+    beam_args: Sequence[str] = ()
 
     def path(self, kind: str) -> str:
         """Of one of the shard's files, such as `LINES`."""
@@ -109,6 +111,7 @@ _fingerprint_once = functools.cache(fingerprint_model)
 
 def transcribe_shard(shard: Shard) -> Report:
     """Transcribes what is new of a shard's recordings and writes its files."""
+    stores.configure(shard.beam_args)
     load_engine(shard)  # without it no recording could be used
     tally, deaths = _Tally(), _Deaths(shard)
     lines = _read_lines(shard)
@@ -147,6 +150,7 @@ def transcribe_shard(shard: Shard) -> Report:
 
 def transcribe_part(part: Part) -> Report:
     """Transcribes a section of a long recording."""
+    stores.configure(part.shard.beam_args)
     path = f"{part.folder}/{part.number:05d}"
     if stores.read_json(f"{path}.json") is None:
         content = stores.read_whole(f"{path}.npy")

@@ -1,7 +1,7 @@
 """Files by path or address: local ones, and those that Apache Beam's file systems know.
 
 An address such as s3://bucket/song.flac is read and written by Beam (`pip install
-'apache-beam[aws]'`, `[gcp]`, `[azure]`; HDFS by its flags). Local files need no Beam.
+'apache-beam[aws]'`, `[gcp]`, `[azure]`, `[hadoop]`). Local files need no Beam.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mt3_keras.audio import AUDIO_SUFFIXES, find_audio
@@ -23,6 +23,19 @@ from mt3_keras.segments import AudioError
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BLOCK_BYTES = 2**20
+
+
+_beam_args: tuple[str, ...] = ()
+
+
+def configure(beam_args: Sequence[str]) -> None:
+    """Has this process open remote files with Beam's flags, such as --hdfs_host.
+
+    Args:
+      beam_args: flags of Beam, of any kind.
+    """
+    global _beam_args
+    _beam_args = tuple(beam_args)
 
 
 class StoredFile(NamedTuple):
@@ -45,9 +58,7 @@ def read_whole(path: str) -> bytes | None:
             return pathlib.Path(path).read_bytes()
         except FileNotFoundError:
             return None
-    from apache_beam.io.filesystems import FileSystems
-
-    if not FileSystems.exists(path):
+    if not _file_systems().exists(path):
         return None
     with _open_remote(path) as file:
         return file.read()
@@ -76,9 +87,8 @@ def write_whole(path: str, content: bytes) -> None:
             temporary.write_bytes(content)
         return
     from apache_beam.io.filesystem import CompressionTypes
-    from apache_beam.io.filesystems import FileSystems
 
-    with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+    with _file_systems().create(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         file.write(content)
 
 
@@ -90,10 +100,8 @@ def remove(path: str) -> None:
         else:
             pathlib.Path(path).unlink(missing_ok=True)
         return
-    from apache_beam.io.filesystems import FileSystems
-
     if found := [file.path for file in [*_match(path), *_match(f"{path}/*")]]:
-        FileSystems.delete(found)
+        _file_systems().delete(found)
 
 
 def list_files(folder: str, pattern: str) -> list[StoredFile]:
@@ -197,17 +205,22 @@ def fetch(path: str) -> Iterator[tuple[pathlib.Path, str]]:
         yield pathlib.Path(copy.name), digest.hexdigest()
 
 
+def _file_systems() -> Any:
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    FileSystems.set_options(PipelineOptions(list(_beam_args)))
+    return FileSystems
+
+
 def _open_remote(path: str) -> Any:
     from apache_beam.io.filesystem import CompressionTypes
-    from apache_beam.io.filesystems import FileSystems
 
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return _file_systems().open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
 def _match(pattern: str) -> list[StoredFile]:
-    from apache_beam.io.filesystems import FileSystems
-
-    (result,) = FileSystems.match([pattern])
+    (result,) = _file_systems().match([pattern])
     return sorted(
         StoredFile(file.path, file.size_in_bytes, file.last_updated_in_seconds)
         for file in result.metadata_list

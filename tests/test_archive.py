@@ -206,7 +206,7 @@ def test_an_archive_made_otherwise_is_refused_before_any_work(music, tmp_path, c
 
 
 @needs_beam
-def test_a_store_that_beam_knows_holds_the_same_archive(music, tmp_path):
+def test_a_store_that_beam_knows_holds_the_same_archive(music, tmp_path, monkeypatch):
     from apache_beam.io.localfilesystem import LocalFileSystem
 
     class Store(LocalFileSystem):
@@ -239,13 +239,20 @@ def test_a_store_that_beam_knows_holds_the_same_archive(music, tmp_path):
             for path in paths:
                 pathlib.Path(path.removeprefix("test-store://")).unlink()
 
+    seen = []
+    monkeypatch.setattr(
+        Store, "__init__", lambda self, pipeline_options: seen.append(pipeline_options)
+    )
     root = f"test-store://{tmp_path}"
     names = stores.find_recordings([f"{root}/music/"])
     assert names == [f"{root}/music/{name}.wav" for name in ("0", "1", "2", "3", "bad")]
     stores.write_whole(f"{root}/list.txt", "\n".join(names).encode())
     assert stores.read_list(f"{root}/list.txt") == names
-    report = transcribe_shard(shard_over(names, f"{root}/out"))
+    shard = shard_over(names, f"{root}/out", beam_args=["--hdfs_host=host"])
+    report = transcribe_shard(shard)
     assert (report["transcribed"], report["failed"]) == (4, 1)
+    assert seen[0].get_all_options()["hdfs_host"] is None
+    assert seen[-1].get_all_options()["hdfs_host"] == "host"
     out = tmp_path / "out"
     for line in read_lines(out):
         assert line["notes"] == notes_of(music / line["recording"].rpartition("/")[2])

@@ -70,6 +70,7 @@ def _archive(values: flags.FlagValues, arguments: list[str], beam_args: list[str
     from mt3_keras import beam, stores
     from mt3_keras.archive import transcribe_archive
 
+    stores.configure(beam_args)
     options = {k: v for k, v in transcriber_options(values).items() if v not in (None, "auto")}
     recordings = _find(values, arguments)
     logging.getLogger().setLevel(logging.CRITICAL)  # what Beam logs comes as an error too
