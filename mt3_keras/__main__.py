@@ -11,6 +11,7 @@ from mt3_keras.cli.command_line import run_subcommand
 # Each is a module of `mt3_keras.cli` that holds a `Command` named COMMAND.
 COMMANDS = {
     "transcribe": "Writes the notes of recordings as MIDI, JSON, CSV and pictures.",
+    "archive": "Transcribes an archive of recordings on all cores or on a cluster.",
     "stream": "Shows the notes of a recording, or of the microphone, while it plays.",
     "client": "Transcribes a recording on a model server.",
     "evaluate": "Scores two MIDI files, or two folders of them.",

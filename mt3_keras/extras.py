@@ -16,8 +16,10 @@ from typing import Any
 # Extra of pyproject.toml -> the names under which its packages are imported.
 PACKAGES = {
     "keras": ("keras", "keras_hub", "tensorflow", "h5py", "msgpack", "litert_quantizer"),
+    "archives": ("apache_beam", "dask", "distributed", "pyarrow"),
+    "spark": ("pandas", "pyarrow", "pyspark"),
     "train": (
-        *("apache_beam", "array_record", "grain", "pedalboard", "pyroomacoustics", "scipy"),
+        *("array_record", "grain", "pedalboard", "pyroomacoustics", "scipy"),
         *("tensorboardX", "yaml"),
     ),
     "serving": ("grpc", "tensorflow_serving"),

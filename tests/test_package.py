@@ -25,6 +25,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 # File of pins -> the extras it pins; requirements.txt pins the package's own dependencies as well.
 FILES = {
     "requirements.txt": "keras",
+    "requirements-archives.txt": "archives",
+    "requirements-spark.txt": "spark",
     "requirements-train.txt": "train",
     "requirements-serving.txt": "serving",
     "requirements-dev.txt": "dev",
@@ -52,6 +54,11 @@ def test_every_pin_is_in_the_range_of_its_extra_and_every_package_is_pinned(file
     assert pins.keys() == ranges.keys()
     outside = [name for name, pin in pins.items() if not ranges[name].specifier.contains(pin)]
     assert not outside
+
+
+def test_a_package_has_one_pin_in_all_files():
+    pins = {pin for file in FILES for pin in pins_of(file).items()}
+    assert len(pins) == len({name for name, _ in pins})
 
 
 def test_every_requirements_file_is_compared_but_the_one_without_dependencies():
@@ -204,6 +211,7 @@ def test_the_shipped_model_needs_no_optional_package(tmp_path):
         ("train.main", ["--data=none", "--out_dir=none"], "array_record", "train"),
         ("train.prepare", ["--dataset=maestro", "--root=x", "--list"], "array_record", "train"),
         ("train.evaluate", ["--dataset=maestro", "--root=x"], "array_record", "train"),
+        ("train.prepare", ["--dataset=maestro", "--root=x"], "apache_beam", "archives"),
         ("export.main", ["--out_dir=none"], "keras_hub", "keras"),
         ("export.main", ["--out_dir=none"], "tensorflow_serving", "serving"),
     ],

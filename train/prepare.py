@@ -24,17 +24,16 @@ drum_kits=FOLDER,..., recordings=FOLDER,... of notes, voices=FILE.npz (made if m
 from __future__ import annotations
 
 import ast
-import contextlib
 import inspect
 import logging
 import pathlib
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from mt3_keras.beam import progress
 from mt3_keras.cli.command_line import Command, UsageError, run
 
 if TYPE_CHECKING:
@@ -109,20 +108,10 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped."""
-    own, beam_args = list(argv), []
-    if "--" in own:
-        own, beam_args = own[: own.index("--")], own[own.index("--") + 1 :]
-    command = Command(
-        "--dataset=NAME --root=DIR --out_dir=DIR [FLAGS] [-- BEAM_FLAGS]",
-        __doc__,
-        _define_flags,
-        lambda values, _: _prepare(values, beam_args),
-        packages=("array_record",),
-    )
-    return run("train.prepare", command, own)
+    return run("train.prepare", COMMAND, argv)
 
 
-def _prepare(values: flags.FlagValues, beam_args: list[str]) -> None:
+def _prepare(values: flags.FlagValues, _: list[str], beam_args: list[str]) -> None:
     _check_usage(values)
     if values.runner:
         beam_args = [*beam_args, f"--runner={values.runner}"]
@@ -134,8 +123,9 @@ def _prepare(values: flags.FlagValues, beam_args: list[str]) -> None:
                 _write_clips(values, split)
             else:
                 _prepare_split(values, split, beam_args)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; run it again to go on") from None
+    except KeyboardInterrupt as stopped:
+        stopped.args = ("stopped; run it again to go on",)
+        raise
 
 
 def _check_usage(values: flags.FlagValues) -> None:
@@ -253,7 +243,12 @@ def _prepare_split(values: flags.FlagValues, split: str, beam_args: Sequence[str
     if values.dataset == SYNTHETIC and not num_shards:
         num_shards = -(-len(sources) // EXAMPLES_PER_SYNTHETIC_SHARD)
     logging.getLogger().setLevel(logging.CRITICAL)  # What Beam logs comes as an error too.
-    with _progress(pathlib.Path(values.out_dir), f"{values.dataset}-{split}"):
+    folder, prefix = pathlib.Path(values.out_dir), f"{values.dataset}-{split}"
+
+    def count() -> int:
+        return len(list(folder.glob(f"{prefix}-*-of-*.array_record")))
+
+    with progress(prefix, "shards", count):
         summary = write_records(
             sources,
             values.out_dir,
@@ -277,29 +272,14 @@ def _prepare_split(values: flags.FlagValues, split: str, beam_args: Sequence[str
     )
 
 
-@contextlib.contextmanager
-def _progress(folder: pathlib.Path, name: str) -> Iterator[None]:
-    """Counts the shards as they appear, whatever machine writes them."""
-    from tqdm import tqdm
-
-    def count() -> int:
-        return len(list(folder.glob(f"{name}-*-of-*.array_record")))
-
-    def watch() -> None:
-        while not done.wait(0.5):
-            bar.update(count() - bar.n)
-
-    done = threading.Event()
-    with tqdm(desc=name, initial=count(), unit=" shards", disable=None) as bar:
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-            bar.update(count() - bar.n)
-
+COMMAND = Command(
+    "--dataset=NAME --root=DIR --out_dir=DIR [FLAGS] [-- BEAM_FLAGS]",
+    __doc__,
+    _define_flags,
+    _prepare,
+    packages=("array_record", "apache_beam"),
+    passes_on=True,
+)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -40,14 +40,16 @@ class Command(NamedTuple):
       work: does it, given the flags and arguments; returns the exit code, None as 0.
       takes_arguments: whether there may be arguments that are no flags.
       packages: optional packages (see `extras`) without which no work is begun.
+      passes_on: whether what follows `--` are flags of a library, given to `work` as a third list.
     """
 
     usage: str
     text: str
     define: Callable[[flags.FlagValues], None]
-    work: Callable[[flags.FlagValues, list[str]], int | None]
+    work: Callable[..., int | None]
     takes_arguments: bool = False
     packages: tuple[str, ...] = ()
+    passes_on: bool = False
 
 
 def run(program: str, command: Command | str, argv: Sequence[str]) -> int:
@@ -148,11 +150,14 @@ def _work(program: str, command: Command, argv: Sequence[str]) -> int:
         print(f"usage: {_to_typed(program)} {command.usage}\n\n{command.text.strip()}\n")
         print(_describe_flags(values))
         return 0
+    foreign: list[str] = []
+    if command.passes_on and "--" in argv:
+        argv, foreign = argv[: argv.index("--")], list(argv[argv.index("--") + 1 :])
     arguments = values([program, *map(_expand_home, argv)])[1:]
     if arguments and not command.takes_arguments:
         raise UsageError(f"unexpected argument {arguments[0]!r}")
     require(*command.packages)
-    return command.work(values, arguments) or 0
+    return command.work(values, arguments, *[foreign] * command.passes_on) or 0
 
 
 def _to_typed(program: str) -> str:

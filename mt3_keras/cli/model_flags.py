@@ -116,16 +116,27 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
       UsageError: flags contradict each other.
       ValueError: the model cannot be found or read, or an optional package is missing.
     """
-    options = _decoding_options(values)
+    options = transcriber_options(values)
     limit_threads(values.threads)
-    if values.instruments or values.constrained or not values.stop_runaways:
-        options["rules"] = parse_rules(values)
     from mt3_keras.transcriber import Transcriber
 
     with loading_tensorflow():
         transcriber = Transcriber.from_preset(values.model or "small", **options)
     check_rules(values, transcriber.model_config)
     return transcriber
+
+
+def transcriber_options(values: flags.FlagValues) -> dict[str, Any]:
+    """What the flags say but for the model's name and the threads: for `from_preset`.
+
+    Raises:
+      UsageError: flags contradict each other.
+      ValueError: an instrument is unknown.
+    """
+    options = _decoding_options(values)
+    if values.instruments or values.constrained or not values.stop_runaways:
+        options["rules"] = parse_rules(values)
+    return options
 
 
 def _decoding_options(values: flags.FlagValues) -> dict[str, Any]:

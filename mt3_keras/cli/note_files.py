@@ -7,20 +7,15 @@ import json
 import os
 import pathlib
 import warnings
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from mt3_keras.cli.command_line import UsageError
 from mt3_keras.files import replacing
-from mt3_keras.midi import instrument_name
+from mt3_keras.note_table import NOTE_COLUMNS, note_records
 from mt3_keras.process import printable
 
 if TYPE_CHECKING:
     from mt3_keras.recording import Progress, Transcription
-
-NOTE_COLUMNS = (
-    *("onset", "offset", "pitch", "velocity", "program", "is_drum"),
-    *("instrument", "confidence"),
-)
 
 
 def pick_midi(given: str | None, name: str) -> pathlib.Path:
@@ -60,7 +55,7 @@ def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Pa
             "duration": result.duration,
             "invalid_events": result.invalid_events,
             "dropped_events": result.dropped_events,
-            "notes": _note_records(result),
+            "notes": note_records(result.notes, result.confidences),
             "segments": [segment._asdict() for segment in result.segments],
         }
         with replacing(path) as temporary:
@@ -69,27 +64,11 @@ def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Pa
         with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, NOTE_COLUMNS)
             writer.writeheader()
-            writer.writerows(_note_records(result))
+            writer.writerows(note_records(result.notes, result.confidences))
 
 
 def write_lines(progress: Progress, recording: pathlib.Path, stream: IO[str]) -> None:
     """Writes the notes of a segment, each as a line of JSON, at once."""
-    for record in _note_records(progress):
+    for record in note_records(progress.notes, progress.confidences):
         stream.write(json.dumps({"file": recording.name, **record}) + "\n")
     stream.flush()
-
-
-def _note_records(found: Transcription | Progress) -> list[dict[str, Any]]:
-    records = []
-    for note in found.notes:
-        confidence = found.confidences.get(note)
-        records.append(
-            {
-                **note._asdict(),
-                "onset": round(note.onset, 3),
-                "offset": round(note.offset, 3),
-                "instrument": instrument_name(note.program, note.is_drum),
-                "confidence": None if confidence is None else round(confidence, 3),
-            }
-        )
-    return records

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
+from mt3_keras.cli.archive import define_list_flag
 from mt3_keras.cli.command_line import Command, UsageError, complain, describe_error
 from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
 from mt3_keras.files import open_regular, read_label, replacing, set_label
@@ -50,6 +51,13 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "formats", ["mid"], f"Files to write: of {', '.join(FORMATS)}.", flag_values=values
     )
+    define_list_flag(values)
+    flags.DEFINE_string(
+        "shard",
+        None,
+        "Such as 3/100: only every 100th recording, from the third; for several machines.",
+        flag_values=values,
+    )
     flags.DEFINE_boolean(
         "resume", False, "Skip recordings whose outputs are all there.", flag_values=values
     )
@@ -60,9 +68,16 @@ def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     from mt3_keras.audio import find_audio
 
     formats = _parse_formats(values.formats)
+    if values.files:
+        from mt3_keras.stores import read_list
+
+        arguments = [*arguments, *read_list(values.files)]
     if not arguments:
         raise UsageError("name at least one recording")
-    recordings = find_audio(arguments)
+    recordings = _take_shard(find_audio(arguments), values.shard)
+    if not recordings:
+        print(f"no recording is in --shard {values.shard}", file=sys.stderr)
+        return 0
     if values.output_dir == "-":
         jobs = [Job(recording, ()) for recording in recordings]
     else:
@@ -79,6 +94,15 @@ def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     if num_failed and len(jobs) > 1:
         complain("mt3", f"{num_failed} of {len(jobs)} recordings failed", 1)
     return 1 if num_failed else 0
+
+
+def _take_shard(recordings: list[pathlib.Path], shard: str | None) -> list[pathlib.Path]:
+    if shard is None:
+        return recordings
+    number, slash, count = shard.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError(f"--shard must be K/N with K from 1 to N, such as 3/100: got {shard!r}")
+    return recordings[int(number) - 1 :: int(count)]
 
 
 def _parse_formats(names: Sequence[str]) -> list[str]:

@@ -8,12 +8,10 @@ be used are left out; the shard's description states the reason.
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
 import tempfile
@@ -25,6 +23,7 @@ import numpy as np
 from array_record.python import array_record_module
 from numpy.typing import NDArray
 
+from mt3_keras import beam
 from mt3_keras.audio import read_blocks
 from mt3_keras.data.example import Example, describe
 from mt3_keras.data.records import (
@@ -257,8 +256,12 @@ def write_records(
         for left_behind in folder.glob(f".{name}-{split}-*.tmp"):
             left_behind.unlink()
         open_shards = [shard for shard in shards if not _is_finished(shard)]
-        if open_shards:
-            _run_beam(open_shards, num_workers or os.cpu_count() or 1, beam_args)
+        beam.run(open_shards, _write_shard, num_workers=num_workers, beam_args=beam_args)
+    except beam.BeamError as error:
+        raise RecordsError(
+            f"{out_dir}: writing stopped ({error}); mend that and run the same command again,"
+            " finished shards are kept"
+        ) from error
     except OSError as error:
         raise RecordsError(f"{out_dir}: cannot be written ({describe(error)})") from error
     return _write_summary(folder / f"{name}-{split}.json", shards, config)
@@ -277,52 +280,6 @@ def _is_finished(shard: _Shard) -> bool:
     if not content["num_records"]:
         return False  # the user may have repaired its files
     return shard.path.is_file() and shard.path.stat().st_size == content["num_bytes"]
-
-
-def _run_beam(shards: Sequence[_Shard], num_workers: int, beam_args: Sequence[str]) -> None:
-    import apache_beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    class WriteInProcess(apache_beam.DoFn):
-        """Runs a process for each thread of the local runner, since reading notes holds the GIL.
-
-        Beam's multi_processing mode takes ten times as long to start and prints warnings.
-        """
-
-        def setup(self) -> None:
-            self.process_pool = concurrent.futures.ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn")
-            )
-
-        def process(self, shard: _Shard) -> None:
-            self.process_pool.submit(_write_shard, shard).result()
-
-        def teardown(self) -> None:
-            self.process_pool.shutdown()
-
-    args, write = list(beam_args), apache_beam.Map(_write_shard)
-    if not any(arg.startswith("--runner") for arg in args):
-        # Not DirectRunner, which first looks for a runner to download.
-        args.append("--runner=FnApiRunner")
-        if (num_threads := min(num_workers, len(shards))) > 1:
-            args.append("--direct_running_mode=multi_threading")
-            args.append(f"--direct_num_workers={num_threads}")
-            write = apache_beam.ParDo(WriteInProcess())
-    try:
-        with apache_beam.Pipeline(options=PipelineOptions(args)) as pipeline:
-            _ = (
-                pipeline
-                | "Shards" >> apache_beam.Create(shards)
-                | "Spread" >> apache_beam.Reshuffle()
-                | "Write" >> write
-            )
-    except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else type(error).__name__
-        raise RecordsError(
-            f"{shards[0].path.parent}: writing stopped ({reason}); mend that and run the same"
-            " command again, finished shards are kept"
-        ) from error
 
 
 def _write_shard(shard: _Shard) -> None:
