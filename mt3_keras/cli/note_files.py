@@ -11,10 +11,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mt3_keras.cli.command_line import UsageError
 from mt3_keras.files import replacing
-from mt3_keras.midi import instrument_name
+from mt3_keras.midi import instrument_name, write_midi
 from mt3_keras.process import printable
 
 if TYPE_CHECKING:
+    from mt3_keras.beats import Beats
     from mt3_keras.recording import Progress, Transcription
 
 NOTE_COLUMNS = (
@@ -38,16 +39,24 @@ def pick_midi(given: str | None, name: str) -> pathlib.Path:
     return output
 
 
-def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Path) -> None:
+def write_notes(
+    result: Transcription,
+    recording: pathlib.Path,
+    path: pathlib.Path,
+    beats: Beats | None,
+    source: str,
+) -> None:
     """Writes one file of a transcription: .mid, .png, .json or .csv, by the path's suffix.
 
     Args:
       result: the transcription.
       recording: the recording it is of, whose name the file states.
       path: the file; it appears whole or not at all.
+      beats: of the notes, if they are known.
+      source: what wrote the notes, as the file is to state it.
     """
     if path.suffix == ".mid":
-        result.write_midi(path)
+        write_midi(result.notes, path, beats=beats, text=source)
     elif path.suffix == ".png":
         from mt3_keras.plots import plot_piano_roll
 
@@ -60,6 +69,11 @@ def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Pa
             "duration": result.duration,
             "invalid_events": result.invalid_events,
             "dropped_events": result.dropped_events,
+            "beats": beats
+            and [
+                {"time": round(time, 3), "number": number}
+                for time, number in zip(beats.times, beats.numbers, strict=True)
+            ],
             "notes": _note_records(result),
             "segments": [segment._asdict() for segment in result.segments],
         }
