@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 WEIGHTS = pathlib.Path(__file__).parent / "presets" / "beats" / "weights.npz"
 FRAMES_PER_SECOND = 50
 NUM_FEATURES = 15
-NUM_CHANNELS, KERNEL_SIZE, DILATIONS = 24, 5, (1, 2, 4, 8, 16, 32, 64, 128)
+NUM_CHANNELS, KERNEL_SIZE, DILATIONS = 32, 5, (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # General MIDI keys of a drum kit, in groups that play one part of the metre.
 KIT = ((35, 36), (37, 38, 39, 40), (42, 44, 51, 53, 54, 59, 69, 70, 82), (46, 49, 52, 55, 57))
 _REGISTERS = (48, 60, 72)  # lowest pitches of all registers but the first
@@ -142,7 +142,7 @@ def to_array(notes: Iterable[Note]) -> NDArray[np.float64]:
 METERS = (3, 4)  # beats of a bar that are told apart; 2/4 is taken for 4/4
 SLOWEST, FASTEST = 50.0, 215.0  # beats a minute
 MAX_SNAP_SECONDS = 0.04  # from a frame that has a beat to the onsets that it is
-LEAST_CONFIDENCE, LEAST_BAR_CONFIDENCE = 0.5, 0.55
+LEAST_CONFIDENCE = 0.45
 # Frames with a beat and a downbeat count so many times more in training than others: log odds are
 # too high by the logarithm.
 _BEAT_BIAS, _DOWNBEAT_BIAS = np.log(3.0), np.log(6.0)
@@ -157,8 +157,8 @@ def track_beats(notes: Sequence[Note], *, beats_per_minute: float | None = None)
       beats_per_minute: a tempo that is known and constant; None finds tempo and its changes.
 
     Returns:
-      The beats from before the first note to after the last; bars only where they are certain
-      enough. None where beats are not certain enough, unless a tempo was given.
+      The beats from before the first note to after the last, and the most probable bars. None
+      where beats are not certain enough, unless a tempo was given.
     """
     array = to_array(notes)
     if not len(array):
@@ -176,8 +176,6 @@ def track_beats(notes: Sequence[Note], *, beats_per_minute: float | None = None)
     if beats_per_minute is None and confidence < LEAST_CONFIDENCE:
         return None
     numbers, bar_confidence = _number_beats(at_beats)
-    if bar_confidence < LEAST_BAR_CONFIDENCE:
-        numbers = np.zeros_like(numbers)
     if beats_per_minute is None:
         times = _snap(times, array)
     beats = Beats(

@@ -10,6 +10,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+LEAST_BAR_CONFIDENCE = 0.7  # below it a wrong metre is so likely that none is better
+
 
 @dataclasses.dataclass(frozen=True)
 class Beats:
@@ -17,7 +19,7 @@ class Beats:
 
     Attributes:
       times: of each beat, in seconds, increasing; at least two.
-      numbers: of each beat in its bar, from 1; all 0 where bars are not known.
+      numbers: of each beat in its most probable bar, from 1; all 0 where nothing is known of bars.
       is_compound: whether a beat is a dotted quarter, of three eighths, and not a quarter.
       confidence: from 0 to 1, that most beats are right.
       bar_confidence: from 0 to 1, that most bar lines are right.
@@ -40,12 +42,12 @@ class Beats:
 
     @property
     def has_bars(self) -> bool:
-        """Whether bars are known."""
-        return self.numbers[0] > 0
+        """Whether bars are known with enough confidence to state a metre."""
+        return self.numbers[0] > 0 and self.bar_confidence >= LEAST_BAR_CONFIDENCE
 
     @property
     def beats_per_bar(self) -> int:
-        """Of most bars; 0 where bars are not known."""
+        """Of most bars, as `numbers` has them."""
         ends = [n for n, after in zip(self.numbers, self.numbers[1:], strict=False) if after == 1]
         counts = np.bincount(ends or [max(self.numbers)])
         return int(counts.argmax())

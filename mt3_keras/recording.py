@@ -78,6 +78,16 @@ class Transcription:
 
         write_midi(self.notes, path, beats=self.beats)
 
+    def write_score(self, path: str | os.PathLike[str], *, title: str = "") -> None:
+        """Writes the notes as sheet music, by the suffix .musicxml, .svg or .pdf.
+
+        Raises:
+          ValueError: there are no notes, or no beats that are certain enough.
+        """
+        from mt3_keras.engraving import write_score
+
+        write_score(self.notes, path, beats=self.beats, title=title)
+
 
 def make_decoder(
     config: ModelConfig,

@@ -72,7 +72,7 @@ def test_notes_keep_their_times_within_a_tick_whatever_the_beats(tmp_path, beats
     ):
         assert pitch == note.pitch
         for time, expected in ((start, note.onset), (end, note.offset)):
-            tick = read.time_to_tick(expected)
+            tick = round(read.time_to_tick(expected))
             length = max(read.tick_to_time(tick + 1) - read.tick_to_time(tick), 1e-6)
             assert abs(time - expected) <= length
 

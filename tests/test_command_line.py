@@ -236,7 +236,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(transcribe, recording, tm
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--formats", "mid,pdf", "x.wav"], "pdf"),
+        (["--formats", "mid,doc", "x.wav"], "doc"),
         (["--instruments", "vioiln", "{recording}"], "violin"),
         (["--exact", "--context", "full", "{recording}"], "--context"),
         (["--exact", "--instruments", "piano", "{recording}"], "--instruments"),

@@ -27,6 +27,7 @@ FILES = {
     "requirements.txt": "keras",
     "requirements-train.txt": "train",
     "requirements-serving.txt": "serving",
+    "requirements-score.txt": "score",
     "requirements-dev.txt": "dev",
     "requirements-docs.txt": "docs",
 }

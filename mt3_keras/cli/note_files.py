@@ -10,6 +10,7 @@ import warnings
 from typing import IO, TYPE_CHECKING, Any
 
 from mt3_keras.cli.command_line import UsageError
+from mt3_keras.engraving import SUFFIXES, write_score
 from mt3_keras.files import replacing
 from mt3_keras.midi import instrument_name, write_midi
 from mt3_keras.process import printable
@@ -46,7 +47,7 @@ def write_notes(
     beats: Beats | None,
     source: str,
 ) -> None:
-    """Writes one file of a transcription: .mid, .png, .json or .csv, by the path's suffix.
+    """Writes one file of a transcription: MIDI, score, picture or notes, by the path's suffix.
 
     Args:
       result: the transcription.
@@ -63,6 +64,8 @@ def write_notes(
         title = printable(recording.name).replace("$", r"\$")  # matplotlib's for formulas
         with warnings.catch_warnings(action="ignore"):  # of letters that its font lacks
             plot_piano_roll(result.notes, path, title=title, duration=result.duration)
+    elif path.suffix in SUFFIXES:
+        write_score(result.notes, path, beats=beats, title=printable(recording.stem))
     elif path.suffix == ".json":
         content = {
             "file": recording.name,

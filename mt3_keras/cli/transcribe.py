@@ -1,4 +1,4 @@
-"""Writes the notes of recordings as MIDI, JSON, CSV and pictures.
+"""Writes the notes of recordings as MIDI, JSON, CSV, pictures and sheet music.
 
 Recordings are files, folders and patterns; folders keep their shape in --output_dir. What cannot
 be read is named and the rest is transcribed; the exit code is then 1.
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from mt3_keras.transcriber import Transcriber
 
 TEMPOS = (20, 400)  # beats a minute that may be asked for
-FORMATS = ("mid", "json", "csv", "jsonl", "png")
-NEED_BEATS = (".mid", ".json")
+FORMATS = ("mid", "json", "csv", "jsonl", "png", "musicxml", "svg", "pdf")
+NEED_BEATS = (".mid", ".json", ".musicxml", ".svg", ".pdf")
 NEEDS_FFMPEG = frozenset((".aac", ".ac3", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".wma"))
 
 
@@ -58,8 +58,8 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "beats",
         "auto",
-        "Beats and bars of MIDI files: auto finds them in the notes, off writes none; or a constant"
-        " tempo in beats a minute.",
+        "Beats and bars of MIDI files and scores: auto finds them in the notes, off writes none;"
+        " or a constant tempo in beats a minute.",
         flag_values=values,
     )
     flags.DEFINE_boolean(
@@ -70,9 +70,11 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     from mt3_keras.audio import find_audio
+    from mt3_keras.engraving import check_packages
 
     formats = _parse_formats(values.formats)
     parse_beats(values.beats)
+    check_packages([f".{name}" for name in formats])
     if not arguments:
         raise UsageError("name at least one recording")
     recordings = find_audio(arguments)
