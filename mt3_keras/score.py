@@ -7,6 +7,7 @@ staff has two voices at most, and a note ends where the next of its voice begins
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ _TERNARY_GAIN = 0.35  # of the binary grid's squared error, that the ternary one
 _TERNARY_ERROR = 0.03**2  # mean squared error of the binary grid, in beats, below which it stays
 _MIDDLE_C = 60
 _HAND_SPAN = 14  # semitones that one hand strikes
+_OVERLAP = (57, 64)  # pitches that either hand plays
 _LOW_REGISTER = 57  # median pitch below which a part has a bass clef
 # General MIDI programs of instruments with two staves: pianos, organs, accordion, harp.
 TWO_STAVES = frozenset([*range(8), *range(16, 22), 46])
@@ -167,7 +169,8 @@ def _quantize(
     found: dict[tuple[int, int], int] = {}
     for onset, end, pitch in zip(onsets, ends, pitches, strict=True):
         start = max(0, _to_grid(onset, steps, beat))
-        stop = _to_grid(max(end, onset), steps, beat)
+        is_long = end - onset > 1  # whose end nobody places to a sixteenth
+        stop = _to_grid(max(end, onset), steps, beat, least_step=QUARTER // 2 if is_long else 1)
         stop = max(stop, start + int(steps[min(start // beat, len(steps) - 1)]))
         found[start, pitch] = max(stop, found.get((start, pitch), 0))
     events = sorted(_Event(start, stop, pitch) for (start, pitch), stop in found.items())
@@ -181,9 +184,13 @@ def _is_ternary(places: NDArray[np.float64]) -> bool:
     return bool(errors[0] > _TERNARY_ERROR and errors[1] < _TERNARY_GAIN * errors[0])
 
 
-def _to_grid(position: float, steps: NDArray[np.int64], beat: int) -> int:
+def _to_grid(
+    position: float, steps: NDArray[np.int64], beat: int, *, least_step: int = 1
+) -> int:
     number = int(np.clip(np.floor(position + 1 / 16), 0, len(steps) - 1))
     step = int(steps[number])
+    if step == _BINARY:
+        step = max(step, least_step)
     return number * beat + step * round((position - number) * beat / step)
 
 
@@ -197,11 +204,31 @@ def _arrange(
         return Part(0, True, [Staff(voices, False)], triplets)
     if program in TWO_STAVES:
         right, left = _split_hands(events)
-        staves = [Staff(_voices(right), False), Staff(_voices(left), True)]
+        upper, lower = _voices(right), _voices(left)
+        _end_at_repeats([*upper, *lower])
+        staves = [Staff(upper, False), Staff(lower, True)]
     else:
         is_low = float(np.median([event.pitch for event in events])) < _LOW_REGISTER
-        staves = [Staff(_voices(events), is_low)]
+        voices = _voices(events)
+        _end_at_repeats(voices)
+        staves = [Staff(voices, is_low)]
     return Part(program, False, staves, triplets)
+
+
+def _end_at_repeats(voices: Sequence[list[Chord]]) -> None:
+    """Ends chords where another voice strikes one of their pitches: an instrument has each once."""
+    strikes: dict[int, list[int]] = {}
+    for chord in sorted(chord for voice in voices for chord in voice):
+        for pitch in chord.pitches:
+            strikes.setdefault(pitch, []).append(chord.start)
+    for voice in voices:
+        for index, chord in enumerate(voice):
+            later = [
+                start
+                for pitch in chord.pitches
+                for start in strikes[pitch][bisect.bisect_right(strikes[pitch], chord.start) :][:1]
+            ]
+            voice[index] = chord._replace(end=min([chord.end, *later]))
 
 
 def _group(events: Iterable[_Event]) -> list[list[_Event]]:
@@ -211,22 +238,29 @@ def _group(events: Iterable[_Event]) -> list[list[_Event]]:
 
 
 def _split_hands(events: Sequence[_Event]) -> tuple[list[_Event], list[_Event]]:
-    """The notes of the upper and the lower staff: split at middle C, or where a hand ends."""
+    """The notes of the upper and of the lower staff, each chord split where hands reach best."""
     right: list[_Event] = []
     left: list[_Event] = []
     for group in _group(events):
-        pitches = [event.pitch for event in group]
-        if pitches[-1] - pitches[0] <= _HAND_SPAN // 2:
-            split = pitches[0] if np.mean(pitches) >= _MIDDLE_C else 128
-        else:
-            gaps = [
-                (abs((low + high) / 2 - _MIDDLE_C) - (high - low), high)
-                for low, high in itertools.pairwise(pitches)
-            ]
-            split = min(gaps)[1]
-        right += [event for event in group if event.pitch >= split]
-        left += [event for event in group if event.pitch < split]
+        place = _hand_border([event.pitch for event in group])
+        left += group[:place]
+        right += group[place:]
     return right, left
+
+
+def _hand_border(pitches: Sequence[int]) -> int:
+    """How many of a chord's pitches, ascending, the left hand plays."""
+
+    def effort(place: int) -> tuple[float, bool, float]:
+        left, right = pitches[:place], pitches[place:]
+        strays = sum(max(0, _OVERLAP[0] - pitch) for pitch in right)
+        strays += sum(max(0, pitch - _OVERLAP[1]) for pitch in left)
+        stretch = sum(max(0, hand[-1] - hand[0] - _HAND_SPAN) for hand in (left, right) if hand)
+        is_split = bool(left and right)
+        last = left[-1] - right[0] if is_split else (np.mean(pitches) < _MIDDLE_C) != bool(left)
+        return strays + 2 * stretch, is_split, float(last)
+
+    return min(range(len(pitches) + 1), key=effort)
 
 
 def _voices(events: Sequence[_Event]) -> list[list[Chord]]:
