@@ -224,7 +224,7 @@ def write_midi(
     Times in seconds are kept, whatever the beats: they are rounded to a tick, which lasts 1 ms or,
     in pieces of more than an hour, up to 10 ms (see `tempo`). The file appears whole or not at all.
     MIDI has 15 melodic channels: from the 16th instrument on, one that begins takes the channel of
-    one that is silent.
+    one that is silent, and the track has a port of its own for players that know of ports.
 
     Args:
       beats: what the tempos and time signatures of the file follow. None writes 120 beats a minute
@@ -250,7 +250,9 @@ def write_midi(
     _assign_channels(ordered, path)
     midi = mido.MidiFile(ticks_per_beat=ticks.resolution)
     midi.tracks.append(_conductor_track(ticks, text))
-    midi.tracks += map(_to_track, ordered)
+    for index, part in enumerate(ordered):  # drums are the last
+        port = 0 if part.is_drum else index // len(MELODIC_CHANNELS)
+        midi.tracks.append(_to_track(part, port))
     with replacing(path) as temporary:
         midi.save(temporary)
 
@@ -310,19 +312,21 @@ def _assign_channels(parts: Sequence[_Part], path: str | os.PathLike[str]) -> No
     if num_cut:
         _logger.warning(
             "%s: %d notes are struck while another instrument holds their pitch in their channel,"
-            " for MIDI has 15 channels; a player may cut them short",
+            " for MIDI has 15 channels; a player without ports may cut them short",
             path,
             num_cut,
         )
 
 
-def _to_track(part: _Part) -> mido.MidiTrack:
+def _to_track(part: _Part, port: int) -> mido.MidiTrack:
     # (time, rank, channel, pitch, velocity); at one time notes end, programs change, notes begin.
     events = [(time, 1, channel, 0, 0) for time, channel in part.programs]
     for (onset, offset, pitch, velocity), channel in zip(part.notes, part.channels, strict=True):
         events += [(onset, 2, channel, pitch, velocity), (offset, 0, channel, pitch, 0)]
     name = instrument_name(part.program, part.is_drum)
     track = mido.MidiTrack([mido.MetaMessage("track_name", name=name)])
+    if port:
+        track.append(mido.MetaMessage("midi_port", port=port))
     before = 0
     for time, rank, channel, pitch, velocity in sorted(events):
         values = {"channel": channel, "time": time - before}
