@@ -184,9 +184,7 @@ def _is_ternary(places: NDArray[np.float64]) -> bool:
     return bool(errors[0] > _TERNARY_ERROR and errors[1] < _TERNARY_GAIN * errors[0])
 
 
-def _to_grid(
-    position: float, steps: NDArray[np.int64], beat: int, *, least_step: int = 1
-) -> int:
+def _to_grid(position: float, steps: NDArray[np.int64], beat: int, *, least_step: int = 1) -> int:
     number = int(np.clip(np.floor(position + 1 / 16), 0, len(steps) - 1))
     step = int(steps[number])
     if step == _BINARY:

@@ -36,7 +36,7 @@ from mt3_keras.tempo import read_beats
 SECONDS, BATCH_SIZE = 30, 16
 PEAK_RATE, WARMUP_UPDATES = 4e-3, 100
 POSITIVE_WEIGHTS = (2.0, 5.0)  # added to that of a frame, where a beat or a downbeat is
-MIN_ONSETS, LEAST_COHERENCE = 30, 0.6
+MIN_ONSETS, LEAST_COHERENCE = 30, 0.4
 SLOWEST, FASTEST = 50, 220  # beats a minute; other rates are halved or doubled
 
 
