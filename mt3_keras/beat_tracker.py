@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,6 +141,7 @@ def to_array(notes: Iterable[Note]) -> NDArray[np.float64]:
 
 METERS = (3, 4)  # beats of a bar that are told apart; 2/4 is taken for 4/4
 SLOWEST, FASTEST = 50.0, 215.0  # beats a minute
+WINDOW_SECONDS, MARGIN_SECONDS = 600, 30  # parts of long pieces, and what is looked at around them
 MAX_SNAP_SECONDS = 0.04  # from a frame that has a beat to the onsets that it is
 LEAST_CONFIDENCE = 0.45
 # Frames with a beat and a downbeat count so many times more in training than others: log odds are
@@ -164,7 +165,7 @@ def track_beats(notes: Sequence[Note], *, beats_per_minute: float | None = None)
     if not len(array):
         return None
     num_frames = int(np.ceil((array[:, 0].max() + 1.0) * FRAMES_PER_SECOND))
-    logits = beat_logits(note_features(array, num_frames))
+    logits = _logits(array, num_frames)
     if beats_per_minute is None:
         times = _most_probable(logits)
     else:
@@ -191,18 +192,49 @@ def _logistic(log_odds: Floats) -> Floats:
     return np.asarray(1 / (1 + np.exp(-log_odds)), np.float32)
 
 
+def _windows(num_frames: int) -> Iterator[tuple[int, int, int, int]]:
+    """Parts of a long piece: first and last frame to look at, first and last frame to keep.
+
+    They bound the memory that a piece of any length takes.
+    """
+    margin, size = MARGIN_SECONDS * FRAMES_PER_SECOND, WINDOW_SECONDS * FRAMES_PER_SECOND
+    for first in range(0, num_frames, size):
+        last = min(first + size, num_frames)
+        yield max(0, first - margin), min(last + margin, num_frames), first, last
+
+
+def _logits(notes: NDArray[np.float64], num_frames: int) -> Floats:
+    """`beat_logits` of all frames."""
+    parts = []
+    for start, end, first, last in _windows(num_frames):
+        onsets = notes[:, 0] * FRAMES_PER_SECOND
+        near = notes[(onsets >= start) & (onsets < end)]
+        near[:, :2] -= start / FRAMES_PER_SECOND
+        logits = beat_logits(note_features(near, end - start))
+        parts.append(logits[first - start : last - start])
+    return np.concatenate(parts)
+
+
 def _most_probable(logits: Floats) -> NDArray[np.float64]:
     """Times of the most probable beats, found together with bars of one metre."""
     import metricon
 
-    chances = _logistic(logits)
-    found = metricon.track_downbeats(
-        metricon.Activations.from_activations(chances[:, 0], chances[:, 1], FRAMES_PER_SECOND),
-        beats_per_bar=METERS,
-        min_bpm=SLOWEST,
-        max_bpm=FASTEST,
+    tracker = metricon.DownbeatTracker(
+        beats_per_bar=METERS, min_bpm=SLOWEST, max_bpm=FASTEST, fps=FRAMES_PER_SECOND
     )
-    return np.asarray(found.times)
+    times: list[float] = []
+    for start, end, first, last in _windows(len(logits)):
+        chances = _logistic(logits[start:end])
+        found = tracker.track(
+            metricon.Activations.from_activations(chances[:, 0], chances[:, 1], FRAMES_PER_SECOND)
+        )
+        seconds = found.times + start / FRAMES_PER_SECOND
+        seconds = seconds[(seconds >= first / FRAMES_PER_SECOND)]
+        seconds = seconds[seconds < last / FRAMES_PER_SECOND]
+        if times:  # at the seam no beat is there twice
+            seconds = seconds[seconds > times[-1] + 30 / FASTEST]
+        times += seconds.tolist()
+    return np.array(times)
 
 
 def _fit_constant(log_odds: Floats, period: float) -> NDArray[np.float64]:

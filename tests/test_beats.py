@@ -166,6 +166,17 @@ def test_beats_and_bars_of_a_plain_band_are_found(bpm, per_bar):
         assert np.abs(np.array(found.downbeats) - time).min() < 0.03
 
 
+def test_long_pieces_are_read_in_parts_that_join(monkeypatch):
+    notes = band(112, 4, 40)
+    whole = track_beats(notes)
+    monkeypatch.setattr(beat_tracker, "WINDOW_SECONDS", 20)
+    monkeypatch.setattr(beat_tracker, "MARGIN_SECONDS", 15)
+    in_parts = track_beats(notes)
+    assert len(in_parts.times) == len(whole.times)
+    np.testing.assert_allclose(in_parts.times, whole.times, atol=0.025)
+    assert in_parts.numbers == whole.numbers
+
+
 def test_notes_at_random_times_have_no_beats():
     rng = np.random.default_rng(2)
     onsets = np.sort(rng.uniform(0, 40, 150))

@@ -88,7 +88,7 @@ def test_beats_are_found_left_out_or_given(tmp_path):
         for note in notes[1:]:
             assert note == pytest.approx(notes[0], abs=2e-3)
     found = json.loads((tmp_path / "auto" / "band.json").read_text())["beats"]
-    assert len(found) > 15
+    assert len(found["times"]) == len(found["numbers"]) > 15
     assert json.loads((tmp_path / "off" / "band.json").read_text())["beats"] is None
     assert tempos_of(tmp_path / "off" / "band.mid") == [500_000]
     assert round(6e7 / tempos_of(tmp_path / "93.5" / "band.mid")[-1], 2) == 93.5

@@ -72,11 +72,7 @@ def write_notes(
             "duration": result.duration,
             "invalid_events": result.invalid_events,
             "dropped_events": result.dropped_events,
-            "beats": beats
-            and [
-                {"time": round(time, 3), "number": number}
-                for time, number in zip(beats.times, beats.numbers, strict=True)
-            ],
+            "beats": _beat_record(beats) if beats else None,
             "notes": _note_records(result),
             "segments": [segment._asdict() for segment in result.segments],
         }
@@ -94,6 +90,16 @@ def write_lines(progress: Progress, recording: pathlib.Path, stream: IO[str]) ->
     for record in _note_records(progress):
         stream.write(json.dumps({"file": recording.name, **record}) + "\n")
     stream.flush()
+
+
+def _beat_record(beats: Beats) -> dict[str, Any]:
+    return {
+        "times": [round(time, 3) for time in beats.times],
+        "numbers": beats.numbers,
+        "is_compound": beats.is_compound,
+        "confidence": round(beats.confidence, 3),
+        "bar_confidence": round(beats.bar_confidence, 3),
+    }
 
 
 def _note_records(found: Transcription | Progress) -> list[dict[str, Any]]:
