@@ -81,7 +81,8 @@ $(RUNTIME): $(CORE)
 	@touch $@
 
 $(DEVELOPMENT): requirements-dev.txt requirements-train.txt requirements-fonts.txt \
-		requirements-serving.txt requirements-archives.txt requirements-spark.txt $(RUNTIME)
+		requirements-serving.txt requirements-archives.txt requirements-spark.txt \
+		requirements-score.txt $(RUNTIME)
 	@echo 'Setting up the development tools in .venv.'
 	@$(INSTALL) -r requirements-dev.txt
 	@$(INSTALL) --no-deps -r requirements-fonts.txt

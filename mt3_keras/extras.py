@@ -23,6 +23,7 @@ PACKAGES = {
         *("tensorboardX", "yaml"),
     ),
     "serving": ("grpc", "tensorflow_serving"),
+    "score": ("verovio", "cairosvg", "pypdf"),
 }
 BACKENDS = ("tensorflow", "jax")  # of Keras, that this project runs on
 

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import mido
 import pretty_midi
 
+from mt3_keras.beats import Beats
 from mt3_keras.files import replacing
 from mt3_keras.midi_file import (
     CONTROL,
+    MAX_SECONDS,
     NOTE_OFF,
     NOTE_ON,
     PROGRAM,
@@ -26,6 +28,7 @@ from mt3_keras.midi_file import (
     read_tracks,
 )
 from mt3_keras.notes import Note, PedalChange, apply_sustain, sort_notes
+from mt3_keras.tempo import TickMap, constant_ticks, follow_beats
 
 __all__ = [
     "Instrument",
@@ -37,12 +40,8 @@ __all__ = [
     "write_midi",
 ]
 
-MAX_SECONDS = 100 * 3600.0  # of a piece: what is longer has a damaged time in it
 DRUM_CHANNEL = 9
 MELODIC_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
-# Ticks a beat, at 120 beats a minute: ticks of 1 ms in all but long pieces, for pretty_midi refuses
-# a file of more than `MAX_TICKS`. Down to 50 they keep MT3's 10 ms grid.
-BEATS_PER_SECOND, RESOLUTIONS, MAX_TICKS = 2, (500, 250, 100, 50, 25, 10, 1), 10_000_000
 _logger = logging.getLogger(__name__)
 
 
@@ -213,12 +212,24 @@ class _Part:
     programs: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
 
-def write_midi(notes: Iterable[Note], path: str | os.PathLike[str]) -> None:
+def write_midi(
+    notes: Iterable[Note],
+    path: str | os.PathLike[str],
+    *,
+    beats: Beats | None = None,
+    text: str = "",
+) -> None:
     """Writes notes as a MIDI file, one track for each instrument, named as in General MIDI.
 
-    Times are rounded to 1 ms, in pieces of more than 2 h 46 min to 2 ms, of 5 h 33 min to 5 ms, of
-    13 h 53 min to 10 ms and so on. The file appears whole or not at all. MIDI has 15 melodic
-    channels: from the 16th instrument on, one that begins takes the channel of one that is silent.
+    Times in seconds are kept, whatever the beats: they are rounded to a tick, which lasts 1 ms or,
+    in pieces of more than an hour, up to 10 ms (see `tempo`). The file appears whole or not at all.
+    MIDI has 15 melodic channels: from the 16th instrument on, one that begins takes the channel of
+    one that is silent, and the track has a port of its own for players that know of ports.
+
+    Args:
+      beats: what the tempos and time signatures of the file follow. None writes 120 beats a minute
+        and no time signature, which say nothing of the music.
+      text: a text event at the start, such as what wrote the notes.
 
     Raises:
       OSError: the file cannot be written.
@@ -228,31 +239,41 @@ def write_midi(notes: Iterable[Note], path: str | os.PathLike[str]) -> None:
     """
     notes = sort_notes(notes)
     end = max((note.offset for note in notes), default=0.0)
-    resolution = next(
-        (r for r in RESOLUTIONS if (end + 1) * r * BEATS_PER_SECOND < MAX_TICKS), RESOLUTIONS[-1]
-    )
-    ticks_per_second = resolution * BEATS_PER_SECOND
+    ticks = follow_beats(beats, end) if beats else constant_ticks(end)
     parts: dict[tuple[bool, int], _Part] = {}
     for note in notes:
         key = (note.is_drum, 0 if note.is_drum else int(note.program))
-        onset, offset = (round(time * ticks_per_second) for time in (note.onset, note.offset))
+        onset, offset = ticks.to_ticks(note.onset), ticks.to_ticks(note.offset)
         part = parts.setdefault(key, _Part(key[1], key[0], []))
         part.notes.append((onset, max(offset, onset + 1), int(note.pitch), int(note.velocity)))
     ordered = [parts[key] for key in sorted(parts)]
     _assign_channels(ordered, path)
-    midi = mido.MidiFile(ticks_per_beat=resolution)
-    midi.tracks.append(
-        mido.MidiTrack(
-            [
-                mido.MetaMessage("set_tempo", tempo=1_000_000 // BEATS_PER_SECOND),
-                mido.MetaMessage("time_signature", numerator=4, denominator=4),
-                mido.MetaMessage("end_of_track", time=1),
-            ]
-        )
-    )
-    midi.tracks += map(_to_track, ordered)
+    midi = mido.MidiFile(ticks_per_beat=ticks.resolution)
+    midi.tracks.append(_conductor_track(ticks, text))
+    for index, part in enumerate(ordered):  # drums are the last
+        port = 0 if part.is_drum else index // len(MELODIC_CHANNELS)
+        midi.tracks.append(_to_track(part, port))
     with replacing(path) as temporary:
         midi.save(temporary)
+
+
+def _conductor_track(ticks: TickMap, text: str) -> mido.MidiTrack:
+    """The first track: what wrote the file, time signatures and tempos."""
+    events: list[tuple[int, mido.MetaMessage]] = []
+    if text:
+        events.append((0, mido.MetaMessage("text", text=text)))
+    for time, count, value in ticks.signatures:
+        events.append(
+            (time, mido.MetaMessage("time_signature", numerator=count, denominator=value))
+        )
+    events += [(time, mido.MetaMessage("set_tempo", tempo=tempo)) for time, tempo in ticks.tempos]
+    track = mido.MidiTrack()
+    before = 0
+    for time, message in sorted(events, key=lambda event: event[0]):
+        track.append(message.copy(time=time - before))
+        before = time
+    track.append(mido.MetaMessage("end_of_track", time=1))
+    return track
 
 
 def _assign_channels(parts: Sequence[_Part], path: str | os.PathLike[str]) -> None:
@@ -291,29 +312,44 @@ def _assign_channels(parts: Sequence[_Part], path: str | os.PathLike[str]) -> No
     if num_cut:
         _logger.warning(
             "%s: %d notes are struck while another instrument holds their pitch in their channel,"
-            " for MIDI has 15 channels; a player may cut them short",
+            " for MIDI has 15 channels; a player without ports may cut them short",
             path,
             num_cut,
         )
 
 
-def _to_track(part: _Part) -> mido.MidiTrack:
+def _to_track(part: _Part, port: int) -> mido.MidiTrack:
     # (time, rank, channel, pitch, velocity); at one time notes end, programs change, notes begin.
     events = [(time, 1, channel, 0, 0) for time, channel in part.programs]
     for (onset, offset, pitch, velocity), channel in zip(part.notes, part.channels, strict=True):
         events += [(onset, 2, channel, pitch, velocity), (offset, 0, channel, pitch, 0)]
     name = instrument_name(part.program, part.is_drum)
     track = mido.MidiTrack([mido.MetaMessage("track_name", name=name)])
+    if port:
+        track.append(mido.MetaMessage("midi_port", port=port))
     before = 0
     for time, rank, channel, pitch, velocity in sorted(events):
         values = {"channel": channel, "time": time - before}
         if rank == 1:
-            track.append(mido.Message("program_change", program=part.program, **values))
+            track += _set_program(part, channel, time - before)
         else:
             track.append(mido.Message("note_on", note=pitch, velocity=velocity, **values))
         before = time
     track.append(mido.MetaMessage("end_of_track", time=1))
     return track
+
+
+def _set_program(part: _Part, channel: int, delta: int) -> list[mido.Message]:
+    """Chooses General MIDI's bank and the part's program; drums have a bank of their own."""
+    messages = []
+    if not part.is_drum:
+        messages = [
+            mido.Message("control_change", channel=channel, control=control, value=0)
+            for control in (0, 32)
+        ]
+    messages.append(mido.Message("program_change", channel=channel, program=part.program))
+    messages[0].time = delta
+    return messages
 
 
 def instrument_name(program: int, is_drum: bool) -> str:

@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from mt3_keras.files import open_regular
 
 MAX_BYTES = 2**25  # of a file
-MAX_EVENTS = 2**22  # of notes, programs, pedals and tempos in a track, and in a file
+MAX_EVENTS = 2**22  # of all kinds that are kept, in a track and in a file
 MAX_TRACKS = 2**16
+MAX_SECONDS = 100 * 3600.0  # of a piece: what is longer has a damaged time in it
 NOTE_OFF, NOTE_ON, CONTROL, PROGRAM = 0x80, 0x90, 0xB0, 0xC0
 SUSTAIN_CONTROL, SOUND_OFF_CONTROL, NOTES_OFF_CONTROL = 64, 120, 123
 _CONTROLS = (SUSTAIN_CONTROL, SOUND_OFF_CONTROL, NOTES_OFF_CONTROL)
@@ -41,6 +42,7 @@ class Track:
       events: (time, kind, channel, first data byte, second), kind one of NOTE_OFF, NOTE_ON,
         CONTROL, PROGRAM; channel is 16 * port + channel. A NOTE_ON has a velocity above 0.
       tempos: (time, microseconds for a beat).
+      signatures: (time, beats of a bar, note value of a beat: 4 is a quarter).
       end: time of its end.
       num_odd: notes left out because their pitch is above 127.
     """
@@ -48,6 +50,7 @@ class Track:
     name: str = ""
     events: list[tuple[int, int, int, int, int]] = dataclasses.field(default_factory=list)
     tempos: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    signatures: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
     end: int = 0
     num_odd: int = 0
 
@@ -60,9 +63,13 @@ class TempoMap:
         and ticks a frame; then no tempo counts.
       tempos: (time in ticks, microseconds for a beat), in any order; of several at one time the
         last counts.
+
+    Attributes:
+      ticks_per_beat: 0 where the file counts frames of a film, in which no beat is known.
     """
 
     def __init__(self, division: int, tempos: Iterable[tuple[int, int]]) -> None:
+        self.ticks_per_beat = 0 if division & 0x8000 else division
         if division & 0x8000:
             frames_per_second = 256 - (division >> 8)
             rate = 30_000 / 1001 if frames_per_second == 29 else frames_per_second
@@ -146,7 +153,7 @@ def _read_chunks(data: bytes, path: str) -> tuple[int, int, list[Track]]:
                 end = len(data)
             track, at = _read_track(data, at + 8, end, len(tracks) + 1)
             tracks.append(track)
-            num_events += len(track.events) + len(track.tempos)
+            num_events += len(track.events) + len(track.tempos) + len(track.signatures)
             if num_events > MAX_EVENTS or len(tracks) > MAX_TRACKS:
                 raise _SizeError
         elif kind == b"MThd":
@@ -182,7 +189,7 @@ def _read_track(data: bytes, start: int, stated_end: int, number: int) -> tuple[
     at, status, port = start, 0, 0
     try:
         while not (at == stated_end and _is_chunk(data, at)):
-            if len(track.events) + len(track.tempos) > MAX_EVENTS:
+            if len(track.events) + len(track.tempos) + len(track.signatures) > MAX_EVENTS:
                 raise _SizeError
             delta, at = _read_variable(data, at)
             track.end += delta
@@ -247,6 +254,8 @@ def _add_event(track: Track, kind: int, channel: int, first: int, second: int) -
 def _add_meta(track: Track, kind: int, content: bytes) -> None:
     if kind == 0x51 and (tempo := int.from_bytes(content[:3])) and len(content) >= 3:
         track.tempos.append((track.end, tempo))
+    elif kind == 0x58 and len(content) >= 2 and content[0] and content[1] < 8:
+        track.signatures.append((track.end, content[0], 2 ** content[1]))
     elif kind == 0x03 and not track.name:
         try:
             track.name = content.decode()

@@ -6,10 +6,12 @@ NumPy at most.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from mt3_keras.beats import Beats
 from mt3_keras.codec import Codec
 from mt3_keras.grammar import Rules
 from mt3_keras.models.config import DetectorConfig, ModelConfig, MT3Config
@@ -64,11 +66,28 @@ class Transcription:
     duration: float
     confidences: dict[Note, float] = dataclasses.field(default_factory=dict)
 
+    @functools.cached_property
+    def beats(self) -> Beats | None:
+        """Beats and bars of the notes; None where they are not certain enough."""
+        from mt3_keras.beat_tracker import track_beats
+
+        return track_beats(self.notes)
+
     def write_midi(self, path: str | os.PathLike[str]) -> None:
-        """Writes the notes as a MIDI file, one named track for each instrument."""
+        """Writes the notes as a MIDI file, one named track for each instrument, and their beats."""
         from mt3_keras.midi import write_midi
 
-        write_midi(self.notes, path)
+        write_midi(self.notes, path, beats=self.beats)
+
+    def write_score(self, path: str | os.PathLike[str], *, title: str = "") -> None:
+        """Writes the notes as sheet music, by the suffix .musicxml, .svg or .pdf.
+
+        Raises:
+          ValueError: there are no notes, or no beats that are certain enough.
+        """
+        from mt3_keras.engraving import write_score
+
+        write_score(self.notes, path, beats=self.beats, title=title)
 
 
 def make_decoder(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zlib
 
+import mido
 import numpy as np
 import pytest
 import soundfile
@@ -71,6 +72,31 @@ def test_every_format_tells_of_the_same_notes(transcribe, recording, tmp_path, c
     assert (out / "a song.png").read_bytes().startswith(b"\x89PNG")
     for part in {(n["program"], n["is_drum"]) for n in content["notes"]}:
         assert part in {(n.program, n.is_drum) for n in read_midi(out / "a song.mid")}
+
+
+def tempos_of(path):
+    return [m.tempo for m in mido.MidiFile(path).tracks[0] if m.type == "set_tempo"]
+
+
+def test_beats_are_found_left_out_or_given(tmp_path):
+    band = ROOT / "examples" / "band.flac"
+    for beats in ("auto", "off", "93.5"):
+        arguments = ["--output_dir", str(tmp_path / beats), "--beats", beats, "--noprogress"]
+        assert main(["transcribe", str(band), "--formats", "mid,json", *arguments]) == 0
+    read = {beats: read_midi(tmp_path / beats / "band.mid") for beats in ("auto", "off", "93.5")}
+    for notes in zip(*(sort_by_pitch(found) for found in read.values()), strict=True):
+        for note in notes[1:]:
+            assert note == pytest.approx(notes[0], abs=2e-3)
+    found = json.loads((tmp_path / "auto" / "band.json").read_text())["beats"]
+    assert len(found["times"]) == len(found["numbers"]) > 15
+    assert json.loads((tmp_path / "off" / "band.json").read_text())["beats"] is None
+    assert tempos_of(tmp_path / "off" / "band.mid") == [500_000]
+    assert round(6e7 / tempos_of(tmp_path / "93.5" / "band.mid")[-1], 2) == 93.5
+    assert 6e7 / tempos_of(tmp_path / "auto" / "band.mid")[-1] == pytest.approx(107.9, rel=0.01)
+
+
+def sort_by_pitch(notes):
+    return sorted(notes, key=lambda n: (n.is_drum, n.program, n.pitch, round(n.onset, 2)))
 
 
 def test_a_dash_streams_json_lines_to_standard_output(transcribe, recording, tmp_path, capsys):
@@ -210,7 +236,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(transcribe, recording, tm
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--formats", "mid,pdf", "x.wav"], "pdf"),
+        (["--formats", "mid,doc", "x.wav"], "doc"),
         (["--instruments", "vioiln", "{recording}"], "violin"),
         (["--exact", "--context", "full", "{recording}"], "--context"),
         (["--exact", "--instruments", "piano", "{recording}"], "--instruments"),
@@ -223,6 +249,8 @@ def test_an_output_folder_that_cannot_be_made_is_named(transcribe, recording, tm
             ["--least_confidence=0.5", "{recording}"],
             "least_confidence is for networks that predict",
         ),
+        (["{recording}", "--beats", "fast"], "--beats is auto, off or 20 to 400 beats a minute"),
+        (["{recording}", "--beats", "4000"], "--beats is auto, off or 20 to 400 beats a minute"),
     ],
 )
 def test_wrong_usage_is_told_in_one_message(transcribe, recording, capsys, arguments, said):

@@ -444,6 +444,18 @@ def test_more_instruments_at_once_than_channels_are_told(tmp_path, caplog):
     assert len(read_midi(tmp_path / "many.mid")) == 20
 
 
+def test_instruments_beyond_the_channels_have_ports_that_keep_them_apart(tmp_path):
+    notes = [Note(1 + p / 100, 2, 60, 80, p) for p in range(40)] + [Note(1, 2, 36, 80, 0, True)]
+    write_midi(notes, tmp_path / "many.mid")
+    for read, written in zip(read_midi(tmp_path / "many.mid"), sort_notes(notes), strict=True):
+        assert read == pytest.approx(written, abs=1e-3)  # with the whole length, by ports
+    ports = [
+        next((m.port for m in track if m.type == "midi_port"), 0)
+        for track in mido.MidiFile(tmp_path / "many.mid").tracks[1:]
+    ]
+    assert ports == [0] * 15 + [1] * 15 + [2] * 10 + [0]
+
+
 @pytest.mark.parametrize(
     "bad", [{"pitch": 128}, {"velocity": 300}, {"program": 128}, {"onset": -1.0}]
 )

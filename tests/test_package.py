@@ -29,6 +29,7 @@ FILES = {
     "requirements-spark.txt": "spark",
     "requirements-train.txt": "train",
     "requirements-serving.txt": "serving",
+    "requirements-score.txt": "score",
     "requirements-dev.txt": "dev",
     "requirements-docs.txt": "docs",
 }
@@ -173,7 +174,7 @@ def run_without(packages, module, *arguments, **variables):
     return done.returncode, done.stderr.strip().splitlines()
 
 
-HEAVY = "keras,keras_hub,tensorflow,jax,librosa,h5py,msgpack,litert_quantizer,grain,array_record"
+HEAVY = "verovio,cairosvg,pypdf,keras,keras_hub,tensorflow,jax,librosa,h5py,msgpack,litert_quantizer,grain,array_record"
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,15 @@ def test_official_weights_without_keras_say_so_before_they_are_read(tmp_path):
     code, lines = run_without(HEAVY, "mt3_keras", *arguments, "--output_dir", tmp_path / "out")
     assert code == 3
     assert lines == ["mt3: the package keras is missing: pip install 'mt3-keras[keras]'"]
+
+
+@pytest.mark.parametrize(("name", "package"), [("svg", "verovio"), ("pdf", "cairosvg")])
+def test_engraved_scores_name_their_extra_before_any_work(tmp_path, name, package):
+    arguments = ["transcribe", "examples/band.flac", "--output_dir", tmp_path, "--formats", name]
+    code, lines = run_without(package, "mt3_keras", *arguments)
+    assert code == 3
+    assert lines == [f"mt3: the package {package} is missing: pip install 'mt3-keras[score]'"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_shipped_model_needs_no_optional_package(tmp_path):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mt3_keras.transcriber import Transcriber
 
 
+DEFAULT_MODEL = "small"
+
+
 def define_model_flags(values: flags.FlagValues) -> None:
     """Adds the flags that `load_transcriber` reads."""
 
@@ -121,7 +124,7 @@ def load_transcriber(values: flags.FlagValues) -> Transcriber:
     from mt3_keras.transcriber import Transcriber
 
     with loading_tensorflow():
-        transcriber = Transcriber.from_preset(values.model or "small", **options)
+        transcriber = Transcriber.from_preset(values.model or DEFAULT_MODEL, **options)
     check_rules(values, transcriber.model_config)
     return transcriber
 

@@ -7,14 +7,17 @@ import json
 import os
 import pathlib
 import warnings
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from mt3_keras.cli.command_line import UsageError
+from mt3_keras.engraving import SUFFIXES, write_score
 from mt3_keras.files import replacing
 from mt3_keras.note_table import NOTE_COLUMNS, note_records
+from mt3_keras.midi import write_midi
 from mt3_keras.process import printable
 
 if TYPE_CHECKING:
+    from mt3_keras.beats import Beats
     from mt3_keras.recording import Progress, Transcription
 
 
@@ -33,28 +36,39 @@ def pick_midi(given: str | None, name: str) -> pathlib.Path:
     return output
 
 
-def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Path) -> None:
-    """Writes one file of a transcription: .mid, .png, .json or .csv, by the path's suffix.
+def write_notes(
+    result: Transcription,
+    recording: pathlib.Path,
+    path: pathlib.Path,
+    beats: Beats | None,
+    source: str,
+) -> None:
+    """Writes one file of a transcription: MIDI, score, picture or notes, by the path's suffix.
 
     Args:
       result: the transcription.
       recording: the recording it is of, whose name the file states.
       path: the file; it appears whole or not at all.
+      beats: of the notes, if they are known.
+      source: what wrote the notes, as the file is to state it.
     """
     if path.suffix == ".mid":
-        result.write_midi(path)
+        write_midi(result.notes, path, beats=beats, text=source)
     elif path.suffix == ".png":
         from mt3_keras.plots import plot_piano_roll
 
         title = printable(recording.name).replace("$", r"\$")  # matplotlib's for formulas
         with warnings.catch_warnings(action="ignore"):  # of letters that its font lacks
             plot_piano_roll(result.notes, path, title=title, duration=result.duration)
+    elif path.suffix in SUFFIXES:
+        write_score(result.notes, path, beats=beats, title=printable(recording.stem))
     elif path.suffix == ".json":
         content = {
             "file": recording.name,
             "duration": result.duration,
             "invalid_events": result.invalid_events,
             "dropped_events": result.dropped_events,
+            "beats": _beat_record(beats) if beats else None,
             "notes": note_records(result.notes, result.confidences),
             "segments": [segment._asdict() for segment in result.segments],
         }
@@ -72,3 +86,13 @@ def write_lines(progress: Progress, recording: pathlib.Path, stream: IO[str]) ->
     for record in note_records(progress.notes, progress.confidences):
         stream.write(json.dumps({"file": recording.name, **record}) + "\n")
     stream.flush()
+
+
+def _beat_record(beats: Beats) -> dict[str, Any]:
+    return {
+        "times": [round(time, 3) for time in beats.times],
+        "numbers": beats.numbers,
+        "is_compound": beats.is_compound,
+        "confidence": round(beats.confidence, 3),
+        "bar_confidence": round(beats.bar_confidence, 3),
+    }

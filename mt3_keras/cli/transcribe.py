@@ -1,4 +1,4 @@
-"""Writes the notes of recordings as MIDI, JSON, CSV and pictures.
+"""Writes the notes of recordings as MIDI, JSON, CSV, pictures and sheet music.
 
 Recordings are files, folders and patterns; folders keep their shape in --output_dir. What cannot
 be read is named and the rest is transcribed; the exit code is then 1.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
+import math
 import os
 import pathlib
 import shutil
@@ -20,16 +21,20 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from absl import flags
 
 from mt3_keras.cli.archive import define_list_flag
+from mt3_keras import __version__
 from mt3_keras.cli.command_line import Command, UsageError, complain, describe_error
-from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
+from mt3_keras.cli.model_flags import DEFAULT_MODEL, define_model_flags, load_transcriber
 from mt3_keras.files import open_regular, read_label, replacing, set_label
 from mt3_keras.process import OutputClosed, printable
 
 if TYPE_CHECKING:
-    from mt3_keras.recording import Progress
+    from mt3_keras.beats import Beats
+    from mt3_keras.recording import Progress, Transcription
     from mt3_keras.transcriber import Transcriber
 
-FORMATS = ("mid", "json", "csv", "jsonl", "png")
+TEMPOS = (20, 400)  # beats a minute that may be asked for
+FORMATS = ("mid", "json", "csv", "jsonl", "png", "musicxml", "svg", "pdf")
+NEED_BEATS = (".mid", ".json", ".musicxml", ".svg", ".pdf")
 NEEDS_FFMPEG = frozenset((".aac", ".ac3", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".wma"))
 
 
@@ -58,6 +63,13 @@ def _define_flags(values: flags.FlagValues) -> None:
         "Such as 3/100: only every 100th recording, from the third; for several machines.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "beats",
+        "auto",
+        "Beats and bars of MIDI files and scores: auto finds them in the notes, off writes none;"
+        " or a constant tempo in beats a minute.",
+        flag_values=values,
+    )
     flags.DEFINE_boolean(
         "resume", False, "Skip recordings whose outputs are all there.", flag_values=values
     )
@@ -66,12 +78,15 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     from mt3_keras.audio import find_audio
+    from mt3_keras.engraving import check_packages
 
     formats = _parse_formats(values.formats)
     if values.files:
         from mt3_keras.stores import read_list
 
         arguments = [*arguments, *read_list(values.files)]
+    parse_beats(values.beats)
+    check_packages([f".{name}" for name in formats])
     if not arguments:
         raise UsageError("name at least one recording")
     recordings = _take_shard(find_audio(arguments), values.shard)
@@ -103,6 +118,24 @@ def _take_shard(recordings: list[pathlib.Path], shard: str | None) -> list[pathl
     if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UsageError(f"--shard must be K/N with K from 1 to N, such as 3/100: got {shard!r}")
     return recordings[int(number) - 1 :: int(count)]
+
+
+def parse_beats(text: str) -> float | None:
+    """What --beats asks for: None to find beats, 0 for none, or beats a minute.
+
+    Raises:
+      UsageError: it is none of these.
+    """
+    if text in ("auto", "off"):
+        return 0.0 if text == "off" else None
+    try:
+        tempo = float(text)
+    except ValueError:
+        tempo = math.nan
+    low, high = TEMPOS
+    if not low <= tempo <= high:
+        raise UsageError(f"--beats is auto, off or {low} to {high} beats a minute: got {text!r}")
+    return tempo
 
 
 def _parse_formats(names: Sequence[str]) -> list[str]:
@@ -198,7 +231,7 @@ def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], values: flags
     for number, job in enumerate(jobs, 1):
         place = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
         try:
-            _transcribe_one(transcriber, job, f"{place}{job.recording.name}", values.progress)
+            _transcribe_one(transcriber, job, f"{place}{job.recording.name}", values)
         except OutputClosed:
             raise
         except Exception as error:
@@ -211,7 +244,9 @@ def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], values: flags
     return num_failed
 
 
-def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progress: bool) -> None:
+def _transcribe_one(
+    transcriber: Transcriber, job: Job, label: str, values: flags.FlagValues
+) -> None:
     from mt3_keras.cli.note_files import write_lines, write_notes
     from mt3_keras.notes import describe_notes
 
@@ -223,7 +258,7 @@ def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progre
             stream = sys.stdout
         elif lines is not None:
             stream = stack.enter_context(stack.enter_context(replacing(lines)).open("w"))
-        update = stack.enter_context(_progress_bar(job.recording, label, shows_progress))
+        update = stack.enter_context(_progress_bar(job.recording, label, values.progress))
 
         def on_segment(progress: Progress) -> None:
             if stream:
@@ -233,9 +268,13 @@ def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progre
             update(progress.end)
 
         result = transcriber.transcribe(job.recording, on_segment=on_segment)
+    beats = None
+    if any(path.suffix in NEED_BEATS for path in job.outputs):
+        beats = _find_beats(result, parse_beats(values.beats))
+    source = f"mt3-keras {__version__}, model {values.model or DEFAULT_MODEL}"
     for path in job.outputs:
         if path != lines:
-            write_notes(result, job.recording, path)
+            write_notes(result, job.recording, path, beats, source)
     if job.outputs:
         with contextlib.suppress(ValueError, OSError):  # gone meanwhile: no label
             source = " ".join(_identify(job.recording))
@@ -243,6 +282,15 @@ def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progre
                 set_label(path, source)
         written = ", ".join(map(str, job.outputs))
         print(printable(f"{job.recording.name}: {describe_notes(result.notes)} -> {written}"))
+
+
+def _find_beats(result: Transcription, tempo: float | None) -> Beats | None:
+    """The beats that `parse_beats` says are wanted."""
+    if tempo is None:
+        return result.beats
+    from mt3_keras.beat_tracker import track_beats
+
+    return track_beats(result.notes, beats_per_minute=tempo) if tempo else None
 
 
 @contextlib.contextmanager
