@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -19,9 +20,25 @@ from mt3_keras.midi import instrument_name
 from mt3_keras.notes import Note
 
 COLORS = [*color_sequences["tab20"][::2], *color_sequences["tab20"][1::2]]
+# Of the General MIDI classes, piano to sound effects: the same in every picture and on the page.
+CLASS_COLORS = (
+    *("#3b6fb6", "#5aa9d6", "#8a6bbf", "#d1662f", "#7a4a2b", "#b5373a", "#d4679a", "#d9a514"),
+    *("#8a9a1f", "#3c9a5f", "#1f8f8f", "#b06fd0", "#6f7f92", "#a58a5a", "#5f6f3f", "#9a9a9a"),
+)
+DRUM_COLOR = "#59616b"
+LIGHTEST = 0.45  # share of white in the color of the last program of a class
 SECONDS_PER_INCH = 2.5
 MAX_INCHES = 200.0
 MIN_WIDTH = 0.06  # seconds; drum hits last 0.01
+
+
+def part_color(program: int, is_drum: bool) -> str:
+    """The color of an instrument, "#rrggbb": that of its class, lighter for later programs."""
+    if is_drum:
+        return DRUM_COLOR
+    color = to_rgb(CLASS_COLORS[program // 8])
+    white = LIGHTEST * (program % 8) / 7
+    return to_hex([channel + white * (1 - channel) for channel in color])
 
 
 def plot_piano_roll(
