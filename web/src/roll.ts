@@ -10,10 +10,13 @@ export interface Lane {
   notes: Note[];
 }
 
-const KEYBOARD = 46; // pixels
+const KEYBOARD = 84; // pixels, with the names of drums
+const NARROW_KEYBOARD = 60; // where there is little width
+const NARROW = 600;
+const KEY = 44;
 const RULER = 26;
-const DRUM_ROW = 15;
-const LEAST_ROW = 5;
+const DRUM_ROW = 13;
+const LEAST_ROW = 6;
 const MOST_ROW = 16;
 const LEAST_NOTE = 3;
 const BEATS_A_BAR = 4;
@@ -75,7 +78,7 @@ export class Roll {
 
   /** Shows a part as long as the width allows, whole if `seconds` is the duration. */
   zoomTo(seconds: number): void {
-    this.setScale((this.scroller.clientWidth - KEYBOARD - 8) / seconds);
+    this.setScale((this.scroller.clientWidth - this.left - 8) / seconds);
   }
 
   zoomBy(factor: number): void {
@@ -93,8 +96,8 @@ export class Roll {
   /** Scrolls so that a time can be seen, a little ahead of it where it plays. */
   reveal(time: number): void {
     const x = this.x(time);
-    if (x < KEYBOARD + 4 || x > this.width - 30) {
-      this.scroller.scrollLeft += x - KEYBOARD - this.width * 0.15;
+    if (x < this.left + 4 || x > this.width - 30) {
+      this.scroller.scrollLeft += x - this.left - this.width * 0.15;
     }
   }
 
@@ -107,21 +110,25 @@ export class Roll {
     });
   }
 
+  private get left(): number {
+    return this.width < NARROW ? NARROW_KEYBOARD : KEYBOARD;
+  }
+
   private get width(): number {
     return this.scroller.clientWidth;
   }
 
   private x(time: number): number {
-    return KEYBOARD + time * this.scale - this.scroller.scrollLeft;
+    return this.left + time * this.scale - this.scroller.scrollLeft;
   }
 
   private timeAt(x: number): number {
-    const time = (x - KEYBOARD + this.scroller.scrollLeft) / this.scale;
+    const time = (x - this.left + this.scroller.scrollLeft) / this.scale;
     return Math.min(this.duration, Math.max(0, time));
   }
 
   private isVisible(time: number): boolean {
-    return this.x(time) >= KEYBOARD && this.x(time) <= this.width;
+    return this.x(time) >= this.left && this.x(time) <= this.width;
   }
 
   private y(pitch: number): number {
@@ -138,12 +145,12 @@ export class Roll {
 
   private layOut(): void {
     const rows = this.highest - this.lowest + 1;
-    const space = Math.max(260, Math.min(560, window.innerHeight * 0.55));
+    const space = Math.max(380, Math.min(640, window.innerHeight * 0.6));
     const forDrums = this.drums.length * DRUM_ROW;
     this.row = Math.min(MOST_ROW, Math.max(LEAST_ROW, (space - RULER - forDrums) / rows));
     const height = Math.ceil(this.drumTop + forDrums + 4);
     const ratio = window.devicePixelRatio || 1;
-    this.spacer.style.width = `${KEYBOARD + this.duration * this.scale + 8}px`;
+    this.spacer.style.width = `${this.left + this.duration * this.scale + 8}px`;
     this.canvas.style.width = `${this.width}px`;
     this.canvas.style.height = `${height}px`;
     this.canvas.width = Math.round(this.width * ratio);
@@ -179,7 +186,7 @@ export class Roll {
     this.paintGrid(context, theme);
     context.save();
     context.beginPath();
-    context.rect(KEYBOARD, RULER, this.width, this.canvas.height);
+    context.rect(this.left, RULER, this.width, this.canvas.height);
     context.clip();
     for (const lane of this.lanes) this.paintLane(context, lane, theme);
     context.restore();
@@ -191,16 +198,16 @@ export class Roll {
   private paintRows(context: CanvasRenderingContext2D, theme: Theme): void {
     context.fillStyle = theme.row;
     for (let pitch = this.lowest; pitch <= this.highest; pitch++) {
-      if (isBlackKey(pitch)) context.fillRect(KEYBOARD, this.y(pitch), this.width, this.row);
+      if (isBlackKey(pitch)) context.fillRect(this.left, this.y(pitch), this.width, this.row);
     }
     this.drums.forEach((_, i) => {
       if (i % 2 === 0) {
-        context.fillRect(KEYBOARD, this.drumTop + i * DRUM_ROW, this.width, DRUM_ROW);
+        context.fillRect(this.left, this.drumTop + i * DRUM_ROW, this.width, DRUM_ROW);
       }
     });
     context.fillStyle = theme.line;
     for (let pitch = this.lowest; pitch <= this.highest; pitch++) {
-      if (pitch % 12 === 0) context.fillRect(KEYBOARD, this.y(pitch - 1), this.width, 1);
+      if (pitch % 12 === 0) context.fillRect(this.left, this.y(pitch - 1), this.width, 1);
     }
     if (this.drums.length) context.fillRect(0, this.drumTop - 4, this.width, 2);
   }
@@ -211,13 +218,13 @@ export class Roll {
       ? [this.tempo.firstBeat, 60 / this.tempo.beatsPerMinute]
       : [0, niceStep(24 / this.scale)];
     const group = this.tempo ? BEATS_A_BAR : Math.max(1, Math.ceil(LABEL_GAP / this.scale / step));
-    const from = Math.floor((this.timeAt(KEYBOARD) - first) / step);
+    const from = Math.floor((this.timeAt(this.left) - first) / step);
     const to = Math.ceil((this.timeAt(this.width) - first) / step);
     const labelEach = Math.ceil(LABEL_GAP / (group * step * this.scale));
     for (let i = Math.max(0, from); i <= to; i++) {
       const x = Math.round(this.x(first + i * step));
       const isMain = i % group === 0;
-      if (x < KEYBOARD || (!isMain && step * this.scale < 10)) continue;
+      if (x < this.left || (!isMain && step * this.scale < 10)) continue;
       context.fillStyle = isMain ? theme.strong : theme.line;
       context.fillRect(x, isMain ? RULER - 7 : RULER, 1, this.canvas.height);
       const number = i / group;
@@ -229,12 +236,12 @@ export class Roll {
   }
 
   private paintLane(context: CanvasRenderingContext2D, lane: Lane, theme: Theme): void {
-    const [from, to] = [this.timeAt(KEYBOARD), this.timeAt(this.width)];
+    const [from, to] = [this.timeAt(this.left), this.timeAt(this.width)];
     for (const note of lane.notes) {
       if (note.offset < from || note.onset > to) continue;
       const x = this.x(note.onset);
       const width = Math.max(LEAST_NOTE, (note.offset - note.onset) * this.scale - 1);
-      context.globalAlpha = lane.isFaded ? 0.15 : 0.4 + (0.6 * note.velocity) / 127;
+      context.globalAlpha = lane.isFaded ? 0.15 : 0.5 + (0.5 * note.velocity) / 127;
       context.fillStyle = lane.color;
       if (note.isDrum) {
         const middle = this.drumY(note.pitch) + DRUM_ROW / 2;
@@ -273,23 +280,24 @@ export class Roll {
 
   private paintKeyboard(context: CanvasRenderingContext2D, theme: Theme): void {
     context.fillStyle = theme.surface;
-    context.fillRect(0, 0, KEYBOARD, this.canvas.height);
+    context.fillRect(0, 0, this.left, this.canvas.height);
     const bottom = this.y(this.lowest - 1);
+    const keys = this.left - KEY - 2;
     context.fillStyle = "#fff";
-    context.fillRect(0, RULER, KEYBOARD - 2, bottom - RULER);
+    context.fillRect(keys, RULER, KEY, bottom - RULER);
     for (let pitch = this.lowest; pitch <= this.highest; pitch++) {
       const y = this.y(pitch);
       if (isBlackKey(pitch)) {
         context.fillStyle = "#222";
-        context.fillRect(0, y, (KEYBOARD - 2) * 0.55, this.row);
+        context.fillRect(keys, y, KEY * 0.55, this.row);
       } else if ([0, 5].includes(pitch % 12)) {
         context.fillStyle = "#bbb";
-        context.fillRect(0, y + this.row, KEYBOARD - 2, 1);
+        context.fillRect(keys, y + this.row, KEY, 1);
       }
       if (pitch % 12 === 0) {
         context.fillStyle = "#333";
         context.textAlign = "right";
-        context.fillText(pitchName(pitch), KEYBOARD - 5, y + this.row / 2);
+        context.fillText(pitchName(pitch), this.left - 5, y + this.row / 2);
         context.textAlign = "left";
       }
     }
@@ -297,7 +305,7 @@ export class Roll {
     context.font = "10px system-ui, sans-serif";
     for (const drum of this.drums) {
       const name = this.drumNames[drum] ?? `${drum}`;
-      context.fillText(name, 2, this.drumY(drum) + DRUM_ROW / 2, KEYBOARD - 5);
+      context.fillText(name, 2, this.drumY(drum) + DRUM_ROW / 2, this.left - 5);
     }
   }
 
@@ -308,7 +316,7 @@ export class Roll {
     if (this.done < this.duration) context.fillRect(until, RULER, this.width, this.canvas.height);
     if (this.range) {
       const [from, to] = this.range.map((time) => this.x(time));
-      context.fillRect(KEYBOARD, RULER, from - KEYBOARD, this.canvas.height);
+      context.fillRect(this.left, RULER, from - this.left, this.canvas.height);
       context.fillRect(to, RULER, this.width, this.canvas.height);
       context.globalAlpha = 0.5;
       context.fillStyle = theme.accent;
@@ -319,7 +327,7 @@ export class Roll {
 
   private paintCursor(context: CanvasRenderingContext2D, theme: Theme): void {
     const x = this.x(this.cursor);
-    if (x < KEYBOARD) return;
+    if (x < this.left) return;
     context.fillStyle = theme.accent;
     context.fillRect(x - 1, 0, 2, this.canvas.height);
     context.beginPath();
@@ -350,7 +358,7 @@ export class Roll {
     this.canvas.addEventListener("pointerleave", () => this.onHover(undefined));
     this.canvas.addEventListener("click", (event) => {
       const bounds = this.canvas.getBoundingClientRect();
-      if (event.clientX - bounds.left > KEYBOARD) this.onSeek(this.timeAt(event.clientX - bounds.left));
+      if (event.clientX - bounds.left > this.left) this.onSeek(this.timeAt(event.clientX - bounds.left));
     });
     this.scroller.addEventListener(
       "wheel",
