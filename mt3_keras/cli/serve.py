@@ -40,6 +40,11 @@ class PageServer(http.server.ThreadingHTTPServer):
         handler = functools.partial(_Handler, directory=os.fspath(folder))
         super().__init__((HOST, port), handler)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of browsers that leave while they are answered, as they do."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
     @property
     def address(self) -> str:
         """What to type into a browser."""
@@ -63,7 +68,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self.send_header("Cache-Control", "no-cache")  # a page that was built anew is shown anew
         super().end_headers()
 
-    def list_directory(self, path: Any) -> None:
+    def list_directory(self, path: Any) -> None:  # noqa: ARG002 - of the class above
         self.send_error(http.HTTPStatus.NOT_FOUND)
 
     def log_message(self, *_: Any) -> None:

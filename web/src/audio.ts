@@ -12,6 +12,7 @@ export interface Recorded {
 }
 
 const MOST_SECONDS = 30 * 60;
+const LEAST_BYTES = 100; // more than a header alone has
 const MOST_BYTES = 1024 ** 3;
 const STEREO_SECONDS = 10 * 60; // longer recordings are played back in mono, to save memory
 const DEFAULT_RATE = 48000;
@@ -19,7 +20,7 @@ const CANCELLED = 0.01; // as mt3_keras/audio.py has it
 
 /** Decodes a file at its own sample rate. */
 export async function readFile(file: Blob, name: string): Promise<Recorded> {
-  if (!file.size) throw new AudioProblem(`${name} is empty: it holds no sound.`);
+  if (file.size < LEAST_BYTES) throw new AudioProblem(`${name} is empty: it holds no sound.`);
   if (file.size > MOST_BYTES) {
     throw new AudioProblem(`${name} is larger than 1 GB. Cut it into parts, or use the command mt3.`);
   }

@@ -29,10 +29,11 @@ let recorded: Recorded | undefined;
 let notes: Note[] = [];
 let isWhole = false;
 let startedAt = 0;
+let firstUpdate: { at: number; seconds: number } | undefined;
 let tempo: Tempo | null = null;
 let hasOwnTempo = false; // of the user's
 let microphone: Microphone | undefined;
-let worker = startWorker();
+const worker = startWorker();
 const player = new Player();
 const roll = new Roll(
   ...([element("scroller"), element("spacer"), element<HTMLCanvasElement>("canvas")] as const),
@@ -108,6 +109,7 @@ function begin(read: Recorded): void {
   roll.zoomTo(Math.min(read.seconds, 20));
   showTime(0);
   startedAt = performance.now();
+  firstUpdate = undefined;
   const samples = read.mono;
   ask({ kind: "transcribe", samples, rate: read.rate }, [samples.buffer]);
   showProgress(0);
@@ -116,9 +118,12 @@ function begin(read: Recorded): void {
 function showProgress(seconds: number): void {
   if (!recorded) return;
   const total = recorded.seconds;
-  const passed = (performance.now() - startedAt) / 1000;
   element<HTMLProgressElement>("progress").value = seconds / total;
-  const left = seconds > 0 ? `, ${describeTime((passed * (total - seconds)) / seconds)} left` : "";
+  // The first one comes after the network has been loaded, which says nothing about its speed.
+  const now = performance.now() / 1000;
+  if (seconds > 0) firstUpdate ??= { at: now, seconds };
+  const speed = firstUpdate ? (seconds - firstUpdate.seconds) / (now - firstUpdate.at) : 0;
+  const left = speed > 0 ? `, ${describeTime((total - seconds) / speed)} left` : "";
   const long = total > LONG_SECONDS ? ` It is ${Math.round(total / 60)} minutes long.` : "";
   say(`Transcribing ${recorded.name}: ${clock(seconds)} of ${clock(total)}${left}.${long}`);
 }
@@ -133,7 +138,7 @@ function take(found: Note[], seconds: number, isEnd: boolean): void {
   const wasWhole = isWhole;
   notes = found;
   isWhole = isEnd;
-  roll.done = isEnd ? recorded.seconds : seconds;
+  roll.done = seconds;
   if (isEnd && !hasOwnTempo) setTempo(findTempo(notes.map(({ onset }) => onset)));
   showNotes();
   if (!isEnd) {
@@ -141,7 +146,12 @@ function take(found: Note[], seconds: number, isEnd: boolean): void {
     return;
   }
   show("working", false);
-  const took = wasWhole ? "" : ` in ${describeTime((performance.now() - startedAt) / 1000)}`;
+  const isPart = seconds < recorded.seconds - 0.01;
+  const took = isPart
+    ? `, stopped at ${clock(seconds)}`
+    : wasWhole
+      ? ""
+      : ` in ${describeTime((performance.now() - startedAt) / 1000)}`;
   const count = (n: number, what: string) => `${n} ${what}${n === 1 ? "" : "s"}`;
   const instruments = count(parts.list().length, "instrument");
   say(
@@ -363,11 +373,8 @@ button("example").onclick = async () => {
   else fail("The example is missing from this copy of the page.");
 };
 button("cancel").onclick = () => {
-  worker.terminate();
-  worker = startWorker();
-  isWhole = true;
-  show("working", false);
-  say(`Stopped; the notes up to ${clock(roll.done)} are shown.`);
+  say("Stopping …");
+  ask({ kind: "stop" });
 };
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"] as const) {
   document.addEventListener(kind, (event) => {

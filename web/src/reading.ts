@@ -18,6 +18,12 @@ type Arrays = Record<string, Float32Array>;
 /** Runs the signature `detect`: inputs by name -> outputs by name. */
 export type Network = (inputs: Arrays) => Promise<Arrays>;
 
+/** A recording at the network's rate. */
+export interface Samples {
+  readonly length: number;
+  slice(from: number, to: number): Float32Array;
+}
+
 interface Candidate {
   frame: number; // of the recording
   pitch: number;
@@ -35,7 +41,7 @@ export class Reading {
   private state: Arrays;
 
   constructor(
-    private readonly samples: Float32Array,
+    private readonly samples: Samples,
     private readonly facts: ModelFacts,
     state: Record<string, number>, // names of the network's states and their lengths
   ) {
@@ -63,7 +69,7 @@ export class Reading {
     const begin = this.numRead * this.segmentSamples - leadSamples;
     const window = new Float32Array(inputSamples);
     const from = Math.max(begin, 0);
-    window.set(this.samples.subarray(from, Math.max(begin + inputSamples, 0)), from - begin);
+    window.set(this.samples.slice(from, begin + inputSamples), from - begin);
     const outputs = await network({ samples: window, ...this.state });
     for (const name of Object.keys(this.state)) this.state[name] = outputs[name];
     const first = this.numRead * segmentFrames;

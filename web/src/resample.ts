@@ -43,30 +43,49 @@ function makeFilters(from: number, to: number, phases: number) {
 }
 
 /**
- * Samples at rate `from` -> at rate `to`, ceil(n * to / from) of them.
+ * A recording at another rate, made as far as it is asked for: ceil(n * to / from) samples.
  *
  * A rate whose ratio has no small terms is taken for the nearest that has: at most 0.02 % away.
  */
-export function resample(samples: Float32Array, from: number, to: number): Float32Array {
-  if (from === to) return samples;
-  const divisor = greatestDivisor(from, to);
-  let phases = to / divisor;
-  let step = from / divisor;
-  if (phases > MOST_PHASES) {
-    step = Math.round((step * MOST_PHASES) / phases);
-    phases = MOST_PHASES;
+export class Resampled {
+  readonly length: number;
+  private readonly result: Float32Array;
+  private readonly phases: number;
+  private readonly step: number; // inputs an output, times `phases`
+  private readonly filter?: ReturnType<typeof makeFilters>;
+  private readonly padded: Float32Array;
+  private numDone = 0;
+
+  constructor(samples: Float32Array, from: number, to: number) {
+    this.length = Math.ceil((samples.length * to) / from);
+    const divisor = greatestDivisor(from, to);
+    this.phases = Math.min(MOST_PHASES, to / divisor);
+    this.step = Math.round((from / divisor) * (this.phases / (to / divisor)));
+    if (from === to) {
+      this.result = this.padded = samples;
+      this.numDone = this.length;
+      return;
+    }
+    this.filter = makeFilters(from, to, this.phases);
+    this.result = new Float32Array(this.length);
+    this.padded = new Float32Array(samples.length + this.filter.taps + 1);
+    this.padded.set(samples, this.filter.half - 1);
   }
-  const { filters, taps, half } = makeFilters(from, to, phases);
-  const padded = new Float32Array(samples.length + taps + 1);
-  padded.set(samples, half - 1);
-  const result = new Float32Array(Math.ceil((samples.length * to) / from));
-  for (let i = 0; i < result.length; i++) {
-    const place = i * step; // in input samples times `phases`
-    const first = Math.floor(place / phases);
-    const row = (place - first * phases) * taps;
+
+  /** Samples `from` up to `to`, which may lie beyond the end. */
+  slice(from: number, to: number): Float32Array {
+    const end = Math.min(to, this.length);
+    for (; this.numDone < end; this.numDone++) this.result[this.numDone] = this.at(this.numDone);
+    return this.result.subarray(Math.min(from, end), end);
+  }
+
+  private at(index: number): number {
+    const { filters, taps } = this.filter as ReturnType<typeof makeFilters>;
+    const place = index * this.step;
+    const first = Math.floor(place / this.phases);
+    const row = (place - first * this.phases) * taps;
     let sum = 0;
-    for (let tap = 0; tap < taps; tap++) sum += filters[row + tap] * padded[first + tap];
-    result[i] = sum;
+    for (let tap = 0; tap < taps; tap++) sum += filters[row + tap] * this.padded[first + tap];
+    return sum;
   }
-  return result;
 }

@@ -4,13 +4,14 @@ import { loadAndCompile, loadLiteRt, Tensor } from "@litertjs/core";
 
 import type { ModelFacts, Note } from "./notes";
 import { Reading, type Network } from "./reading";
-import { resample } from "./resample";
+import { Resampled } from "./resample";
 
 const UPDATE_MS = 400; // between two lists of notes while segments are read
 
 export type Request =
   | { kind: "transcribe"; samples: Float32Array; rate: number }
-  | { kind: "limit"; onsets: number; strokes: number };
+  | { kind: "limit"; onsets: number; strokes: number }
+  | { kind: "stop" };
 
 export type Reply =
   | { kind: "ready"; seconds: number }
@@ -25,6 +26,7 @@ interface Loaded {
 
 const send = (reply: Reply) => postMessage(reply);
 let reading: Reading | undefined;
+let isStopped = false;
 let limits: { onsets?: number; strokes?: number } = {};
 
 async function load(): Promise<Loaded> {
@@ -64,16 +66,18 @@ loading.catch((error: unknown) => send({ kind: "failed", message: String(error) 
 const pause = () => new Promise((resolve) => setTimeout(resolve));
 
 async function transcribe(samples: Float32Array, rate: number): Promise<void> {
+  reading = undefined; // that of another recording ends
   const { facts, network, state } = await loading;
   limits = {};
-  const own = new Reading(resample(samples, rate, facts.sampleRate), facts, state);
+  const own = new Reading(new Resampled(samples, rate, facts.sampleRate), facts, state);
   reading = own;
+  isStopped = false;
   let sent = performance.now();
-  while (own.numRead < own.numSegments) {
+  while (own.numRead < own.numSegments && !isStopped) {
     await own.readNext(network);
     await pause();
     if (reading !== own) return; // another recording has come
-    if (performance.now() - sent > UPDATE_MS && own.numRead < own.numSegments) {
+    if (performance.now() - sent > UPDATE_MS && own.numRead < own.numSegments && !isStopped) {
       sendNotes();
       sent = performance.now();
     }
@@ -83,12 +87,16 @@ async function transcribe(samples: Float32Array, rate: number): Promise<void> {
 
 function sendNotes(): void {
   if (!reading) return;
-  const isWhole = reading.numRead === reading.numSegments;
+  const isWhole = isStopped || reading.numRead === reading.numSegments;
   const notes = reading.notes(limits.onsets, limits.strokes);
   send({ kind: "notes", notes, seconds: reading.seconds, isWhole });
 }
 
 onmessage = ({ data }: MessageEvent<Request>) => {
+  if (data.kind === "stop") {
+    isStopped = true;
+    return;
+  }
   if (data.kind === "limit") {
     limits = data;
     sendNotes();

@@ -79,6 +79,7 @@ const actions = {
     await page.waitForFunction(() => document.querySelector("#status").textContent.includes("left"));
     const working = await status(page);
     await page.click("#cancel");
+    await whole(page);
     return { working, stopped: await status(page) };
   },
   /** Everything that a user can do with a result. */
@@ -104,6 +105,7 @@ const actions = {
     for (const key of ["Home", "n", "n"]) await page.keyboard.press(key);
     const note = await page.textContent("#note");
     await page.click("#list summary");
+    await page.waitForSelector("#rows tr");
     const rows = await page.locator("#rows tr").count();
     const nameless = await page.evaluate(() =>
       [...document.querySelectorAll("button, input, select, progress, summary, fieldset")]
