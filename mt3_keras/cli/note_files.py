@@ -1,4 +1,4 @@
-"""Files of a transcription's notes that are for programs: JSON, CSV, JSON lines; and pictures."""
+"""Files of a transcription's notes: MIDI, JSON, CSV, JSON lines, pictures and sound."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mt3_keras.midi import instrument_name
 from mt3_keras.process import printable
 
 if TYPE_CHECKING:
+    from mt3_keras.cli.transcribe import WavOptions
     from mt3_keras.recording import Progress, Transcription
 
 NOTE_COLUMNS = (
@@ -39,7 +40,7 @@ def pick_midi(given: str | None, name: str) -> pathlib.Path:
 
 
 def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Path) -> None:
-    """Writes one file of a transcription: .mid, .png, .json or .csv, by the path's suffix.
+    """Writes one file of a transcription, by the path's suffix: notes or a picture of them.
 
     Args:
       result: the transcription.
@@ -48,7 +49,7 @@ def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Pa
     """
     if path.suffix == ".mid":
         result.write_midi(path)
-    elif path.suffix == ".png":
+    elif path.name.endswith((".png", ".roll.svg", ".roll.pdf")):
         from mt3_keras.plots import plot_piano_roll
 
         title = printable(recording.name).replace("$", r"\$")  # matplotlib's for formulas
@@ -70,6 +71,16 @@ def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Pa
             writer = csv.DictWriter(file, NOTE_COLUMNS)
             writer.writeheader()
             writer.writerows(_note_records(result))
+
+
+def write_wav(
+    result: Transcription, recording: pathlib.Path, path: pathlib.Path, options: WavOptions
+) -> None:
+    """Writes what the notes sound like, beside the recording if the options say so."""
+    from mt3_keras.synth.listen import write_sound
+
+    beside = recording if options.is_compared else None
+    write_sound(result.notes, path, font=options.font, duration=result.duration, beside=beside)
 
 
 def write_lines(progress: Progress, recording: pathlib.Path, stream: IO[str]) -> None:

@@ -1,4 +1,4 @@
-"""Writes the notes of recordings as MIDI, JSON, CSV and pictures.
+"""Writes the notes of recordings as MIDI, JSON, CSV, pictures and sound.
 
 Recordings are files, folders and patterns; folders keep their shape in --output_dir. What cannot
 be read is named and the rest is transcribed; the exit code is then 1.
@@ -28,8 +28,15 @@ if TYPE_CHECKING:
     from mt3_keras.recording import Progress
     from mt3_keras.transcriber import Transcriber
 
-FORMATS = ("mid", "json", "csv", "jsonl", "png")
+FORMATS = ("mid", "json", "csv", "jsonl", "png", "roll.svg", "roll.pdf", "wav")
 NEEDS_FFMPEG = frozenset((".aac", ".ac3", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".wma"))
+
+
+class WavOptions(NamedTuple):
+    """The soundfont that plays the notes, and whether the recording is on the left."""
+
+    font: str
+    is_compared: bool
 
 
 class Job(NamedTuple):
@@ -51,6 +58,18 @@ def _define_flags(values: flags.FlagValues) -> None:
         "formats", ["mid"], f"Files to write: of {', '.join(FORMATS)}.", flag_values=values
     )
     flags.DEFINE_boolean(
+        "compare",
+        False,
+        "In WAV files, put the recording on the left and the notes on the right.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "font",
+        "",
+        "Soundfont of WAV files, sf2 or sf3; by default the system's General MIDI one.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
         "resume", False, "Skip recordings whose outputs are all there.", flag_values=values
     )
     flags.DEFINE_boolean("progress", True, "Show a progress bar.", flag_values=values)
@@ -62,6 +81,7 @@ def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     formats = _parse_formats(values.formats)
     if not arguments:
         raise UsageError("name at least one recording")
+    font = _find_font(values, formats)
     recordings = find_audio(arguments)
     if values.output_dir == "-":
         jobs = [Job(recording, ()) for recording in recordings]
@@ -75,7 +95,7 @@ def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     readable = [job for job in jobs if _has_reader(job.recording)]
     num_failed = len(jobs) - len(readable)
     if readable:
-        num_failed += _transcribe_all(load_transcriber(values), readable, values)
+        num_failed += _transcribe_all(load_transcriber(values), readable, values, font)
     if num_failed and len(jobs) > 1:
         complain("mt3", f"{num_failed} of {len(jobs)} recordings failed", 1)
     return 1 if num_failed else 0
@@ -88,6 +108,18 @@ def _parse_formats(names: Sequence[str]) -> list[str]:
     if not formats:
         raise UsageError(f"name at least one format of {', '.join(FORMATS)}")
     return formats
+
+
+def _find_font(values: flags.FlagValues, formats: Sequence[str]) -> str:
+    """The soundfont of the WAV files to write; empty if there are none."""
+    if "wav" in formats and values.output_dir != "-":
+        from mt3_keras.synth.listen import find_font
+
+        return find_font(values.font)
+    if values.compare or values.font:
+        flag = "--compare" if values.compare else "--font"
+        raise UsageError(f"{flag} is for WAV files: add wav to --formats")
+    return ""
 
 
 def _plan_outputs(
@@ -114,6 +146,11 @@ def _plan_outputs(
     written = collections.Counter(path for job in jobs for path in job.outputs)
     if twice := next((path for path, count in written.items() if count > 1), None):
         raise UsageError(f"{twice} would be written twice: rename a recording or run them apart")
+    sources = {recording.resolve() for recording in recordings}
+    if own := next((path for path in written if path.resolve() in sources), None):
+        raise UsageError(
+            f"{own} is a recording and would be overwritten: choose another --output_dir"
+        )
     for folder in sorted({path.parent for path in written}):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -168,13 +205,18 @@ def _has_reader(recording: pathlib.Path) -> bool:
     return False
 
 
-def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], values: flags.FlagValues) -> int:
+def _transcribe_all(
+    transcriber: Transcriber, jobs: Sequence[Job], values: flags.FlagValues, font: str
+) -> int:
     """Transcribes one after the other; returns how many failed."""
     num_failed = 0
     for number, job in enumerate(jobs, 1):
         place = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
         try:
-            _transcribe_one(transcriber, job, f"{place}{job.recording.name}", values.progress)
+            sound = WavOptions(font, values.compare)
+            _transcribe_one(
+                transcriber, job, f"{place}{job.recording.name}", values.progress, sound
+            )
         except OutputClosed:
             raise
         except Exception as error:
@@ -187,8 +229,10 @@ def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], values: flags
     return num_failed
 
 
-def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progress: bool) -> None:
-    from mt3_keras.cli.note_files import write_lines, write_notes
+def _transcribe_one(
+    transcriber: Transcriber, job: Job, label: str, shows_progress: bool, sound: WavOptions
+) -> None:
+    from mt3_keras.cli.note_files import write_lines, write_notes, write_wav
     from mt3_keras.notes import describe_notes
 
     _check_outputs(job)
@@ -210,7 +254,9 @@ def _transcribe_one(transcriber: Transcriber, job: Job, label: str, shows_progre
 
         result = transcriber.transcribe(job.recording, on_segment=on_segment)
     for path in job.outputs:
-        if path != lines:
+        if path.suffix == ".wav":
+            write_wav(result, job.recording, path, sound)
+        elif path != lines:
             write_notes(result, job.recording, path)
     if job.outputs:
         with contextlib.suppress(ValueError, OSError):  # gone meanwhile: no label

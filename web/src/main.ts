@@ -298,9 +298,9 @@ function selectedParts(): Part[] {
 
 function selectedTempo(): Tempo | null {
   if (!tempo || !roll.range) return tempo;
-  const beat = 60 / tempo.beatsPerMinute;
-  const first = (tempo.firstBeat - roll.range[0]) % beat;
-  return { ...tempo, firstBeat: (first + beat) % beat };
+  const bar = (4 * 60) / tempo.beatsPerMinute;
+  const first = (tempo.firstBeat - roll.range[0]) % bar;
+  return { ...tempo, firstBeat: (first + bar) % bar };
 }
 
 function save(content: BlobPart, type: string, suffix: string): void {

@@ -15,27 +15,29 @@ export interface Part {
 
 const TICKS_A_BEAT = 480;
 const PLAIN_TEMPO = 120; // where none is known
+const LEAST_PICKUP = 20_000; // microseconds
 const DRUM_CHANNEL = 9;
 const NUM_MELODIC = 15;
 
 /**
- * The bytes of a MIDI file; times are moved by less than half a tick, about 0.5 ms.
+ * The bytes of a MIDI file; times are moved by less than a tick, about 1 ms.
  *
- * MIDI has 15 melodic channels: further parts go to a second port, which has 15 more.
+ * Before the first bar line stands a bar of one beat that lasts as long as it takes. MIDI has 15
+ * melodic channels: further parts go to a second port, which has 15 more.
  */
 export function toMidi(parts: Part[], tempo: Tempo | null, comment: string): Uint8Array {
-  const beatsPerMinute = tempo?.beatsPerMinute ?? PLAIN_TEMPO;
-  const microseconds = Math.round(60e6 / beatsPerMinute);
-  const toTicks = (seconds: number) => Math.round((seconds * 1e6 * TICKS_A_BEAT) / microseconds);
-  const head: MidiEvent[] = [
-    { deltaTime: 0, meta: true, type: "text", text: comment },
-    { deltaTime: 0, meta: true, type: "setTempo", microsecondsPerBeat: microseconds },
-    {
-      ...{ deltaTime: 0, meta: true, type: "timeSignature", numerator: 4, denominator: 4 },
-      ...{ metronome: 24, thirtyseconds: 8 },
-    } as MidiEvent,
-    { deltaTime: 0, meta: true, type: "endOfTrack" },
-  ];
+  const beat = Math.round(60e6 / (tempo?.beatsPerMinute ?? PLAIN_TEMPO)); // microseconds
+  const before = Math.round((tempo?.firstBeat ?? 0) * 1e6);
+  const hasPickup = before > LEAST_PICKUP;
+  const start = hasPickup ? before : 0;
+  const firstTick = hasPickup ? TICKS_A_BEAT : 0;
+  const toTicks = (seconds: number) => {
+    const after = seconds * 1e6 - start;
+    return firstTick + Math.round((after * TICKS_A_BEAT) / (after < 0 ? start : beat));
+  };
+  const head: MidiEvent[] = [{ deltaTime: 0, meta: true, type: "text", text: comment }];
+  if (hasPickup) head.push(...startBars(0, before, 1));
+  head.push(...startBars(firstTick, beat, 4), { deltaTime: 0, meta: true, type: "endOfTrack" });
   let melodic = 0;
   const tracks = parts.map((part) => {
     const index = part.isDrum ? 0 : melodic++;
@@ -45,6 +47,17 @@ export function toMidi(parts: Part[], tempo: Tempo | null, comment: string): Uin
   });
   const header = { format: 1 as const, ticksPerBeat: TICKS_A_BEAT, numTracks: parts.length + 1 };
   return Uint8Array.from(writeMidi({ header, tracks: [head, ...tracks] }));
+}
+
+/** Tempo and time signature, so many ticks after the event before. */
+function startBars(deltaTime: number, beat: number, numerator: number): MidiEvent[] {
+  return [
+    { deltaTime, meta: true, type: "setTempo", microsecondsPerBeat: beat },
+    {
+      ...{ deltaTime: 0, meta: true, type: "timeSignature", numerator, denominator: 4 },
+      ...{ metronome: 24, thirtyseconds: 8 },
+    } as MidiEvent,
+  ];
 }
 
 function toTrack(

@@ -31,8 +31,9 @@ interface Chord {
 export function toMusicXml(parts: Part[], tempo: Tempo | null, title: string): string {
   const beatsPerMinute = tempo?.beatsPerMinute ?? 120;
   const step = 60 / beatsPerMinute / STEPS_A_BEAT;
-  const beats = Math.ceil((tempo?.firstBeat ?? 0) / step / STEPS_A_BEAT);
-  const origin = (tempo?.firstBeat ?? 0) - beats * step * STEPS_A_BEAT; // at or before 0
+  const first = tempo?.firstBeat ?? 0;
+  const earliest = Math.min(...parts.flatMap(({ notes }) => notes.map(({ onset }) => onset)));
+  const origin = earliest < first - step / 2 ? first - BAR * step : first; // the first bar line
   const toStep = (seconds: number) => Math.round((seconds - origin) / step);
   const chords = parts.map((part) => toChords(part.notes, toStep));
   const last = Math.max(1, ...chords.map((some) => some.at(-1)?.end ?? 0));
