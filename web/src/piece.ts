@@ -6,6 +6,7 @@ const LEAST = 1e-4; // of a note's chance for any instrument
 const LEAST_SPREAD = 7; // semitones
 const SPREAD_WEIGHT = 8; // notes
 const WIDEST = 18; // semitones
+const GONE = 1e-12; // share of an instrument that is not looked at any more
 
 /**
  * Expectation-maximisation over the notes of a piece.
@@ -50,12 +51,12 @@ function expect(
   columns: number,
 ): Float64Array {
   const weights = new Float64Array(columns);
+  const kept = keptColumns(shares);
+  found.fill(0);
   for (let i = 0; i < found.length; i += columns) {
     let sum = 0;
-    for (let c = 0; c < columns; c++) {
-      sum += found[i + c] = own[i + c] * inRange[i + c] * shares[c];
-    }
-    for (let c = 0; c < columns; c++) weights[c] += found[i + c] /= Math.max(sum, 1e-300);
+    for (const c of kept) sum += found[i + c] = own[i + c] * inRange[i + c] * shares[c];
+    for (const c of kept) weights[c] += found[i + c] /= Math.max(sum, 1e-300);
   }
   return weights;
 }
@@ -68,25 +69,23 @@ function fitRanges(
   inRange: Float64Array,
   columns: number,
 ): void {
-  const means = new Float64Array(columns);
-  const variances = new Float64Array(columns);
-  pitches.forEach((pitch, i) => {
-    for (let c = 0; c < columns; c++) means[c] += found[i * columns + c] * pitch;
-  });
-  for (let c = 0; c < columns; c++) means[c] /= Math.max(weights[c], 1e-9);
-  pitches.forEach((pitch, i) => {
-    for (let c = 0; c < columns; c++) {
-      variances[c] += found[i * columns + c] * (pitch - means[c]) ** 2;
+  const num = pitches.length;
+  for (const c of keptColumns(weights)) {
+    let sum = 0;
+    for (let i = 0; i < num; i++) sum += found[i * columns + c] * pitches[i];
+    const mean = sum / Math.max(weights[c], 1e-9);
+    let spread = SPREAD_WEIGHT * WIDEST ** 2;
+    for (let i = 0; i < num; i++) spread += found[i * columns + c] * (pitches[i] - mean) ** 2;
+    const variance = Math.max(spread / (weights[c] + SPREAD_WEIGHT), LEAST_SPREAD ** 2);
+    const scale = 1 / Math.sqrt(variance);
+    for (let i = 0; i < num; i++) {
+      const density = scale * Math.exp((-0.5 * (pitches[i] - mean) ** 2) / variance);
+      inRange[i * columns + c] = Math.max(density, 1e-6);
     }
-  });
-  for (let c = 0; c < columns; c++) {
-    const variance = (variances[c] + SPREAD_WEIGHT * WIDEST ** 2) / (weights[c] + SPREAD_WEIGHT);
-    variances[c] = Math.max(variance, LEAST_SPREAD ** 2);
   }
-  pitches.forEach((pitch, i) => {
-    for (let c = 0; c < columns; c++) {
-      const density = Math.exp((-0.5 * (pitch - means[c]) ** 2) / variances[c]);
-      inRange[i * columns + c] = Math.max(density / Math.sqrt(variances[c]), 1e-6);
-    }
-  });
+}
+
+/** Instruments that still play something. */
+function keptColumns(shares: Float64Array): number[] {
+  return [...shares.keys()].filter((c) => shares[c] > GONE);
 }

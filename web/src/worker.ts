@@ -6,7 +6,10 @@ import type { ModelFacts, Note } from "./notes";
 import { Reading, type Network } from "./reading";
 import { Resampled } from "./resample";
 
-const UPDATE_MS = 400; // between two lists of notes while segments are read
+// Between two lists of notes while segments are read: at least so long, and so much longer than it
+// took to make one, which grows with the piece.
+const UPDATE_MS = 400;
+const UPDATE_SHARE = 8;
 
 export type Request =
   | { kind: "transcribe"; samples: Float32Array; rate: number }
@@ -72,14 +75,16 @@ async function transcribe(samples: Float32Array, rate: number): Promise<void> {
   const own = new Reading(new Resampled(samples, rate, facts.sampleRate), facts, state);
   reading = own;
   isStopped = false;
-  let sent = performance.now();
+  let nextUpdate = performance.now() + UPDATE_MS;
   while (own.numRead < own.numSegments && !isStopped) {
     await own.readNext(network);
     await pause();
     if (reading !== own) return; // another recording has come
-    if (performance.now() - sent > UPDATE_MS && own.numRead < own.numSegments && !isStopped) {
+    const now = performance.now();
+    if (now > nextUpdate && own.numRead < own.numSegments && !isStopped) {
       sendNotes();
-      sent = performance.now();
+      const took = performance.now() - now;
+      nextUpdate = now + took + Math.max(UPDATE_MS, UPDATE_SHARE * took);
     }
   }
   sendNotes();

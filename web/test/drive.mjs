@@ -7,7 +7,7 @@ import { basename, join } from "node:path";
 
 const [executablePath, address, folder] = process.argv.slice(2);
 const tasks = JSON.parse(readFileSync(0, "utf8"));
-const PATIENCE_MS = 120_000;
+const PATIENCE_MS = 300_000;
 
 /** Drops a file on the page, as a user does. */
 async function drop(page, path) {
