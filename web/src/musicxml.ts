@@ -38,18 +38,9 @@ export function toMusicXml(parts: Part[], tempo: Tempo | null, title: string): s
   const chords = parts.map((part) => toChords(part.notes, toStep));
   const last = Math.max(1, ...chords.map((some) => some.at(-1)?.end ?? 0));
   const numBars = Math.ceil(last / BAR);
-  const list = parts.map(({ name, program, isDrum }, i) => {
-    const sound = isDrum
-      ? "<midi-channel>10</midi-channel>"
-      : `<midi-channel>${(i % 9) + 1}</midi-channel><midi-program>${program + 1}</midi-program>`;
-    return (
-      `<score-part id="P${i + 1}"><part-name>${escape(name)}</part-name>` +
-      `<score-instrument id="P${i + 1}-I1"><instrument-name>${escape(name)}</instrument-name>` +
-      `</score-instrument><midi-instrument id="P${i + 1}-I1">${sound}</midi-instrument></score-part>`
-    );
-  });
+  const list = parts.map((part, i) => describe(part, i + 1));
   const written = parts.map((part, i) => {
-    const bars = toBars(chords[i], part, numBars, i === 0 ? beatsPerMinute : null);
+    const bars = toBars(chords[i], part, i + 1, numBars, i === 0 ? beatsPerMinute : null);
     return `<part id="P${i + 1}">${bars}</part>`;
   });
   return (
@@ -63,6 +54,28 @@ export function toMusicXml(parts: Part[], tempo: Tempo | null, title: string): s
 
 function escape(text: string): string {
   return text.replace(/[&<>"]/g, (letter) => `&#${letter.charCodeAt(0)};`);
+}
+
+/** The entry of a part in the list; each drum is an instrument of its own, with its key. */
+function describe({ name, program, isDrum, notes }: Part, place: number): string {
+  const keys = isDrum ? [...new Set(notes.map(({ pitch }) => pitch))] : [0];
+  const ids = keys.map((key) => `P${place}-I${key}`);
+  const named = ids.map((id) => `<score-instrument id="${id}"><instrument-name>${escape(name)}` +
+    "</instrument-name></score-instrument>");
+  const sounds = ids.map((id, i) => {
+    const sound = isDrum
+      ? `<midi-channel>10</midi-channel><midi-unpitched>${keys[i] + 1}</midi-unpitched>`
+      : `<midi-channel>${((place - 1) % 9) + 1}</midi-channel><midi-program>${program + 1}</midi-program>`;
+    return `<midi-instrument id="${id}">${sound}</midi-instrument>`;
+  });
+  return (
+    `<score-part id="P${place}"><part-name>${escape(name)}</part-name>` +
+    `${named.join("")}${sounds.join("")}</score-part>`
+  );
+}
+
+function drum({ pitch, isDrum }: Note, place: number): string {
+  return isDrum ? `<instrument id="P${place}-I${pitch}"/>` : "";
 }
 
 function toChords(notes: Note[], toStep: (seconds: number) => number): Chord[] {
@@ -83,7 +96,13 @@ function toChords(notes: Note[], toStep: (seconds: number) => number): Chord[] {
   return chords;
 }
 
-function toBars(chords: Chord[], part: Part, numBars: number, tempo: number | null): string {
+function toBars(
+  chords: Chord[],
+  part: Part,
+  place: number,
+  numBars: number,
+  tempo: number | null,
+): string {
   const bars: string[] = Array.from({ length: numBars }, () => "");
   const write = (begin: number, end: number, notes: Note[]) => {
     for (let at = begin; at < end; ) {
@@ -91,7 +110,7 @@ function toBars(chords: Chord[], part: Part, numBars: number, tempo: number | nu
       const [length, type, isDotted] = LENGTHS.find(([steps]) => steps <= room) ?? LENGTHS[7];
       const ties = { start: at + length < end, stop: at > begin };
       const shape = `<type>${type}</type>${isDotted ? "<dot/>" : ""}`;
-      bars[Math.floor(at / BAR)] += toElements(notes, length, shape, ties);
+      bars[Math.floor(at / BAR)] += toElements(notes, place, length, shape, ties);
       at += length;
     }
   };
@@ -129,6 +148,7 @@ function begin(part: Part, tempo: number | null): string {
 
 function toElements(
   notes: Note[],
+  place: number,
   length: number,
   shape: string,
   ties: { start: boolean; stop: boolean },
@@ -143,7 +163,7 @@ function toElements(
       const marks = tied.map((kind) => `<tied type="${kind}"/>`).join("");
       const notations = marks && `<notations>${marks}</notations>`;
       return (
-        `<note>${i ? "<chord/>" : ""}${toPitch(note)}${ending}${signs}<voice>1</voice>` +
+        `<note>${i ? "<chord/>" : ""}${toPitch(note)}${ending}${signs}${drum(note, place)}<voice>1</voice>` +
         `${shape}${notations}</note>`
       );
     })
