@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -24,6 +25,7 @@ from mt3_keras.files import replacing
 from mt3_keras.midi import instrument_name
 from mt3_keras.models.catalog import find_preset
 from mt3_keras.models.config import LOWEST_DRUM, NUM_DRUMS, SAMPLE_RATE_HZ, DetectorConfig
+from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.plots import DRUM_COLOR, part_color
 
 
@@ -47,16 +49,17 @@ def _write(values: flags.FlagValues, _: list[str]) -> None:
     config = read_bundle_config(bundle)
     if not isinstance(config, DetectorConfig):
         raise UsageError(f"{values.model}: the page runs networks that predict rolls, as small")
+    facts = describe_model(bundle.resolve().name, config, RollDecoding.read(bundle))
     folder = pathlib.Path(values.out_dir) / "model"
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.tflite") as path:
         shutil.copyfile(bundle / "model.tflite", path)
     with replacing(folder / "model.json") as path:
-        path.write_text(json.dumps(describe_model(bundle.resolve().name, config), indent=1) + "\n")
+        path.write_text(json.dumps(facts, indent=1) + "\n")
     print(f"wrote {folder}")
 
 
-def describe_model(name: str, config: DetectorConfig) -> dict[str, Any]:
+def describe_model(name: str, config: DetectorConfig, decoding: RollDecoding) -> dict[str, Any]:
     """What the page has to know: sizes, limits, names and colors (`ModelFacts` in notes.ts)."""
     drums = range(LOWEST_DRUM, LOWEST_DRUM + NUM_DRUMS)
     return {
@@ -64,11 +67,10 @@ def describe_model(name: str, config: DetectorConfig) -> dict[str, Any]:
         "version": __version__,
         "sampleRate": SAMPLE_RATE_HZ,
         "inputSamples": config.input_samples,
-        "leadSamples": config.spectrogram.lead_samples,
+        "leadSamples": config.lead_samples,
         "segmentFrames": config.network.segment_frames,
         "hopSamples": config.spectrogram.hop_samples,
-        "onsetLimit": 0.45,
-        "strokeLimit": 0.1,
+        "reading": dataclasses.asdict(decoding),
         "programs": [instrument_name(program, False) for program in range(128)],
         "colors": [part_color(program, False) for program in range(128)],
         "drumColor": DRUM_COLOR,

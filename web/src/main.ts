@@ -102,7 +102,7 @@ function begin(read: Recorded): void {
   show("working", true);
   Object.assign(roll, { duration: read.seconds, done: 0, cursor: 0, tempo, selected: undefined });
   setRange(undefined);
-  input("limit").value = String(facts.onsetLimit);
+  input("limit").value = String(facts.reading.onset_limit);
   showLimit();
   input("tempo").value = "";
   showNotes();
@@ -393,7 +393,7 @@ input("limit").oninput = () => {
   showLimit();
   const onsets = Number(input("limit").value);
   // The limit of strokes moves along, from its own value.
-  const strokes = facts.strokeLimit + (onsets - facts.onsetLimit);
+  const strokes = facts.reading.stroke_limit + (onsets - facts.reading.onset_limit);
   ask({ kind: "limit", onsets, strokes: Math.min(0.98, Math.max(0.05, strokes)) });
 };
 input("tempo").onchange = () => {

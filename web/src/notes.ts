@@ -11,6 +11,17 @@ export interface Note {
   confidence: number;
 }
 
+/** What `decoding.json` says of the network's weights; see RollDecoding in Python. */
+export interface ReadingLimits {
+  onset_limit: number;
+  stroke_limit: number;
+  unison_limit: number;
+  end_limit: number;
+  shortest: number; // frames
+  same_strike: number; // seconds
+  shrink: number;
+}
+
 /** `model.json`: the model's sizes, how it is read, and names; written by export/page.py. */
 export interface ModelFacts {
   name: string;
@@ -20,8 +31,7 @@ export interface ModelFacts {
   leadSamples: number;
   segmentFrames: number;
   hopSamples: number;
-  onsetLimit: number;
-  strokeLimit: number;
+  reading: ReadingLimits;
   programs: string[];
   colors: string[];
   drumColor: string;

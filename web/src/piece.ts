@@ -1,45 +1,85 @@
-// Which instrument plays each note, decided for all notes of a piece together: what
+// Which program plays each note, decided for all notes of a piece together: what
 // mt3_keras/instruments.py does, with the same numbers.
 
+const NUM_CLASSES = 16;
+const PROGRAMS_PER_CLASS = 8;
 const ROUNDS = 60;
 const LEAST = 1e-4; // of a note's chance for any instrument
 const LEAST_SPREAD = 7; // semitones
 const SPREAD_WEIGHT = 8; // notes
 const WIDEST = 18; // semitones
-const GONE = 1e-12; // share of an instrument that is not looked at any more
+const GONE = 1e-12; // share of a class that is not looked at any more
 
 /**
- * Expectation-maximisation over the notes of a piece.
+ * The two likeliest programs of each note.
  *
- * @param chances of each note by itself, each row a probability for every instrument
+ * The notes are shared out to classes of instruments; those of a class then have one program, the
+ * likeliest of all of them together.
+ *
+ * @param chances of each note by itself, [128] of General MIDI programs
  * @param pitches of the notes
- * @returns the instrument of each note
+ * @param shrink share of the notes that a class loses in every round
  */
-export function nameNotes(chances: Float32Array[], pitches: number[]): Int32Array {
-  const num = chances.length;
-  const names = new Int32Array(num);
-  if (!num) return names;
-  const columns = chances[0].length;
+export function namePrograms(
+  chances: Float32Array[],
+  pitches: number[],
+  shrink: number,
+): [number, number][] {
+  const found = shareOut(chances, pitches, shrink);
+  const program = findPrograms(chances, found);
+  return chances.map((_, i) => {
+    const row = found.subarray(i * NUM_CLASSES, (i + 1) * NUM_CLASSES);
+    const order = [...row.keys()].sort((a, b) => row[b] - row[a] || a - b);
+    return [program[order[0]], program[order[1]]];
+  });
+}
+
+/** The one program of each class, given how likely the class plays each note. */
+function findPrograms(chances: Float32Array[], found: Float64Array): number[] {
+  const scores = new Float64Array(NUM_CLASSES * PROGRAMS_PER_CLASS);
+  chances.forEach((row, i) => {
+    for (let c = 0; c < NUM_CLASSES; c++) {
+      const first = c * PROGRAMS_PER_CLASS;
+      const own = Array.from(row.subarray(first, first + PROGRAMS_PER_CLASS), (chance) =>
+        Math.log(Math.max(chance, LEAST)),
+      );
+      const highest = Math.max(...own);
+      const share = found[i * NUM_CLASSES + c];
+      own.forEach((value, k) => (scores[first + k] += share * (value - highest)));
+    }
+  });
+  return Array.from({ length: NUM_CLASSES }, (_, c) => {
+    const first = c * PROGRAMS_PER_CLASS;
+    const own = scores.subarray(first, first + PROGRAMS_PER_CLASS);
+    return first + own.indexOf(Math.max(...own));
+  });
+}
+
+/** Expectation-maximisation: how likely each class plays each note, [notes, classes]. */
+function shareOut(chances: Float32Array[], pitches: number[], shrink: number): Float64Array {
+  const [num, columns] = [chances.length, NUM_CLASSES];
   const own = new Float64Array(num * columns);
-  for (let i = 0; i < num; i++) {
-    for (let c = 0; c < columns; c++) own[i * columns + c] = Math.max(chances[i][c], LEAST);
-  }
+  chances.forEach((row, i) => {
+    row.forEach((chance, k) => (own[i * columns + Math.floor(k / PROGRAMS_PER_CLASS)] += chance));
+  });
+  own.forEach((chance, k) => (own[k] = Math.max(chance, LEAST)));
   let shares = new Float64Array(columns).fill(1 / columns);
   const found = new Float64Array(num * columns);
   const inRange = new Float64Array(num * columns).fill(1);
   for (let round = 0; round < ROUNDS; round++) {
     const weights = expect(own, inRange, shares, found, columns);
-    const total = weights.reduce((sum, weight) => sum + weight, 0);
-    shares = weights.map((weight) => weight / total);
+    shares = weights.map((weight) => Math.max(weight - shrink * num, 0));
+    let total = shares.reduce((sum, share) => sum + share, 0);
+    if (!total) {
+      // None has its least share: the likeliest alone.
+      const highest = Math.max(...weights);
+      shares = weights.map((weight) => (weight === highest ? 1 : 0));
+      total = shares.reduce((sum, share) => sum + share, 0);
+    }
+    shares = shares.map((share) => share / total);
     fitRanges(found, weights, pitches, inRange, columns);
   }
-  for (let i = 0; i < num; i++) {
-    const row = found.subarray(i * columns, (i + 1) * columns);
-    let best = 0;
-    for (let c = 1; c < columns; c++) if (row[c] > row[best]) best = c;
-    names[i] = best;
-  }
-  return names;
+  return found;
 }
 
 /** Writes how likely each instrument plays each note into `found`; returns its sums over notes. */

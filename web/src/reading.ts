@@ -1,17 +1,15 @@
 // Samples -> notes: cut segments, run the network, carry its state, read its candidates.
 // What a phone needs is this file; the network is whatever runs `model.tflite`.
 
-import { nameNotes } from "./piece";
+import { namePrograms } from "./piece";
 import type { ModelFacts, Note } from "./notes";
 
 const NUM_PITCHES = 88;
 const LOWEST_PITCH = 21;
 const NUM_PROGRAMS = 128;
-const LEAST_FRAMES = 2; // of a note
 const LEAST_DURATION = 0.01; // seconds, of a stroke too
-const ENDED = 0.5;
-/** Candidates of less confidence are forgotten: no limit may be set below. */
-export const LEAST_CONFIDENCE = 0.05;
+const [ONSET_COLUMNS, STROKE_COLUMNS] = [5, 4];
+const LEAST_CONFIDENCE = 0.05; // less likely candidates are forgotten, to save memory
 
 type Arrays = Record<string, Float32Array>;
 
@@ -29,6 +27,7 @@ interface Candidate {
   pitch: number;
   confidence: number;
   velocity: number;
+  unison: number; // probability that two instruments play the pitch
   programs: Float32Array;
 }
 
@@ -73,47 +72,71 @@ export class Reading {
     const outputs = await network({ samples: window, ...this.state });
     for (const name of Object.keys(this.state)) this.state[name] = outputs[name];
     const first = this.numRead * segmentFrames;
-    collect(outputs.onsets, outputs.programs, first, this.onsets);
-    collect(outputs.strokes, undefined, first, this.strokes);
-    this.ended.push(Uint8Array.from(outputs.ended, (value) => (value >= ENDED ? 1 : 0)));
+    const { onset_limit, stroke_limit, end_limit } = this.facts.reading;
+    const least = Math.min(LEAST_CONFIDENCE, onset_limit, stroke_limit);
+    this.onsets.push(...toCandidates(outputs.onsets, ONSET_COLUMNS, first, least, outputs.programs));
+    this.strokes.push(...toCandidates(outputs.strokes, STROKE_COLUMNS, first, least));
+    this.ended.push(Uint8Array.from(outputs.ended, (value) => (value >= end_limit ? 1 : 0)));
   }
 
   /** The notes of all segments read so far, by onset; a note that still sounds ends there. */
-  notes(onsetLimit = this.facts.onsetLimit, strokeLimit = this.facts.strokeLimit): Note[] {
-    const onsets = this.onsets.filter((onset) => onset.confidence >= onsetLimit);
-    const chances = onsets.map((onset) => onset.programs);
-    const programs = nameNotes(chances, onsets.map((onset) => onset.pitch));
+  notes(
+    onsetLimit = this.facts.reading.onset_limit,
+    strokeLimit = this.facts.reading.stroke_limit,
+  ): Note[] {
+    const onsets = this.onsets.filter(({ confidence }) => confidence >= onsetLimit);
+    const chances = onsets.map(({ programs }) => programs);
+    const pitches = onsets.map(({ pitch }) => pitch);
+    const programs = namePrograms(chances, pitches, this.facts.reading.shrink);
+    const names = new Map(onsets.map((onset, i) => [onset, programs[i]]));
+    const struck = this.dropRepeated(onsets);
     const next = new Map<number, number>(); // frame of the following onset of each pitch
     const notes: Note[] = [];
-    for (let i = onsets.length - 1; i >= 0; i--) {
-      const end = this.findEnd(onsets[i], next.get(onsets[i].pitch));
-      next.set(onsets[i].pitch, onsets[i].frame);
-      notes.push(this.toNote(onsets[i], end, programs[i], false));
+    for (const onset of struck.reverse()) {
+      const [first, second] = names.get(onset) as [number, number];
+      const end = this.findEnd(onset, next.get(onset.pitch));
+      next.set(onset.pitch, onset.frame);
+      notes.push(this.toNote(onset, end, first, false));
+      if (onset.unison >= this.facts.reading.unison_limit) {
+        notes.push(this.toNote(onset, end, second, false));
+      }
     }
-    for (const stroke of this.strokes) {
-      if (stroke.confidence >= strokeLimit) notes.push(this.toNote(stroke, 0, 0, true));
-    }
+    const strokes = this.strokes.filter(({ confidence }) => confidence >= strokeLimit);
+    notes.push(...this.dropRepeated(strokes).map((stroke) => this.toNote(stroke, 0, 0, true)));
     return notes.sort((a, b) => a.onset - b.onset || a.pitch - b.pitch);
   }
 
+  /** Without those that follow one of the same pitch too soon to be another. */
+  private dropRepeated(found: Candidate[]): Candidate[] {
+    const last = new Map<number, number>();
+    return found.filter(({ frame, pitch }) => {
+      const time = this.time(frame);
+      if (time - (last.get(pitch) ?? -Infinity) <= this.facts.reading.same_strike) return false;
+      last.set(pitch, time);
+      return true;
+    });
+  }
+
+  /** Seconds at which a note ends: when it has ended, at the next onset, or with the recording. */
   private findEnd(onset: Candidate, next = Infinity): number {
-    const { segmentFrames } = this.facts;
-    const last = Math.min(next, this.numRead * segmentFrames);
-    for (let frame = onset.frame + LEAST_FRAMES; frame < last; frame++) {
+    const { segmentFrames, hopSamples, sampleRate } = this.facts;
+    const numFrames = this.numRead * segmentFrames;
+    const last = Math.min(next, numFrames);
+    for (let frame = onset.frame + this.facts.reading.shortest; frame < last; frame++) {
       const segment = this.ended[Math.floor(frame / segmentFrames)];
       const row = (frame % segmentFrames) * NUM_PITCHES;
-      if (segment[row + onset.pitch - LOWEST_PITCH]) return frame;
+      if (segment[row + onset.pitch - LOWEST_PITCH]) return this.time(frame);
     }
-    return last;
+    return next < numFrames ? this.time(next) : (numFrames * hopSamples) / sampleRate;
   }
 
   private toNote(onset: Candidate, end: number, program: number, isDrum: boolean): Note {
     const begin = this.time(onset.frame);
     return {
       onset: begin,
-      offset: Math.max(begin + LEAST_DURATION, isDrum ? 0 : this.time(end)),
+      offset: Math.max(begin + LEAST_DURATION, end),
       pitch: onset.pitch,
-      velocity: Math.min(127, Math.max(1, Math.round(onset.velocity))),
+      velocity: onset.velocity,
       program,
       isDrum,
       confidence: onset.confidence,
@@ -125,25 +148,26 @@ export class Reading {
   }
 }
 
-/** Adds the rows (frame, pitch, probability, velocity) of a segment, by frame. */
-function collect(
+/** The rows (frame, pitch, probability, velocity, ...) of a segment that are likely, by frame. */
+function toCandidates(
   rows: Float32Array,
-  programs: Float32Array | undefined,
+  columns: number,
   firstFrame: number,
-  found: Candidate[],
-): void {
-  const added: Candidate[] = [];
-  for (let i = 0; i < rows.length / 4; i++) {
-    const [frame, pitch, confidence, velocity] = rows.subarray(4 * i, 4 * i + 4);
-    if (confidence < LEAST_CONFIDENCE) continue;
-    added.push({
+  least: number,
+  programs: Float32Array = new Float32Array(0),
+): Candidate[] {
+  const found: Candidate[] = [];
+  for (let i = 0; i < rows.length / columns; i++) {
+    const [frame, pitch, confidence, velocity, unison = 0] = rows.subarray(i * columns, (i + 1) * columns);
+    if (confidence < least || confidence === 0) continue;
+    found.push({
       frame: firstFrame + Math.round(frame),
       pitch: Math.round(pitch),
       confidence,
-      velocity,
-      programs: programs?.slice(i * NUM_PROGRAMS, (i + 1) * NUM_PROGRAMS) ?? new Float32Array(0),
+      velocity: Math.round(velocity),
+      unison,
+      programs: programs.slice(i * NUM_PROGRAMS, (i + 1) * NUM_PROGRAMS),
     });
   }
-  added.sort((a, b) => a.frame - b.frame || a.pitch - b.pitch);
-  found.push(...added);
+  return found.sort((a, b) => a.frame - b.frame); // at one time the likeliest first
 }
