@@ -23,6 +23,8 @@ async function drop(page, path) {
   );
 }
 
+/** Chooses a file. */
+const choose = (page, path) => page.setInputFiles("#file", path);
 const status = (page) => page.textContent("#status");
 const whole = (page) =>
   page.waitForFunction(() => globalThis.mt3.isWhole, null, { timeout: PATIENCE_MS });
@@ -54,11 +56,18 @@ const actions = {
     }
     return answer;
   },
-  /** What the page says of a file that it does not transcribe. */
-  async refuse(page, { file }) {
-    await drop(page, file);
-    await page.waitForSelector("#error:not([hidden])");
-    return { error: await page.textContent("#error") };
+  /** What the page says of files that it does not transcribe. */
+  async refuse(page, { files }) {
+    const errors = [];
+    for (const file of files) {
+      await choose(page, file);
+      await page.waitForFunction(
+        (name) => document.querySelector("#error:not([hidden])")?.textContent.startsWith(name),
+        basename(file),
+      );
+      errors.push(await page.textContent("#error"));
+    }
+    return { errors };
   },
   async microphone(page, { isAllowed }) {
     if (isAllowed) await page.context().grantPermissions(["microphone"]);
@@ -75,7 +84,7 @@ const actions = {
   },
   /** What it says while it works on a long file, and after Stop. */
   async stop(page, { file }) {
-    await drop(page, file);
+    await choose(page, file);
     await page.waitForFunction(() => document.querySelector("#status").textContent.includes("left"));
     const working = await status(page);
     await page.click("#cancel");
@@ -84,7 +93,7 @@ const actions = {
   },
   /** Everything that a user can do with a result. */
   async use(page, { file }) {
-    await drop(page, file);
+    await choose(page, file);
     await whole(page);
     const before = await readNotes(page);
     await page.fill("#limit", "0.8");
