@@ -15,7 +15,6 @@ from mt3_keras.midi import instrument_name
 from mt3_keras.process import printable
 
 if TYPE_CHECKING:
-    from mt3_keras.cli.transcribe import WavOptions
     from mt3_keras.recording import Progress, Transcription
 
 NOTE_COLUMNS = (
@@ -74,13 +73,18 @@ def write_notes(result: Transcription, recording: pathlib.Path, path: pathlib.Pa
 
 
 def write_wav(
-    result: Transcription, recording: pathlib.Path, path: pathlib.Path, options: WavOptions
+    result: Transcription,
+    recording: pathlib.Path,
+    path: pathlib.Path,
+    font: str,
+    is_compared: bool,
 ) -> None:
-    """Writes what the notes sound like, beside the recording if the options say so."""
-    from mt3_keras.synth.listen import write_sound
+    """Writes what the notes sound like, on the right of the recording if they are compared."""
+    from mt3_keras.synth.listen import find_font, write_sound
 
-    beside = recording if options.is_compared else None
-    write_sound(result.notes, path, font=options.font, duration=result.duration, beside=beside)
+    beside = recording if is_compared else None
+    played = find_font(font)
+    write_sound(result.notes, path, font=played, duration=result.duration, beside=beside)
 
 
 def write_lines(progress: Progress, recording: pathlib.Path, stream: IO[str]) -> None:

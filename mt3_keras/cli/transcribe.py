@@ -32,13 +32,6 @@ FORMATS = ("mid", "json", "csv", "jsonl", "png", "roll.svg", "roll.pdf", "wav")
 NEEDS_FFMPEG = frozenset((".aac", ".ac3", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".wma"))
 
 
-class WavOptions(NamedTuple):
-    """The soundfont that plays the notes, and whether the recording is on the left."""
-
-    font: str
-    is_compared: bool
-
-
 class Job(NamedTuple):
     """A recording and the files to write; none means JSON lines on standard output."""
 
@@ -81,7 +74,7 @@ def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     formats = _parse_formats(values.formats)
     if not arguments:
         raise UsageError("name at least one recording")
-    font = _find_font(values, formats)
+    _check_sound(values, formats)
     recordings = find_audio(arguments)
     if values.output_dir == "-":
         jobs = [Job(recording, ()) for recording in recordings]
@@ -95,7 +88,7 @@ def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     readable = [job for job in jobs if _has_reader(job.recording)]
     num_failed = len(jobs) - len(readable)
     if readable:
-        num_failed += _transcribe_all(load_transcriber(values), readable, values, font)
+        num_failed += _transcribe_all(load_transcriber(values), readable, values)
     if num_failed and len(jobs) > 1:
         complain("mt3", f"{num_failed} of {len(jobs)} recordings failed", 1)
     return 1 if num_failed else 0
@@ -110,16 +103,15 @@ def _parse_formats(names: Sequence[str]) -> list[str]:
     return formats
 
 
-def _find_font(values: flags.FlagValues, formats: Sequence[str]) -> str:
-    """The soundfont of the WAV files to write; empty if there are none."""
+def _check_sound(values: flags.FlagValues, formats: Sequence[str]) -> None:
+    """Refuses WAV files that could not be written, and flags that only they have."""
     if "wav" in formats and values.output_dir != "-":
         from mt3_keras.synth.listen import find_font
 
-        return find_font(values.font)
-    if values.compare or values.font:
+        find_font(values.font)
+    elif values.compare or values.font:
         flag = "--compare" if values.compare else "--font"
         raise UsageError(f"{flag} is for WAV files: add wav to --formats")
-    return ""
 
 
 def _plan_outputs(
@@ -205,18 +197,13 @@ def _has_reader(recording: pathlib.Path) -> bool:
     return False
 
 
-def _transcribe_all(
-    transcriber: Transcriber, jobs: Sequence[Job], values: flags.FlagValues, font: str
-) -> int:
+def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], values: flags.FlagValues) -> int:
     """Transcribes one after the other; returns how many failed."""
     num_failed = 0
     for number, job in enumerate(jobs, 1):
         place = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
         try:
-            sound = WavOptions(font, values.compare)
-            _transcribe_one(
-                transcriber, job, f"{place}{job.recording.name}", values.progress, sound
-            )
+            _transcribe_one(transcriber, job, f"{place}{job.recording.name}", values)
         except OutputClosed:
             raise
         except Exception as error:
@@ -230,7 +217,7 @@ def _transcribe_all(
 
 
 def _transcribe_one(
-    transcriber: Transcriber, job: Job, label: str, shows_progress: bool, sound: WavOptions
+    transcriber: Transcriber, job: Job, label: str, values: flags.FlagValues
 ) -> None:
     from mt3_keras.cli.note_files import write_lines, write_notes, write_wav
     from mt3_keras.notes import describe_notes
@@ -243,7 +230,7 @@ def _transcribe_one(
             stream = sys.stdout
         elif lines is not None:
             stream = stack.enter_context(stack.enter_context(replacing(lines)).open("w"))
-        update = stack.enter_context(_progress_bar(job.recording, label, shows_progress))
+        update = stack.enter_context(_progress_bar(job.recording, label, values.progress))
 
         def on_segment(progress: Progress) -> None:
             if stream:
@@ -255,7 +242,7 @@ def _transcribe_one(
         result = transcriber.transcribe(job.recording, on_segment=on_segment)
     for path in job.outputs:
         if path.suffix == ".wav":
-            write_wav(result, job.recording, path, sound)
+            write_wav(result, job.recording, path, values.font, values.compare)
         elif path != lines:
             write_notes(result, job.recording, path)
     if job.outputs:
