@@ -19,6 +19,7 @@ export interface ReadingLimits {
   end_limit: number;
   shortest: number; // frames
   same_strike: number; // seconds
+  similar_drums: number[][]; // keys of which one at a time is struck
   shrink: number;
 }
 

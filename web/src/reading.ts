@@ -35,7 +35,7 @@ interface Candidate {
 export class Reading {
   readonly numSegments: number;
   private readonly onsets: Candidate[] = [];
-  private readonly strokes: Candidate[] = [];
+  private readonly strokes: Candidate[][] = []; // of each segment
   private readonly ended: Uint8Array[] = []; // of each segment, [frames, pitches]
   private state: Arrays;
 
@@ -75,7 +75,7 @@ export class Reading {
     const { onset_limit, stroke_limit, end_limit } = this.facts.reading;
     const least = Math.min(LEAST_CONFIDENCE, onset_limit, stroke_limit);
     this.onsets.push(...toCandidates(outputs.onsets, ONSET_COLUMNS, first, least, outputs.programs));
-    this.strokes.push(...toCandidates(outputs.strokes, STROKE_COLUMNS, first, least));
+    this.strokes.push(toCandidates(outputs.strokes, STROKE_COLUMNS, first, least));
     this.ended.push(Uint8Array.from(outputs.ended, (value) => (value >= end_limit ? 1 : 0)));
   }
 
@@ -101,20 +101,42 @@ export class Reading {
         notes.push(this.toNote(onset, end, second, false));
       }
     }
-    const strokes = this.strokes.filter(({ confidence }) => confidence >= strokeLimit);
-    notes.push(...this.dropRepeated(strokes).map((stroke) => this.toNote(stroke, 0, 0, true)));
+    const strokes = this.strokes.flatMap((segment) => this.dropSimilar(segment, strokeLimit));
+    const heard = this.dropRepeated(strokes, (key) => this.drumOf(key));
+    notes.push(...heard.map((stroke) => this.toNote(stroke, 0, 0, true)));
     return notes.sort((a, b) => a.onset - b.onset || a.pitch - b.pitch);
   }
 
-  /** Without those that follow one of the same pitch too soon to be another. */
-  private dropRepeated(found: Candidate[]): Candidate[] {
+  /** Without those that follow one of the same pitch, or drum, too soon to be another. */
+  private dropRepeated(found: Candidate[], kindOf = (pitch: number) => pitch): Candidate[] {
     const last = new Map<number, number>();
     return found.filter(({ frame, pitch }) => {
-      const time = this.time(frame);
-      if (time - (last.get(pitch) ?? -Infinity) <= this.facts.reading.same_strike) return false;
-      last.set(pitch, time);
+      const [time, kind] = [this.time(frame), kindOf(pitch)];
+      if (time - (last.get(kind) ?? -Infinity) <= this.facts.reading.same_strike) return false;
+      last.set(kind, time);
       return true;
     });
+  }
+
+  /** The strokes of a segment; where drums that are alike are struck at once, the surest. */
+  private dropSimilar(strokes: Candidate[], limit: number): Candidate[] {
+    const kept: Candidate[] = [];
+    for (const stroke of [...strokes].sort((a, b) => b.confidence - a.confidence)) {
+      if (stroke.confidence < limit) break;
+      const isAlike = kept.some(
+        (other) =>
+          this.drumOf(other.pitch) === this.drumOf(stroke.pitch) &&
+          Math.abs(this.time(other.frame) - this.time(stroke.frame)) <=
+            this.facts.reading.same_strike,
+      );
+      if (!isAlike) kept.push(stroke);
+    }
+    return kept.sort((a, b) => a.frame - b.frame || a.pitch - b.pitch);
+  }
+
+  /** The first key of those like a drum's. */
+  private drumOf(key: number): number {
+    return this.facts.reading.similar_drums.find((keys) => keys.includes(key))?.[0] ?? key;
   }
 
   /** Seconds at which a note ends: when it has ended, at the next onset, or with the recording. */
