@@ -18,13 +18,14 @@ override OUT := $(value OUT)
 export AUDIO MODEL OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help transcribe test lint docs format clean
+.PHONY: help transcribe web test lint docs format clean
 
 help:
 	@echo 'make transcribe AUDIO=song.mp3   write the notes of a recording, or of a folder of them, as MIDI'
 	@echo '                                 and as a picture; without AUDIO those of the examples'
 	@echo '       MODEL=...  another model, or its folder       OUT=...  folder to write to'
 	@echo '       ARGS=...   further flags: $(RUN) -m mt3_keras transcribe --help'
+	@echo 'make web                         build the page that transcribes in a browser: build/web, for mt3 serve'
 	@echo 'make test                        lint, then run all tests; ARGS=... goes to pytest'
 	@echo 'make lint                        check style, types and who imports what'
 	@echo 'make docs                        build the documentation: site/index.html'
@@ -45,6 +46,13 @@ transcribe: check-audio $(CORE)
 check-audio:
 	@test -z "$$AUDIO" || test -e "$$AUDIO" || { echo "AUDIO must be a file or a folder: there is no $$AUDIO" >&2; exit 1; }
 
+# Types are checked first.
+web: $(CORE)
+	@node --version >/dev/null 2>&1 && npm --version >/dev/null 2>&1 || { echo 'make web needs Node 20 or later, and npm' >&2; exit 1; }
+	cd web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent check && npm run --silent build
+	$(RUN) -m export.page --out_dir build/web
+	@echo 'Open it with: $(RUN) -m mt3_keras serve'
+
 test: lint
 	$(RUN) -m pytest -n 2 --dist loadfile -rs $(ARGS)
 
@@ -62,7 +70,7 @@ format: $(DEVELOPMENT)
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build site mt3_keras.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build site web/node_modules mt3_keras.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CORE): requirements.txt pyproject.toml

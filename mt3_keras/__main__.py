@@ -13,6 +13,7 @@ COMMANDS = {
     "transcribe": "Writes the notes of recordings as MIDI, JSON, CSV and pictures.",
     "archive": "Transcribes an archive of recordings on all cores or on a cluster.",
     "stream": "Shows the notes of a recording, or of the microphone, while it plays.",
+    "serve": "Opens the web page, which transcribes in the browser.",
     "client": "Transcribes a recording on a model server.",
     "evaluate": "Scores two MIDI files, or two folders of them.",
     "convert": "Writes the official weights as a preset.",

@@ -1,4 +1,4 @@
-"""Files of a transcription's notes that are for programs: JSON, CSV, JSON lines; and pictures."""
+"""Files of a transcription's notes: MIDI, JSON, CSV, JSON lines, pictures and sound."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 from mt3_keras.cli.command_line import UsageError
 from mt3_keras.engraving import SUFFIXES, write_score
 from mt3_keras.files import replacing
-from mt3_keras.note_table import NOTE_COLUMNS, note_records
 from mt3_keras.midi import write_midi
+from mt3_keras.note_table import NOTE_COLUMNS, note_records
 from mt3_keras.process import printable
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def write_notes(
     beats: Beats | None,
     source: str,
 ) -> None:
-    """Writes one file of a transcription: MIDI, score, picture or notes, by the path's suffix.
+    """Writes one file of a transcription, by the path's suffix: notes, score or picture.
 
     Args:
       result: the transcription.
@@ -54,7 +54,7 @@ def write_notes(
     """
     if path.suffix == ".mid":
         write_midi(result.notes, path, beats=beats, text=source)
-    elif path.suffix == ".png":
+    elif path.name.endswith((".png", ".roll.svg", ".roll.pdf")):
         from mt3_keras.plots import plot_piano_roll
 
         title = printable(recording.name).replace("$", r"\$")  # matplotlib's for formulas
@@ -79,6 +79,21 @@ def write_notes(
             writer = csv.DictWriter(file, NOTE_COLUMNS)
             writer.writeheader()
             writer.writerows(note_records(result.notes, result.confidences))
+
+
+def write_wav(
+    result: Transcription,
+    recording: pathlib.Path,
+    path: pathlib.Path,
+    font: str,
+    is_compared: bool,
+) -> None:
+    """Writes what the notes sound like, on the right of the recording if they are compared."""
+    from mt3_keras.synth.listen import find_font, write_sound
+
+    beside = recording if is_compared else None
+    played = find_font(font)
+    write_sound(result.notes, path, font=played, duration=result.duration, beside=beside)
 
 
 def write_lines(progress: Progress, recording: pathlib.Path, stream: IO[str]) -> None:

@@ -1,4 +1,4 @@
-"""Writes the notes of recordings as MIDI, JSON, CSV, pictures and sheet music.
+"""Writes the notes of recordings as MIDI, JSON, CSV, pictures, sheet music and sound.
 
 Recordings are files, folders and patterns; folders keep their shape in --output_dir. What cannot
 be read is named and the rest is transcribed; the exit code is then 1.
@@ -20,8 +20,8 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
-from mt3_keras.cli.archive import define_list_flag
 from mt3_keras import __version__
+from mt3_keras.cli.archive import define_list_flag
 from mt3_keras.cli.command_line import Command, UsageError, complain, describe_error
 from mt3_keras.cli.model_flags import DEFAULT_MODEL, define_model_flags, load_transcriber
 from mt3_keras.files import open_regular, read_label, replacing, set_label
@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from mt3_keras.transcriber import Transcriber
 
 TEMPOS = (20, 400)  # beats a minute that may be asked for
-FORMATS = ("mid", "json", "csv", "jsonl", "png", "musicxml", "svg", "pdf")
-NEED_BEATS = (".mid", ".json", ".musicxml", ".svg", ".pdf")
+FORMATS = (
+    *("mid", "json", "csv", "jsonl", "musicxml", "svg", "pdf"),
+    *("png", "roll.svg", "roll.pdf", "wav"),
+)
+NEED_BEATS = ("mid", "json", "musicxml", "svg", "pdf")
 NEEDS_FFMPEG = frozenset((".aac", ".ac3", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".wma"))
 
 
@@ -71,6 +74,18 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_boolean(
+        "compare",
+        False,
+        "In WAV files, put the recording on the left and the notes on the right.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "font",
+        "",
+        "Soundfont of WAV files, sf2 or sf3; by default the system's General MIDI one.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
         "resume", False, "Skip recordings whose outputs are all there.", flag_values=values
     )
     flags.DEFINE_boolean("progress", True, "Show a progress bar.", flag_values=values)
@@ -89,6 +104,7 @@ def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
     check_packages([f".{name}" for name in formats])
     if not arguments:
         raise UsageError("name at least one recording")
+    _check_sound(values, formats)
     recordings = _take_shard(find_audio(arguments), values.shard)
     if not recordings:
         print(f"no recording is in --shard {values.shard}", file=sys.stderr)
@@ -147,6 +163,17 @@ def _parse_formats(names: Sequence[str]) -> list[str]:
     return formats
 
 
+def _check_sound(values: flags.FlagValues, formats: Sequence[str]) -> None:
+    """Refuses WAV files that could not be written, and flags that only they have."""
+    if "wav" in formats and values.output_dir != "-":
+        from mt3_keras.synth.listen import find_font
+
+        find_font(values.font)
+    elif values.compare or values.font:
+        flag = "--compare" if values.compare else "--font"
+        raise UsageError(f"{flag} is for WAV files: add wav to --formats")
+
+
 def _plan_outputs(
     recordings: Sequence[pathlib.Path],
     arguments: Sequence[str],
@@ -171,6 +198,11 @@ def _plan_outputs(
     written = collections.Counter(path for job in jobs for path in job.outputs)
     if twice := next((path for path, count in written.items() if count > 1), None):
         raise UsageError(f"{twice} would be written twice: rename a recording or run them apart")
+    sources = {recording.resolve() for recording in recordings}
+    if own := next((path for path in written if path.resolve() in sources), None):
+        raise UsageError(
+            f"{own} is a recording and would be overwritten: choose another --output_dir"
+        )
     for folder in sorted({path.parent for path in written}):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +279,7 @@ def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], values: flags
 def _transcribe_one(
     transcriber: Transcriber, job: Job, label: str, values: flags.FlagValues
 ) -> None:
-    from mt3_keras.cli.note_files import write_lines, write_notes
+    from mt3_keras.cli.note_files import write_lines, write_notes, write_wav
     from mt3_keras.notes import describe_notes
 
     _check_outputs(job)
@@ -269,11 +301,13 @@ def _transcribe_one(
 
         result = transcriber.transcribe(job.recording, on_segment=on_segment)
     beats = None
-    if any(path.suffix in NEED_BEATS for path in job.outputs):
+    if any(name in NEED_BEATS for name in _parse_formats(values.formats)):
         beats = _find_beats(result, parse_beats(values.beats))
     source = f"mt3-keras {__version__}, model {values.model or DEFAULT_MODEL}"
     for path in job.outputs:
-        if path != lines:
+        if path.suffix == ".wav":
+            write_wav(result, job.recording, path, values.font, values.compare)
+        elif path != lines:
             write_notes(result, job.recording, path, beats, source)
     if job.outputs:
         with contextlib.suppress(ValueError, OSError):  # gone meanwhile: no label

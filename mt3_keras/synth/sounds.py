@@ -7,11 +7,12 @@ or sf3, played by TinySoundFont) and the check of pitches that any sampled sourc
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -117,10 +118,16 @@ def _presets(path: str, program: int, is_drum: bool) -> tuple[int, tuple[int, ..
     return bank, tuple(n for n in numbers if font.get_preset_index(bank, n) >= 0)
 
 
-def _open_font(path: str, rate_hz: int) -> Any:
+def open_font(path: str, rate_hz: int) -> Any:
+    """A player of a soundfont in mono, for `play_font`.
+
+    Raises:
+      DatasetError: tinysoundfont is not installed, or the file is missing or damaged.
+    """
+    shared = _load_font(path)
     import tinysoundfont._tinysoundfont as player
 
-    font = player.SoundFont(_load_font(path))  # shares the samples
+    font = player.SoundFont(shared)  # shares the samples
     font.set_output(player.OutputMode.Mono, rate_hz, 0.0)
     return font
 
@@ -128,27 +135,54 @@ def _open_font(path: str, rate_hz: int) -> Any:
 def _play_font(
     path: str, bank: int, preset: int, notes: Sequence[Note], num_samples: int, rate_hz: int
 ) -> Samples:
-    font = _open_font(path, rate_hz)
-    events: list[tuple[int, int, int, float]] = []  # sample, order, pitch, velocity
-    for note in notes:
-        onset = round(note.onset * rate_hz)
-        events += [(onset + step, 2, 0, 0.0) for step in _ATTACK_STEPS]
-        events.append((onset, 1, note.pitch, note.velocity / 127))
-        events.append((max(round(note.offset * rate_hz), onset + 1), 0, note.pitch, 0.0))
-    samples = np.zeros(num_samples, np.float32)
-    buffer, now = memoryview(samples.data).cast("B"), 0
-    for sample, order, pitch, velocity in sorted(events):
-        if sample >= num_samples:
-            break
-        if sample > now:
-            font.render(buffer[4 * now : 4 * sample])
-            now = sample
-        if order == 0:
-            font.note_off(bank, preset, pitch)
-        elif order == 1:
-            font.note_on(bank, preset, pitch, velocity)
-    font.render(buffer[4 * now :])
+    font, parts = open_font(path, rate_hz), [(bank, preset)] * len(notes)
+    (samples,) = play_font(font, notes, num_samples, rate_hz, num_samples, parts)
     return samples
+
+
+def play_font(
+    font: Any,
+    notes: Sequence[Note],
+    num_samples: int,
+    rate_hz: int,
+    block_samples: int,
+    presets: Sequence[tuple[int, int]] | None = None,
+) -> Iterator[Samples]:
+    """Plays notes, each from sample round(onset * rate_hz) on.
+
+    Args:
+      font: of `open_font`, at the same rate; it plays one piece.
+      notes: times in seconds, in any order.
+      num_samples: in all.
+      rate_hz: of the samples.
+      block_samples: in a block.
+      presets: bank and number for each note; None takes those of General MIDI.
+
+    Yields:
+      float32 [n], mono; the last block may be shorter.
+    """
+    events: list[tuple[int, int, int, int, int, float]] = []  # sample, order, preset, key, velocity
+    kinds = presets or [(DRUM_BANK, 0) if n.is_drum else (0, n.program) for n in notes]
+    for note, kind in zip(notes, kinds, strict=True):
+        onset = round(note.onset * rate_hz)
+        events += [(onset + step, 2, 0, 0, 0, 0.0) for step in _ATTACK_STEPS]
+        events.append((onset, 1, *kind, note.pitch, note.velocity / 127))
+        events.append((max(round(note.offset * rate_hz), onset + 1), 0, *kind, note.pitch, 0.0))
+    waiting = collections.deque(sorted(events))
+    for start in range(0, num_samples, block_samples):
+        samples = np.zeros(min(block_samples, num_samples - start), np.float32)
+        buffer, now, end = memoryview(samples.data).cast("B"), start, start + samples.size
+        while waiting and waiting[0][0] < end:
+            sample, order, bank, preset, pitch, velocity = waiting.popleft()
+            if sample > now:
+                font.render(buffer[4 * (now - start) : 4 * (sample - start)])
+                now = sample
+            if order == 0:
+                font.note_off(bank, preset, pitch)
+            elif order == 1:
+                font.note_on(bank, preset, pitch, velocity)
+        font.render(buffer[4 * (now - start) :])
+        yield samples
 
 
 @functools.cache
