@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import mido
@@ -201,6 +201,7 @@ class _Part:
     """The track of one instrument, as it is written; times in ticks.
 
     Attributes:
+      name: of the track.
       notes: (onset, offset, pitch, velocity), by onset.
       channels: of each note.
       programs: (time, channel): where the program of a channel is set.
@@ -208,17 +209,29 @@ class _Part:
 
     program: int
     is_drum: bool
+    name: str
     notes: list[tuple[int, int, int, int]]
     channels: list[int] = dataclasses.field(default_factory=list)
     programs: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
 
-def write_midi(notes: Iterable[Note], path: str | os.PathLike[str]) -> None:
+def write_midi(
+    notes: Iterable[Note],
+    path: str | os.PathLike[str],
+    *,
+    track_names: Mapping[Note, str] | None = None,
+) -> None:
     """Writes notes as a MIDI file, one track for each instrument, named as in General MIDI.
 
     Times are rounded to 1 ms, in pieces of more than 2 h 46 min to 2 ms, of 5 h 33 min to 5 ms, of
     13 h 53 min to 10 ms and so on. The file appears whole or not at all. MIDI has 15 melodic
     channels: from the 16th instrument on, one that begins takes the channel of one that is silent.
+
+    Args:
+      notes: in any order.
+      path: the file.
+      track_names: of notes whose track has a name of its own: they share it with none that have
+        another.
 
     Raises:
       OSError: the file cannot be written.
@@ -232,15 +245,17 @@ def write_midi(notes: Iterable[Note], path: str | os.PathLike[str]) -> None:
         (r for r in RESOLUTIONS if (end + 1) * r * BEATS_PER_SECOND < MAX_TICKS), RESOLUTIONS[-1]
     )
     ticks_per_second = resolution * BEATS_PER_SECOND
-    parts: dict[tuple[bool, int], _Part] = {}
+    parts: dict[tuple[bool, int, str], _Part] = {}
     for note in notes:
-        key = (note.is_drum, 0 if note.is_drum else int(note.program))
+        program = 0 if note.is_drum else int(note.program)
+        name = (track_names or {}).get(note) or instrument_name(program, note.is_drum)
+        key = (note.is_drum, program, name)
         onset, offset = (round(time * ticks_per_second) for time in (note.onset, note.offset))
-        part = parts.setdefault(key, _Part(key[1], key[0], []))
+        part = parts.setdefault(key, _Part(program, note.is_drum, name, []))
         part.notes.append((onset, max(offset, onset + 1), int(note.pitch), int(note.velocity)))
     ordered = [parts[key] for key in sorted(parts)]
     _assign_channels(ordered, path)
-    midi = mido.MidiFile(ticks_per_beat=resolution)
+    midi = mido.MidiFile(ticks_per_beat=resolution, charset="utf-8")
     midi.tracks.append(
         mido.MidiTrack(
             [
@@ -302,8 +317,7 @@ def _to_track(part: _Part) -> mido.MidiTrack:
     events = [(time, 1, channel, 0, 0) for time, channel in part.programs]
     for (onset, offset, pitch, velocity), channel in zip(part.notes, part.channels, strict=True):
         events += [(onset, 2, channel, pitch, velocity), (offset, 0, channel, pitch, 0)]
-    name = instrument_name(part.program, part.is_drum)
-    track = mido.MidiTrack([mido.MetaMessage("track_name", name=name)])
+    track = mido.MidiTrack([mido.MetaMessage("track_name", name=part.name)])
     before = 0
     for time, rank, channel, pitch, velocity in sorted(events):
         values = {"channel": channel, "time": time - before}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class TokenOutput(NamedTuple):
-    """Of an `MT3Backbone`: token ids up to and including EOS."""
+    """Of an `MT3Backbone` or a `RecurrentBackbone`: token ids up to and including EOS."""
 
     tokens: list[int]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mt3_keras.codec import Codec
 from mt3_keras.grammar import Rules
-from mt3_keras.models.config import DetectorConfig, ModelConfig, MT3Config
+from mt3_keras.models.config import DetectorConfig, ModelConfig, TokenConfig
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.notes import Note
@@ -54,6 +54,7 @@ class Transcription:
       dropped_events: tokens past the end of their segment.
       duration: seconds of audio.
       confidences: from 0 to 1, of each note's onset; empty for a network that emits tokens.
+      track_names: of the MIDI track of each note, where it is not simply its instrument's.
     """
 
     notes: list[Note]
@@ -62,12 +63,13 @@ class Transcription:
     dropped_events: int
     duration: float
     confidences: dict[Note, float] = dataclasses.field(default_factory=dict)
+    track_names: dict[Note, str] = dataclasses.field(default_factory=dict)
 
     def write_midi(self, path: str | os.PathLike[str]) -> None:
         """Writes the notes as a MIDI file, one named track for each instrument."""
         from mt3_keras.midi import write_midi
 
-        write_midi(self.notes, path)
+        write_midi(self.notes, path, track_names=self.track_names)
 
 
 def make_decoder(
@@ -101,7 +103,7 @@ def make_decoder(
             programs=rules.programs,
             drums=rules.drums,
         )
-    assert isinstance(config, MT3Config)
+    assert isinstance(config, TokenConfig)
     if least_confidence is not None:
         raise ValueError("least_confidence is for networks that predict rolls, such as small")
     return NoteDecoder(

@@ -29,7 +29,7 @@ from mt3_keras.engines.litert import (
 )
 from mt3_keras.grammar import Grammar, Rules
 from mt3_keras.models.catalog import find_preset
-from mt3_keras.models.config import DetectorConfig, MT3Config
+from mt3_keras.models.config import DetectorConfig, TokenConfig
 from mt3_keras.note_encoder import tie_tokens
 from mt3_keras.note_rolls import CONTEXT_FRAMES, RollDecoding
 from mt3_keras.notes import Note, OpenNote, sort_notes
@@ -220,7 +220,7 @@ class StreamingTranscriber:
         if isinstance(model, EdgeDetector):
             return lambda segment, _: RollOutput(model.detect(segment.samples))
         config = model.model_config
-        assert isinstance(config, MT3Config)
+        assert isinstance(config, TokenConfig)
         codec, vocabulary = Codec(config.vocabulary.num_velocity_bins), config.vocabulary
         grammar, max_tokens = Grammar(config, self._rules, np), config.network.max_tokens
 
