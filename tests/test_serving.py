@@ -595,18 +595,9 @@ def test_bytes_that_are_no_recording_are_refused(kind, server):
     assert status == 400 and answer["error"]
 
 
-def test_a_golden_clip_sent_as_a_file_gives_the_originals_notes(official, shared, tmp_path):
-    from export.main import main as export
-
-    assert export([f"--model={official}", f"--out_dir={tmp_path}", "--exact", "--name=mt3"]) == 0
-    folder = tmp_path / "saved_model" / "mt3"
-    config = ServedConfig.read(folder)
-    samples, _ = soundfile.read(shared / "golden" / "piano.flac", dtype="float32")
-    golden = json.loads((shared / "golden" / "piano.json").read_text())
-    with serving(folder) as (_, addresses):
-        for interface in ("grpc", "rest"):
-            server = connect(addresses, interface, "mt3", takes_bytes=config.takes_bytes)
-            found = transcribe([samples], config, lambda s, to=server: to.predict(s, 300))
-            tokens = [segment.tokens for segment in found.segments]
-            assert tokens == [segment["tokens"] for segment in golden["segments"]]
-            assert len(found.notes) == len(golden["notes"])
+@pytest.mark.parametrize("clip", ["band", "piano"])
+def test_the_golden_clips_arrive_as_they_are(clip, shared, decode):
+    """So their tokens are those that test_saved_model.py compares with the original's."""
+    samples, _ = soundfile.read(shared / "golden" / f"{clip}.flac", dtype="float32")
+    assert fits_wav(samples)
+    np.testing.assert_array_equal(decode(to_wav(samples)).numpy(), samples)
