@@ -35,7 +35,8 @@ def export_saved_model(
         FOLDER/                 models.config, of all models there; files of server settings
 
     Signatures are those of `served.endpoints()`, "serving_default" the whole way from "audio" to
-    tokens or rolls; all tensors are named and all batches open.
+    tokens or rolls, "serving_bytes" the same from WAV files; all tensors are named and all batches
+    open.
 
     Args:
       served: the model and its search.
@@ -92,6 +93,7 @@ def _describe(served: Served, name: str, exact: bool) -> dict[str, Any]:
         rules["programs"] = sorted(rules["programs"])
     serving = {"name": name, "context": served.context, "exact": exact, "rules": rules}
     serving |= {"max_tokens": served.max_tokens, "batch_size": served.batch_size}
+    serving["takes_bytes"] = "serving_bytes" in served.endpoints()
     return {
         "class_name": served.config.class_name,
         "config": served.config.to_dict(),

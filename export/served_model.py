@@ -10,17 +10,20 @@ half of them have ended the rest is packed into a smaller batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from export.audio_bytes import example_bytes, from_bytes
 from mt3_keras.grammar import MASKED, Grammar, Rules
 from mt3_keras.models.config import NUM_PITCHES, ModelConfig
 from mt3_keras.models.detector import NoteDetector
-from mt3_keras.models.mt3 import MT3Backbone
 from mt3_keras.segments import MAX_ABS_SAMPLE, check_context
+
+if TYPE_CHECKING:
+    from mt3_keras.models.loading import TokenBackbone
 
 Tensors = dict[str, Any]
 Endpoint = tuple[Callable[..., Tensors], list[Any]]  # a function and the specs of its arguments
@@ -123,7 +126,7 @@ class ServedModel:
 
     def __init__(
         self,
-        model: MT3Backbone,
+        model: TokenBackbone,
         *,
         context: Literal["segment", "full"] = "full",
         rules: Rules | None = None,
@@ -175,16 +178,16 @@ class ServedModel:
         }
 
     def encode(self, samples: Any, num_frames: Any) -> Tensors:
-        """`MT3Backbone.encode`: float32 [B, input_samples] and int32 [B] -> tensors by name."""
+        """`encode` of the network: float32 [B, input_samples] and int32 [B] -> tensors by name."""
         return self.model.encode(samples, num_frames)
 
     def decode_step(self, inputs: Tensors) -> Tensors:
-        """`MT3Backbone.decode_step`, its arguments and results by name (see `step_inputs`)."""
+        """`decode_step` of the network, its arguments and results by name (see `step_inputs`)."""
         logits, rows = self.model.decode_step(
             inputs["tokens"],
             inputs["positions"],
             {name: inputs[name] for name in self.model.empty_cache(1, 1)},
-            inputs["bias"],
+            inputs.get("bias"),
             {name: inputs[name] for name in self.model.empty_memory(1)},
         )
         return {"logits": logits, **rows}
@@ -193,11 +196,14 @@ class ServedModel:
         """Names, types and shapes of what `decode_step` takes; C, the cache's length, is open.
 
         "tokens", "positions" int32 [B], "bias" float32 [B, C], the cache "keys_i", "values_i" for
-        each layer, and what `encode` gave.
+        each layer, and what `encode` gave. A recurrent network has neither bias nor cache: the
+        "state" that it returns is the "state" of the next call.
         """
         specs = {name: tf.TensorSpec([None], tf.int32, name) for name in ("tokens", "positions")}
-        specs["bias"] = tf.TensorSpec([None, None], tf.float32, "bias")
-        for name, value in self.model.empty_cache(1, 1).items():
+        cache = self.model.empty_cache(1, 1)
+        if cache:
+            specs["bias"] = tf.TensorSpec([None, None], tf.float32, "bias")
+        for name, value in cache.items():
             specs[name] = tf.TensorSpec(_open_cache(value.shape), value.dtype, name)
         for name, value in self.model.empty_memory(1).items():
             specs[name] = tf.TensorSpec([None, *value.shape[1:]], value.dtype, name)
@@ -209,6 +215,7 @@ class ServedModel:
         num_frames = tf.TensorSpec([None], tf.int32, "num_frames")
         return {
             "serving_default": (self.transcribe, [_AUDIO]),
+            "serving_bytes": from_bytes(self.transcribe),
             "encode": (self.encode, [window, num_frames]),
             "decode_step": (self.decode_step, [self.step_inputs()]),
         }
@@ -218,6 +225,7 @@ class ServedModel:
         config = self.config
         return {
             "serving_default": _quiet_noise(config),
+            "serving_bytes": example_bytes(),
             "encode": {
                 "samples": np.zeros((1, config.input_samples), np.float32),
                 "num_frames": np.array([config.network.segment_frames], np.int32),
@@ -239,7 +247,8 @@ class ServedModel:
             "finished": tf.zeros([rows], tf.bool),
             "grammar": self._grammar.start(rows),
             "cache": self.model.empty_cache(rows, min(SMALLEST_CACHE, self.max_tokens)),
-            "memory": memory,
+            "state": {name: memory[name] for name in self.model.state_names},
+            "memory": {n: v for n, v in memory.items() if n not in self.model.state_names},
         }
 
         def is_on(loop: Tensors) -> Any:
@@ -257,7 +266,7 @@ class ServedModel:
     def _advance(self, loop: Tensors) -> Tensors:
         """Steps until the cache is full or half of the rows have ended, then makes room."""
         memory, row = loop["memory"], loop["row"]
-        room = _length(loop["cache"])
+        room = self._room(loop["cache"])
 
         def is_on(state: Tensors) -> Any:
             num_on = tf.reduce_sum(tf.cast(~state["finished"], tf.int32))
@@ -278,7 +287,7 @@ class ServedModel:
         kept = tf.where(~loop["finished"])[:, 0]
         per_row = {name: loop[name] for name in loop if name not in ("step", "written")}
         rest = tf.nest.map_structure(lambda values: tf.gather(values, kept), per_row)
-        length = _length(loop["cache"])
+        length = self._room(loop["cache"])
         more = tf.where(loop["step"] == length, tf.minimum(length, self.max_tokens - length), 0)
         after = [(0, 0), (0, 0), (0, more), (0, 0)]
         rest["cache"] = {name: tf.pad(rows, after) for name, rows in rest["cache"].items()}
@@ -287,13 +296,13 @@ class ServedModel:
     def _step(self, state: Tensors, memory: Tensors, row: Any) -> Tensors:
         """One token more for every row, all at the same position."""
         step, cache = state["step"], state["cache"]
-        bias = tf.where(tf.range(_length(cache)) < step, 0.0, MASKED)[None]
+        bias = tf.where(tf.range(self._room(cache)) < step, 0.0, MASKED)[None]
         logits, new = self.model.decode_step(
             state["token"],
             tf.fill(tf.shape(row), step),
             cache,
             bias,
-            memory,
+            {**memory, **state["state"]},
         )
         with tf.control_dependencies([logits]):  # the cache is read no more: write in place
             cache = {name: _write(cache[name], step, new[name]) for name in cache}
@@ -307,7 +316,12 @@ class ServedModel:
             "finished": state["finished"] | ended,
             "grammar": grammar,
             "cache": cache,
+            "state": {name: new[name] for name in state["state"]},
         }
+
+    def _room(self, cache: Tensors) -> Any:
+        """Positions that a cache holds; without one, as of a recurrent network, all fit."""
+        return next((tf.shape(kept)[2] for kept in cache.values()), self.max_tokens)
 
 
 _AUDIO = tf.TensorSpec([None, None], tf.float32, "audio")
@@ -366,10 +380,6 @@ def _in_batches(
 
     _, found = tf.while_loop(lambda first, _: first < total, add, (0, empty), parallel_iterations=1)
     return {name: batches.concat() for name, batches in found.items()}
-
-
-def _length(cache: Tensors) -> Any:
-    return tf.shape(next(iter(cache.values())))[2]
 
 
 def _write(kept_RHCK: Any, position: Any, new_RHK: Any) -> Any:

@@ -16,7 +16,9 @@ A token network has two:
   cache "keys_i" and "values_i" float32 [B, H, K, C] -> "logits" float32 [B, V] and "columns"
   float32 [B, 2 * layers, H, K]: keys and values of this position, layer by layer, which the
   caller writes into the cache. B and C are open: the inputs are resized, to several sequences or
-  one, and so that short segments stay cheap.
+  one, and so that short segments stay cheap. Of a recurrent network there is neither bias nor
+  cache: "state" float32 [B, N, D], part of the memory, is an output too, which the caller writes
+  into the input for the next token.
 
 Caches are inputs only, since handing them through would copy them at every token; the kept keys
 and values lie [H, K, T] (see `mt3_keras.models.layers.Attention`). Operators are LiteRT's own,
@@ -29,7 +31,7 @@ import collections
 import json
 import pathlib
 import tempfile
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
@@ -41,10 +43,10 @@ from mt3_keras.files import replacing
 from mt3_keras.grammar import Grammar, Rules
 from mt3_keras.models.config import SAMPLE_RATE_HZ, DetectorConfig
 from mt3_keras.models.detector import NoteDetector
-from mt3_keras.models.mt3 import MT3Backbone
 from mt3_keras.note_rolls import RollDecoding
 
-Backbone = MT3Backbone | NoteDetector
+if TYPE_CHECKING:
+    from mt3_keras.models.loading import Backbone, TokenBackbone
 
 Quantization = Literal["none", "float16", "int8", "int8_weights"]
 
@@ -103,7 +105,7 @@ def export_bundle(
 def _convert(model: Backbone, folder: pathlib.Path) -> bytes:
     if isinstance(model, NoteDetector):
         return _to_tflite(_detector_signatures(model), folder)
-    with model.decoder.for_edge():
+    with model.for_edge():
         signatures = {
             "decode_step": _freeze(model, _decode_step).get_concrete_function(**_step_spec(model)),
             "encode": _freeze(model, _encode).get_concrete_function(**_encode_spec(model)),
@@ -161,23 +163,25 @@ def _freeze(model: Backbone, function: Any) -> Any:
     return tf.function(frozen, autograph=False)
 
 
-def _encode(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
+def _encode(model: TokenBackbone, inputs: dict[str, Any]) -> dict[str, Any]:
     return model.encode(inputs["samples"], inputs["num_frames"])
 
 
-def _decode_step(model: MT3Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
+def _decode_step(model: TokenBackbone, inputs: dict[str, Any]) -> dict[str, Any]:
     names = list(model.empty_cache(1, 1))
-    logits, columns = model.decode_step(
+    logits, new = model.decode_step(
         inputs["tokens"],
         inputs["positions"],
         {name: inputs[name] for name in names},
-        inputs["bias"],
+        inputs.get("bias"),
         inputs,
     )
-    return {"logits": logits, "columns": tf.stack([columns[name] for name in names], 1)}
+    if not names:
+        return {"logits": logits, **new}
+    return {"logits": logits, "columns": tf.stack([new[name] for name in names], 1)}
 
 
-def _encode_spec(model: MT3Backbone) -> dict[str, Any]:
+def _encode_spec(model: TokenBackbone) -> dict[str, Any]:
     samples = model.model_config.input_samples
     return {
         "samples": tf.TensorSpec((1, samples), tf.float32, "samples"),
@@ -185,12 +189,13 @@ def _encode_spec(model: MT3Backbone) -> dict[str, Any]:
     }
 
 
-def _step_spec(model: MT3Backbone) -> dict[str, Any]:
+def _step_spec(model: TokenBackbone) -> dict[str, Any]:
     network = model.model_config.network
     columns = (network.num_heads, network.head_width, None)
     cache = dict.fromkeys(model.empty_cache(1, 1), columns)
+    bias = {"bias": (None,)} if cache else {}
     memory = {name: v.shape[1:] for name, v in model.empty_memory(1).items()}
-    floats = {"bias": (None,), **cache, **memory}
+    floats = {**bias, **cache, **memory}
     integers = ["tokens", "positions"]
     return {
         **{name: tf.TensorSpec((None,), tf.int32, name) for name in integers},
@@ -307,7 +312,7 @@ def _compare_rolls(folder: pathlib.Path, model: NoteDetector) -> str:
     )
 
 
-def _compare_tokens(folder: pathlib.Path, model: MT3Backbone, num_tokens: int = 32) -> str:
+def _compare_tokens(folder: pathlib.Path, model: TokenBackbone, num_tokens: int = 32) -> str:
     """Largest difference of logits, and how often the best token is the same, teacher-forced."""
     config = model.model_config
     samples, num_frames = _chord(config.input_samples), config.network.segment_frames

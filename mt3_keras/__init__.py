@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mt3_keras.midi import read_midi, write_midi
     from mt3_keras.models.detector import NoteDetector
     from mt3_keras.models.mt3 import MT3Backbone
+    from mt3_keras.models.recurrent import RecurrentBackbone
     from mt3_keras.notes import Note
     from mt3_keras.streaming import StreamingTranscriber
     from mt3_keras.transcriber import Transcriber
@@ -21,6 +22,7 @@ __all__ = [
     "MT3Backbone",
     "Note",
     "NoteDetector",
+    "RecurrentBackbone",
     "StreamingTranscriber",
     "Transcriber",
     "read_midi",
@@ -31,6 +33,7 @@ _HOMES = {
     "MT3Backbone": "mt3_keras.models.mt3",
     "Note": "mt3_keras.notes",
     "NoteDetector": "mt3_keras.models.detector",
+    "RecurrentBackbone": "mt3_keras.models.recurrent",
     "StreamingTranscriber": "mt3_keras.streaming",
     "Transcriber": "mt3_keras.transcriber",
     "read_midi": "mt3_keras.midi",

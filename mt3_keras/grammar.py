@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mt3_keras.codec import EOS, NUM_SPECIAL, Codec
-from mt3_keras.models.config import MT3Config
+from mt3_keras.models.config import TokenConfig
 from mt3_keras.notes import map_program
 
 State = dict[str, Any]
@@ -67,7 +67,7 @@ class Grammar:
       xp: the module that computes, `keras.ops` or `numpy`.
     """
 
-    def __init__(self, config: MT3Config, rules: Rules, xp: Any) -> None:
+    def __init__(self, config: TokenConfig, rules: Rules, xp: Any) -> None:
         self._xp = xp
         self.codec = Codec(config.vocabulary.num_velocity_bins)
         self.rules = rules

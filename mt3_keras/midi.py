@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import mido
@@ -200,6 +200,7 @@ class _Part:
     """The track of one instrument, as it is written; times in ticks.
 
     Attributes:
+      name: of the track.
       notes: (onset, offset, pitch, velocity), by onset.
       channels: of each note.
       programs: (time, channel): where the program of a channel is set.
@@ -207,6 +208,7 @@ class _Part:
 
     program: int
     is_drum: bool
+    name: str
     notes: list[tuple[int, int, int, int]]
     channels: list[int] = dataclasses.field(default_factory=list)
     programs: list[tuple[int, int]] = dataclasses.field(default_factory=list)
@@ -218,6 +220,7 @@ def write_midi(
     *,
     beats: Beats | None = None,
     text: str = "",
+    track_names: Mapping[Note, str] | None = None,
 ) -> None:
     """Writes notes as a MIDI file, one track for each instrument, named as in General MIDI.
 
@@ -227,9 +230,13 @@ def write_midi(
     one that is silent, and the track has a port of its own for players that know of ports.
 
     Args:
+      notes: in any order.
+      path: the file.
       beats: what the tempos and time signatures of the file follow. None writes 120 beats a minute
         and no time signature, which say nothing of the music.
       text: a text event at the start, such as what wrote the notes.
+      track_names: of notes whose track has a name of its own: they share it with none that have
+        another.
 
     Raises:
       OSError: the file cannot be written.
@@ -240,15 +247,17 @@ def write_midi(
     notes = sort_notes(notes)
     end = max((note.offset for note in notes), default=0.0)
     ticks = follow_beats(beats, end) if beats else constant_ticks(end)
-    parts: dict[tuple[bool, int], _Part] = {}
+    parts: dict[tuple[bool, int, str], _Part] = {}
     for note in notes:
-        key = (note.is_drum, 0 if note.is_drum else int(note.program))
+        program = 0 if note.is_drum else int(note.program)
+        name = (track_names or {}).get(note) or instrument_name(program, note.is_drum)
+        key = (note.is_drum, program, name)
         onset, offset = ticks.to_ticks(note.onset), ticks.to_ticks(note.offset)
-        part = parts.setdefault(key, _Part(key[1], key[0], []))
+        part = parts.setdefault(key, _Part(program, note.is_drum, name, []))
         part.notes.append((onset, max(offset, onset + 1), int(note.pitch), int(note.velocity)))
     ordered = [parts[key] for key in sorted(parts)]
     _assign_channels(ordered, path)
-    midi = mido.MidiFile(ticks_per_beat=ticks.resolution)
+    midi = mido.MidiFile(ticks_per_beat=ticks.resolution, charset="utf-8")
     midi.tracks.append(_conductor_track(ticks, text))
     for index, part in enumerate(ordered):  # drums are the last
         port = 0 if part.is_drum else index // len(MELODIC_CHANNELS)
@@ -323,8 +332,7 @@ def _to_track(part: _Part, port: int) -> mido.MidiTrack:
     events = [(time, 1, channel, 0, 0) for time, channel in part.programs]
     for (onset, offset, pitch, velocity), channel in zip(part.notes, part.channels, strict=True):
         events += [(onset, 2, channel, pitch, velocity), (offset, 0, channel, pitch, 0)]
-    name = instrument_name(part.program, part.is_drum)
-    track = mido.MidiTrack([mido.MetaMessage("track_name", name=name)])
+    track = mido.MidiTrack([mido.MetaMessage("track_name", name=part.name)])
     if port:
         track.append(mido.MetaMessage("midi_port", port=port))
     before = 0

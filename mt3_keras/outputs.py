@@ -11,7 +11,7 @@ Floats = NDArray[np.float32]
 
 
 class TokenOutput(NamedTuple):
-    """Of an `MT3Backbone`: token ids up to and including EOS."""
+    """Of an `MT3Backbone` or a `RecurrentBackbone`: token ids up to and including EOS."""
 
     tokens: list[int]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mt3_keras.beats import Beats
 from mt3_keras.codec import Codec
 from mt3_keras.grammar import Rules
-from mt3_keras.models.config import DetectorConfig, ModelConfig, MT3Config
+from mt3_keras.models.config import DetectorConfig, ModelConfig, TokenConfig
 from mt3_keras.note_decoder import NoteDecoder
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.notes import Note
@@ -57,6 +57,7 @@ class Transcription:
       dropped_events: tokens past the end of their segment.
       duration: seconds of audio.
       confidences: from 0 to 1, of each note's onset; empty for a network that emits tokens.
+      track_names: of the MIDI track of each note, where it is not simply its instrument's.
     """
 
     notes: list[Note]
@@ -65,6 +66,7 @@ class Transcription:
     dropped_events: int
     duration: float
     confidences: dict[Note, float] = dataclasses.field(default_factory=dict)
+    track_names: dict[Note, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def beats(self) -> Beats | None:
@@ -77,7 +79,7 @@ class Transcription:
         """Writes the notes as a MIDI file, one named track for each instrument, and their beats."""
         from mt3_keras.midi import write_midi
 
-        write_midi(self.notes, path, beats=self.beats)
+        write_midi(self.notes, path, beats=self.beats, track_names=self.track_names)
 
     def write_score(self, path: str | os.PathLike[str], *, title: str = "") -> None:
         """Writes the notes as sheet music, by the suffix .musicxml, .svg or .pdf.
@@ -127,7 +129,7 @@ def make_decoder(
             num_instruments=num_instruments,
             keeps_notes=keeps_notes,
         )
-    assert isinstance(config, MT3Config)
+    assert isinstance(config, TokenConfig)
     unused = {"least_confidence": least_confidence, "num_instruments": num_instruments}
     for name, value in unused.items():
         if value is not None:

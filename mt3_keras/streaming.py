@@ -27,7 +27,7 @@ from mt3_keras.engines.litert import (
 )
 from mt3_keras.grammar import Grammar, Rules
 from mt3_keras.models.catalog import find_preset
-from mt3_keras.models.config import DetectorConfig, MT3Config
+from mt3_keras.models.config import DetectorConfig, TokenConfig
 from mt3_keras.note_encoder import tie_tokens
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.notes import Note, OpenNote, sort_notes
@@ -207,7 +207,7 @@ class StreamingTranscriber:
         rate = config.spectrogram.frames_per_second
         # To the last bit where the next segment starts: steps hang on it.
         end = (round(segment.start * rate) + segment.num_frames) / rate
-        is_open = is_last and isinstance(config, MT3Config)  # tokens may go on past the sound
+        is_open = is_last and isinstance(config, TokenConfig)  # tokens may go on past the sound
         feed(decoder, segment.start, output, None if is_open else end)
         if is_last:
             decoder.finish()
@@ -225,7 +225,7 @@ class StreamingTranscriber:
         if isinstance(model, EdgeDetector):
             return lambda segment, _: model.detect(segment.samples)
         config = model.model_config
-        assert isinstance(config, MT3Config)
+        assert isinstance(config, TokenConfig)
         codec, vocabulary = Codec(config.vocabulary.num_velocity_bins), config.vocabulary
         grammar, max_tokens = Grammar(config, self._rules, np), config.network.max_tokens
 

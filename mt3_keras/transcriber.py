@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -12,15 +13,14 @@ from numpy.typing import ArrayLike
 from mt3_keras.audio import read_blocks
 from mt3_keras.grammar import Rules
 from mt3_keras.models.catalog import find_preset, pick_engine
-from mt3_keras.models.config import DetectorConfig, ModelConfig, MT3Config
+from mt3_keras.models.config import DetectorConfig, ModelConfig, TokenConfig
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.outputs import Output
 from mt3_keras.recording import Progress, Recording, Transcription, make_decoder
 from mt3_keras.segments import AudioSegment, check_context, check_samples, cut_segments
 
 if TYPE_CHECKING:
-    from mt3_keras.models.detector import NoteDetector
-    from mt3_keras.models.mt3 import MT3Backbone
+    from mt3_keras.models.loading import Backbone
 
 
 class Engine(Protocol):
@@ -67,7 +67,7 @@ class Transcriber:
 
     def __init__(
         self,
-        model: MT3Backbone | NoteDetector | pathlib.Path,
+        model: Backbone | pathlib.Path,
         *,
         exact: bool = False,
         context: Literal["segment", "full"] | None = None,
@@ -94,9 +94,12 @@ class Transcriber:
         if exact and isinstance(model, pathlib.Path):
             raise ValueError("an edge bundle is searched greedily, by no exact path: use Keras")
         self.rules = rules or (Rules() if exact else Rules(stop_runaways=True))
-        self._engine = make_engine(
-            model, self.rules, method=method, batch_size=batch_size, max_tokens=max_tokens
-        )
+        self._search: dict[str, Any] = {
+            "method": method,
+            "batch_size": batch_size,
+            "max_tokens": max_tokens,
+        }
+        self._engine = make_engine(model, self.rules, **self._search)
         self.model_config = self._engine.model_config
         if isinstance(model, pathlib.Path) and decoding is None:
             decoding = RollDecoding.read(model)
@@ -134,6 +137,20 @@ class Transcriber:
         model = load_model(folder, log_floor="zero" if exact else log_floor)
         options.setdefault("decoding", RollDecoding.read(folder))
         return cls(model, exact=exact, **options)
+
+    def with_rules(self, rules: Rules) -> Transcriber:
+        """The same model under other rules; a detector shares all that is loaded.
+
+        Raises:
+          ValueError: the network has no use for a rule, or the path is `exact`.
+        """
+        if not isinstance(self.model_config, DetectorConfig):
+            return type(self)(
+                self.model, exact=self.exact, context=self.context, rules=rules, **self._search
+            )
+        other = copy.copy(self)
+        other.rules = rules
+        return other
 
     def transcribe(
         self,
@@ -181,7 +198,7 @@ class Transcriber:
 
 
 def make_engine(
-    model: MT3Backbone | NoteDetector | pathlib.Path,
+    model: Backbone | pathlib.Path,
     rules: Rules,
     *,
     method: str | None = None,
@@ -210,7 +227,7 @@ def make_engine(
         from mt3_keras.engines.keras import RollEngine
 
         return RollEngine(cast(Any, model), batch_size=batch_size or 16)
-    assert isinstance(config, MT3Config)
+    assert isinstance(config, TokenConfig)
     if on_litert:
         if method not in (None, "greedy"):
             raise ValueError("an edge bundle is searched greedily: use Keras for beam search")

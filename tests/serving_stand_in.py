@@ -9,6 +9,7 @@ project. It stands in for the server on the wire only: scheduling, batching and 
 from __future__ import annotations
 
 import argparse
+import base64
 import concurrent.futures
 import http.server
 import json
@@ -139,7 +140,7 @@ class Rest(http.server.BaseHTTPRequestHandler):
             if by_row:
                 inputs = {name: [row[name] for row in inputs] for name in specs}
             arrays = {
-                name: np.array(values, specs[name].dtype.as_numpy_dtype)
+                name: np.array(decode_bytes(values), specs[name].dtype.as_numpy_dtype)
                 for name, values in inputs.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -160,6 +161,15 @@ class Rest(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         """Says nothing."""
+
+
+def decode_bytes(values):
+    """TF Serving's JSON: {"b64": text} stands for bytes."""
+    if isinstance(values, list):
+        return [decode_bytes(value) for value in values]
+    if isinstance(values, dict):
+        return base64.b64decode(values["b64"], validate=True)
+    return values
 
 
 class RestServer(http.server.ThreadingHTTPServer):

@@ -17,6 +17,7 @@ from mt3_keras.models import (
     layers,
     mt3,
     note_names,
+    recurrent,
     spectrogram,
 )
 from mt3_keras.models.config import (
@@ -25,6 +26,8 @@ from mt3_keras.models.config import (
     HarmonicConfig,
     LogMelConfig,
     MT3Config,
+    RecurrentConfig,
+    RecurrentNetworkConfig,
     T5Config,
 )
 from tests.detectors import MINI, random_samples
@@ -36,7 +39,7 @@ if keras.backend.backend() != "tensorflow":
 from keras.src.testing import test_case as keras_harness
 from keras_hub.src.tests import test_case as hub_harness
 
-SIZES = {"width": 16, "num_heads": 2, "head_width": 8}
+SIZES: dict[str, Any] = {"width": 16, "num_heads": 2, "head_width": 8}
 MINI_T5 = T5Config(
     **SIZES,
     mlp_width=16,
@@ -47,6 +50,10 @@ MINI_T5 = T5Config(
     vocabulary_rows=128,
 )
 MINI_MT3 = MT3Config(LogMelConfig(num_mels=16, window_samples=256), network=MINI_T5)
+MINI_NETWORK = RecurrentNetworkConfig(
+    **SIZES, filters=(6, 4), segment_frames=16, max_tokens=16, vocabulary_rows=128
+)
+MINI_RECURRENT = RecurrentConfig(MINI_MT3.spectrogram, network=MINI_NETWORK)
 NET, N, C = MINI.network, 88, MINI.spectrogram.num_channels
 F, P = NET.window_frames, NET.window_frames // NET.frames_per_step
 
@@ -69,6 +76,17 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
     spectrogram.LogMel: ({"config": MINI_MT3.spectrogram}, {"samples": (2, 512)}, (2, 3, 16)),
     spectrogram.Harmonics: ({"config": HarmonicConfig()}, {"samples": (2, 4608)}, (2, 3, N, C)),
     mt3.Decoder: ({"network": MINI_T5}, {"tokens": (2, 5), "encoded": (2, 16, 16)}, (2, 5, 128)),
+    recurrent.RecurrentEncoder: (
+        {"network": MINI_NETWORK},
+        {"log_mel_BTM": (2, 16, 7)},
+        (2, 4, 16),
+    ),
+    recurrent.RecurrentDecoderLayer: (SIZES, {"x": (2, 5, 16), "encoded": (2, 4, 16)}, (2, 5, 16)),
+    recurrent.RecurrentDecoder: (
+        {"network": MINI_NETWORK},
+        {"tokens": (2, 5), "encoded": (2, 4, 16)},
+        (2, 5, 128),
+    ),
     detector_body.Recurrent: ({"width": 4, "directions": 2}, {"x": (5, 3, 4)}, (5, 3, 8)),
     detector_body.DetectorBody: (
         {"config": NET},
@@ -100,7 +118,10 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
 
 
 def test_every_layer_class_of_the_package_is_in_the_harness() -> None:
-    modules = (layers, mt3, spectrogram, detector, detector_body, detector_drums, note_names)
+    modules = (
+        *(layers, mt3, recurrent, spectrogram),
+        *(detector, detector_body, detector_drums, note_names),
+    )
     found = {
         item
         for module in modules
@@ -130,16 +151,14 @@ def test_layers_pass_the_harness_of_keras(layer_class: type) -> None:
     )
 
 
+TOKEN_INPUTS = {
+    "samples": random_samples(num_rows=2)[:, : MINI_MT3.input_samples],
+    "num_frames": np.array([16, 9], np.int32),
+    "decoder_tokens": np.ones((2, 5), np.int32),
+}
 BACKBONES = {
-    mt3.MT3Backbone: (
-        MINI_MT3.to_dict(),
-        {
-            "samples": random_samples(num_rows=2)[:, : MINI_MT3.input_samples],
-            "num_frames": np.array([16, 9], np.int32),
-            "decoder_tokens": np.ones((2, 5), np.int32),
-        },
-        (2, 5, 128),
-    ),
+    mt3.MT3Backbone: (MINI_MT3.to_dict(), TOKEN_INPUTS, (2, 5, 128)),
+    recurrent.RecurrentBackbone: (MINI_RECURRENT.to_dict(), TOKEN_INPUTS, (2, 5, 128)),
     detector.NoteDetector: (
         MINI.to_dict(),
         {"samples": random_samples(num_rows=2), "cells": np.ones((2, 7, 2), np.int32)},

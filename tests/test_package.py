@@ -174,7 +174,10 @@ def run_without(packages, module, *arguments, **variables):
     return done.returncode, done.stderr.strip().splitlines()
 
 
-HEAVY = "verovio,cairosvg,pypdf,keras,keras_hub,tensorflow,jax,librosa,h5py,msgpack,litert_quantizer,grain,array_record"
+HEAVY = (
+    "verovio,cairosvg,pypdf,keras,keras_hub,tensorflow,jax,librosa,h5py,msgpack,litert_quantizer,"
+    "grain,array_record"
+)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import pathlib
 import socket
@@ -24,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.serving_client import main
+from mt3_keras.audio import read_blocks
 from mt3_keras.engines.serving import (
     GrpcServer,
     Request,
@@ -42,6 +45,7 @@ from mt3_keras.midi import read_midi
 from mt3_keras.models.config import MT3, SMALL
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber
+from mt3_keras.wav import fits_wav, to_wav
 from tests.conftest import ROOT, make_output
 from tests.detectors import EAGER, MINI, build
 from tests.test_saved_model import MAX_TOKENS, melody
@@ -116,8 +120,9 @@ def detector_server(exported_detector):
         yield addresses
 
 
-def connect(addresses, interface, model="tiny"):
-    return {"grpc": GrpcServer, "rest": RestServer}[interface](addresses[interface], model)
+def connect(addresses, interface, model="tiny", **options):
+    server = {"grpc": GrpcServer, "rest": RestServer}[interface]
+    return server(addresses[interface], model, **options)
 
 
 @pytest.mark.parametrize("interface", ["grpc", "rest"])
@@ -475,3 +480,123 @@ def test_under_load_good_requests_are_answered_bad_ones_refused_and_memory_stays
             assert all(pool.map(run, range(200)))
         memory.append(resident_mb(pid))
     assert memory[2] - memory[1] < 30
+
+
+# ---------------------------------------------------------------- files in the place of numbers
+
+WHOLE = (np.round(SAMPLES / np.abs(SAMPLES).max() * 32_000) / 2**15).astype(np.float32)  # 16 bits
+
+
+def wav_of(samples, rate=16_000, **options):
+    content = io.BytesIO()
+    soundfile.write(content, samples, rate, format="WAV", **options)
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def decode():
+    from export.audio_bytes import decode_wav
+
+    return tf.function(decode_wav, [tf.TensorSpec([], tf.string)], autograph=False)
+
+
+def test_the_graph_reads_what_the_client_writes(decode):
+    np.testing.assert_array_equal(decode(to_wav(WHOLE)).numpy(), WHOLE)
+    assert wav_of(WHOLE, subtype="PCM_16")[-100:] == to_wav(WHOLE)[-100:]
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 44_100, 48_000, 96_000])
+def test_the_graph_resamples_files_of_any_rate_as_reading_them_does(decode, rate, tmp_path):
+    times = np.arange(2 * rate + 7) / rate
+    swell = np.sin(np.pi * times / times[-1])[:, None]
+    sound = 0.4 * swell * np.sin(2 * np.pi * np.outer(times, [440, 3000]))
+    (tmp_path / "song.wav").write_bytes(wav_of(sound, rate, subtype="PCM_16"))
+    expected = np.concatenate(list(read_blocks(tmp_path / "song.wav")))
+    found = decode((tmp_path / "song.wav").read_bytes()).numpy()
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_short_and_silent_files_are_resampled_too(decode):
+    for num_samples in (1, 2, 3, 441, 1000):
+        found = decode(wav_of(np.zeros(num_samples), 44_100, subtype="PCM_16")).numpy()
+        assert found.size == -(-num_samples * 16_000 // 44_100)
+        assert not found.any()
+
+
+@pytest.mark.parametrize("interface", ["grpc", "rest"])
+@pytest.mark.parametrize("num_segments", [2, 100])
+def test_files_give_the_tokens_that_numbers_give(interface, num_segments, server, exported):
+    config = ServedConfig.read(exported)
+    assert config.takes_bytes
+    found = [
+        transcribe(
+            [WHOLE],
+            config,
+            lambda samples, takes=takes_bytes: connect(
+                server[1], interface, takes_bytes=takes
+            ).predict(samples, 60),
+            num_segments=num_segments,
+        )
+        for takes_bytes in (False, True)
+    ]
+    assert found[0] == found[1]
+    assert len(found[0].segments) == 8
+
+
+def test_a_request_of_files_is_a_fraction_of_one_of_numbers(server, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        RestServer, "_post", lambda _, body, *rest: (sizes.append(len(body)), (503, b""))[1]
+    )
+    for takes_bytes in (False, True):
+        with pytest.raises(Unavailable):
+            connect(server[1], "rest", takes_bytes=takes_bytes).predict(WHOLE, 1)
+    assert sizes[1] < sizes[0] / 3
+    assert sizes[1] == pytest.approx(4 / 3 * 2 * WHOLE.size, rel=0.01)
+
+
+def test_what_16_bits_do_not_hold_goes_as_numbers():
+    assert fits_wav(WHOLE)
+    assert not fits_wav(2 * WHOLE)
+    assert not fits_wav(WHOLE[:0])
+    assert not fits_wav(np.full(3, np.nan, np.float32))
+
+
+def post_files(address, *contents):
+    files = [{"b64": base64.b64encode(content).decode()} for content in contents]
+    request = {"signature_name": "serving_bytes", "inputs": {"audio_bytes": files}}
+    return post(address, json.dumps(request).encode())
+
+
+def test_recordings_of_other_lengths_go_in_one_request(server):
+    first, second = to_wav(WHOLE), to_wav(WHOLE[:100_000])
+    both, alone = (
+        post_files(server[1]["rest"], *files)[1]["outputs"] for files in ([first, second], [first])
+    )
+    assert both["num_segments"] == alone["num_segments"] * 2
+    cut = [row[: len(alone["tokens"][0][0])] for row in both["tokens"][0]]
+    assert cut == alone["tokens"][0]
+
+
+BAD_FILES = {
+    "empty": b"",
+    "text": b"no sound",
+    "cut short": to_wav(WHOLE)[:40],
+    "float": wav_of(WHOLE[:100], subtype="FLOAT"),
+    "odd rate": wav_of(WHOLE[:100], 900, subtype="PCM_16"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bytes_that_are_no_recording_are_refused(kind, server):
+    status, answer = post_files(server[1]["rest"], BAD_FILES[kind])
+    assert status == 400 and answer["error"]
+
+
+@pytest.mark.parametrize("clip", ["band", "piano"])
+def test_the_golden_clips_arrive_as_they_are(clip, shared, decode):
+    """So their tokens are those that test_saved_model.py compares with the original's."""
+    samples, _ = soundfile.read(shared / "golden" / f"{clip}.flac", dtype="float32")
+    assert fits_wav(samples)
+    np.testing.assert_array_equal(decode(to_wav(samples)).numpy(), samples)

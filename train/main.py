@@ -306,11 +306,11 @@ def open_prepared_data(
     import itertools
 
     from mt3_keras.data.pipeline import PipelineConfig, training_batches
-    from mt3_keras.models.config import MT3Config
+    from mt3_keras.models.config import TokenConfig
 
     if not config.data:
         raise RunError("--data is needed: one or more folders made by train.prepare")
-    if isinstance(model_config, MT3Config):
+    if isinstance(model_config, TokenConfig):
         longest = model_config.network.max_tokens
         if config.target_tokens > longest:
             raise RunError(f"target_tokens must be at most {longest}: got {config.target_tokens}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
@@ -16,10 +16,12 @@ from keras import ops
 from numpy.typing import NDArray
 
 from mt3_keras.codec import EOS, PAD, Codec
-from mt3_keras.models.config import NUM_CLASSES, PROGRAMS_PER_CLASS, MT3Config
+from mt3_keras.models.config import NUM_CLASSES, PROGRAMS_PER_CLASS, TokenConfig
 from mt3_keras.models.detector import NoteDetector
-from mt3_keras.models.mt3 import MT3Backbone
 from train.strategy import ReplicaModel, sum_over_replicas
+
+if TYPE_CHECKING:
+    from mt3_keras.models.loading import TokenBackbone
 
 # Each part of a transcription and the event types that say it; the end of a segment goes with the
 # tie, since both say what the segment is, not what sounds.
@@ -80,7 +82,7 @@ PROGRAM_WEIGHT = 0.3  # of the program within its class, beside the class
 BALANCE = 0.7  # a class with n of a batch's notes weighs n ** -BALANCE a note
 
 
-def token_parts(config: MT3Config) -> NDArray[np.int32]:
+def token_parts(config: TokenConfig) -> NDArray[np.int32]:
     """Token -> index of its part in `PARTS`, int32 [V]; -1 for padding and unused ids."""
     codec = Codec(config.vocabulary.num_velocity_bins)
     parts = np.full(config.network.vocabulary_rows, -1, np.int32)
@@ -166,7 +168,7 @@ def name_loss(class_logits: Any, program_logits: Any, programs: Any) -> Any:
 
 
 class TokenTraining(ReplicaModel):
-    """An `MT3Backbone` with its objective, to be compiled with an optimizer alone, for `fit`.
+    """A token network with its objective, to be compiled with an optimizer alone, for `fit`.
 
     Takes batches (inputs, targets): the inputs are the backbone's, the targets {"targets": int32
     [B, L] padded with 0}. Several devices that share a batch come to the loss that one device with
@@ -177,7 +179,7 @@ class TokenTraining(ReplicaModel):
     the likeliest; "num_tokens", their number so far.
     """
 
-    def __init__(self, backbone: MT3Backbone, objective: TokenObjective, **kwargs: Any) -> None:
+    def __init__(self, backbone: TokenBackbone, objective: TokenObjective, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.backbone = backbone
         self.objective = objective

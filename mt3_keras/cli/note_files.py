@@ -53,7 +53,7 @@ def write_notes(
       source: what wrote the notes, as the file is to state it.
     """
     if path.suffix == ".mid":
-        write_midi(result.notes, path, beats=beats, text=source)
+        write_midi(result.notes, path, beats=beats, text=source, track_names=result.track_names)
     elif path.name.endswith((".png", ".roll.svg", ".roll.pdf")):
         from mt3_keras.plots import plot_piano_roll
 

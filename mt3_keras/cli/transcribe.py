@@ -1,7 +1,8 @@
 """Writes the notes of recordings as MIDI, JSON, CSV, pictures, sheet music and sound.
 
 Recordings are files, folders and patterns; folders keep their shape in --output_dir. What cannot
-be read is named and the rest is transcribed; the exit code is then 1.
+be read is named and the rest is transcribed; the exit code is then 1. With --stems a recording is
+a folder that holds a song's instruments in a file each, and becomes one MIDI file.
 """
 
 from __future__ import annotations
@@ -56,6 +57,13 @@ def _define_flags(values: flags.FlagValues) -> None:
         "Where to write; '-' writes the notes to standard output as JSON lines.",
         flag_values=values,
     )
+    flags.DEFINE_multi_string(
+        "stems",
+        [],
+        "Folder of one song's separated stems, as drums.wav, bass.wav ...; may be given repeatedly,"
+        " in the place of recordings.",
+        flag_values=values,
+    )
     flags.DEFINE_list(
         "formats", ["mid"], f"Files to write: of {', '.join(FORMATS)}.", flag_values=values
     )
@@ -102,10 +110,16 @@ def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
         arguments = [*arguments, *read_list(values.files)]
     parse_beats(values.beats)
     check_packages([f".{name}" for name in formats])
-    if not arguments:
-        raise UsageError("name at least one recording")
     _check_sound(values, formats)
-    recordings = _take_shard(find_audio(arguments), values.shard)
+    if values.stems:
+        _check_stem_flags(values, arguments, formats)
+        songs = map(pathlib.Path, values.stems)
+        recordings = [song if song.name.strip(".") else song.resolve() for song in songs]
+    elif arguments:
+        recordings = find_audio(arguments)
+    else:
+        raise UsageError("name at least one recording")
+    recordings = _take_shard(recordings, values.shard)
     if not recordings:
         print(f"no recording is in --shard {values.shard}", file=sys.stderr)
         return 0
@@ -154,6 +168,18 @@ def parse_beats(text: str) -> float | None:
     return tempo
 
 
+def _check_stem_flags(
+    values: flags.FlagValues, arguments: Sequence[str], formats: Sequence[str]
+) -> None:
+    """Refuses what has no meaning for songs in stems."""
+    if arguments:
+        raise UsageError(f"--stems stands in the place of recordings: drop {arguments[0]}")
+    if values.output_dir == "-" or "jsonl" in formats:
+        raise UsageError("notes of stems are put together at the end: JSON lines are not written")
+    if values.exact:
+        raise UsageError("--exact is the original's path, for mixes: drop --stems")
+
+
 def _parse_formats(names: Sequence[str]) -> list[str]:
     formats = [name.strip().lower() for name in names if name.strip()]
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -186,8 +212,9 @@ def _plan_outputs(
     stems = []
     for recording in recordings:
         home = next((f for f in recording.parents if f in folders), recording.parent)
-        # "...wav" without its suffix would be the folder above.
-        name = recording.stem if recording.stem.strip(".") else recording.name
+        # "...wav" without its suffix would be the folder above, and folders have no suffix.
+        has_suffix = recording.stem.strip(".") and not recording.is_dir()
+        name = recording.stem if has_suffix else recording.name
         stems.append(root / recording.relative_to(home).with_name(name))
     counts = collections.Counter(stems)
     jobs = []
@@ -216,9 +243,13 @@ def _plan_outputs(
 def _identify(recording: pathlib.Path) -> tuple[str, str]:
     """What tells a recording apart: digests of its content and of its place."""
     content = hashlib.sha256()
-    with open_regular(recording, ValueError) as file:
-        while block := file.read(2**20):
-            content.update(block)
+    is_song = recording.is_dir()
+    for path in sorted(recording.iterdir()) if is_song else [recording]:
+        if is_song and not path.is_file():
+            continue
+        with open_regular(path, ValueError) as file:
+            while block := file.read(2**20):
+                content.update(block)
     return content.hexdigest(), hashlib.sha256(os.fsencode(recording.resolve())).hexdigest()
 
 
@@ -251,7 +282,8 @@ def _check_outputs(job: Job) -> None:
 
 def _has_reader(recording: pathlib.Path) -> bool:
     """Whether this machine can read the recording's format; complains if not."""
-    if recording.suffix.lower() not in NEEDS_FFMPEG or shutil.which("ffmpeg"):
+    needs_ffmpeg = recording.suffix.lower() in NEEDS_FFMPEG and not recording.is_dir()
+    if not needs_ffmpeg or shutil.which("ffmpeg"):
         return True
     complain("mt3", f"{recording}: install ffmpeg to read {recording.suffix} files", 1)
     return False
@@ -259,11 +291,16 @@ def _has_reader(recording: pathlib.Path) -> bool:
 
 def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], values: flags.FlagValues) -> int:
     """Transcribes one after the other; returns how many failed."""
+    transcribe: Callable[..., Transcription] = transcriber.transcribe
+    if values.stems:
+        from mt3_keras.stems import StemTranscriber
+
+        transcribe = StemTranscriber(transcriber).transcribe
     num_failed = 0
     for number, job in enumerate(jobs, 1):
         place = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
         try:
-            _transcribe_one(transcriber, job, f"{place}{job.recording.name}", values)
+            _transcribe_one(transcribe, job, f"{place}{job.recording.name}", values)
         except OutputClosed:
             raise
         except Exception as error:
@@ -277,7 +314,7 @@ def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], values: flags
 
 
 def _transcribe_one(
-    transcriber: Transcriber, job: Job, label: str, values: flags.FlagValues
+    transcribe: Callable[..., Transcription], job: Job, label: str, values: flags.FlagValues
 ) -> None:
     from mt3_keras.cli.note_files import write_lines, write_notes, write_wav
     from mt3_keras.notes import describe_notes
@@ -299,7 +336,7 @@ def _transcribe_one(
                     raise OutputClosed
             update(progress.end)
 
-        result = transcriber.transcribe(job.recording, on_segment=on_segment)
+        result = transcribe(job.recording, on_segment=on_segment)
     beats = None
     if any(name in NEED_BEATS for name in _parse_formats(values.formats)):
         beats = _find_beats(result, parse_beats(values.beats))
@@ -336,7 +373,7 @@ def _progress_bar(
 
     from mt3_keras.audio import duration
 
-    total = duration(recording)
+    total = None if recording.is_dir() else duration(recording)
     start = time.monotonic()
     layout = (
         "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}{postfix}]"

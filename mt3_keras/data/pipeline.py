@@ -34,7 +34,7 @@ from mt3_keras.data.records import (
     find_records,
 )
 from mt3_keras.data.rolls import name_targets, roll_targets
-from mt3_keras.models.config import DetectorConfig, ModelConfig, MT3Config
+from mt3_keras.models.config import DetectorConfig, ModelConfig, TokenConfig
 from mt3_keras.note_encoder import encode_segments, mix_segments, notes_to_events
 from mt3_keras.notes import Note, join_times, map_program, trim_overlaps
 from mt3_keras.segments import check_context
@@ -268,7 +268,7 @@ class ChunkMaker:
                 f" got window_samples {spectrogram.window_samples}"
             )
         self.target_tokens = 0
-        if isinstance(model_config, MT3Config):
+        if isinstance(model_config, TokenConfig):
             self.target_tokens = config.target_tokens or model_config.network.max_tokens
             self._codec = Codec(model_config.vocabulary.num_velocity_bins)
         self.chunk_frames = model_config.window_frames
@@ -297,7 +297,7 @@ class ChunkMaker:
             samples = np.sum([cut.samples for cut in cuts], axis=0)
             samples = samples / (np.abs(samples).max() or np.float32(1))
         num_frames = max(cut.num_frames for cut in cuts)
-        if isinstance(self._model_config, MT3Config):
+        if isinstance(self._model_config, TokenConfig):
             tokens = mix_segments([cut.tokens for cut in cuts], self._codec)
             return Chunk(samples, num_frames, tokens, {})
         names = ("cells", "programs")
@@ -346,7 +346,7 @@ class ChunkMaker:
         return (record.first_sample // self.hop_samples + frame) / frames_per_second
 
     def _cut_tokens(self, record: Record, first: int, end: int, is_end: bool) -> list[int]:
-        if not isinstance(self._model_config, MT3Config):
+        if not isinstance(self._model_config, TokenConfig):
             return []
         vocabulary = self._model_config.vocabulary
         return encode_segments(

@@ -5,14 +5,15 @@ many segments in one compiled loop. A batch of rows decodes side by side; a row 
 finished takes the next waiting segment at once (continuous batching), so no row ever waits for the
 longest one. That is cheap because positions are added to the embeddings and attention does not care
 where in the cache a row stands: all rows write the same slot of a ring, and a mask by age hides
-what belongs to a row's earlier segments.
+what belongs to a row's earlier segments. What a recurrent network keeps of the tokens so far is
+part of a row's memory, which a new segment replaces.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -21,9 +22,11 @@ from keras import ops
 from mt3_keras.codec import EOS
 from mt3_keras.grammar import MASKED, Grammar, Rules
 from mt3_keras.models.detector import NoteDetector
-from mt3_keras.models.mt3 import MT3Backbone
 from mt3_keras.outputs import RollOutput, TokenOutput
 from mt3_keras.segments import AudioSegment
+
+if TYPE_CHECKING:
+    from mt3_keras.models.loading import TokenBackbone
 
 State = dict[str, Any]
 
@@ -63,7 +66,7 @@ class RollEngine:
 
 
 class TokenEngine:
-    """Searches the tokens of segments with an `MT3Backbone`.
+    """Searches the tokens of segments with an `MT3Backbone` or a `RecurrentBackbone`.
 
     Args:
       model: the network, weights loaded.
@@ -77,7 +80,7 @@ class TokenEngine:
 
     def __init__(
         self,
-        model: MT3Backbone,
+        model: TokenBackbone,
         *,
         rules: Rules | None = None,
         method: str = "greedy",
@@ -101,8 +104,8 @@ class TokenEngine:
 
         Segments are drawn as they are needed, `batch_size` at a time.
         """
-        cache_length = min(SMALLEST_CACHE, self.max_tokens)
-        state = self._start(cache_length)
+        state = self._start(min(SMALLEST_CACHE, self.max_tokens))
+        cache_length = self._cache_length(state)
         numbered = enumerate(segments)
         is_last = False
         while not is_last:
@@ -118,7 +121,7 @@ class TokenEngine:
                 if not fits:
                     cache_length = min(2 * cache_length, self.max_tokens)
                     state = _resize_cache(state, cache_length)
-            if cache_length > SMALLEST_CACHE and 4 * longest < cache_length:
+            if state["cache"] and cache_length > SMALLEST_CACHE and 4 * longest < cache_length:
                 cache_length //= 2
                 state = _resize_cache(state, cache_length)
 
@@ -132,6 +135,10 @@ class TokenEngine:
             samples[i], num_frames[i], indices[i] = segment.samples, segment.num_frames, index
         arrays = (samples, num_frames, indices, np.int32(len(pool)), np.bool_(is_last))
         return tuple(ops.convert_to_tensor(array) for array in arrays)
+
+    def _cache_length(self, state: State) -> int:
+        """Positions that fit into the cache; without one, as of a recurrent network, all fit."""
+        return next((rows.shape[2] for rows in state["cache"].values()), self.max_tokens)
 
     def _start(self, cache_length: int) -> State:
         """All rows free."""
@@ -174,7 +181,7 @@ class TokenEngine:
 
         Also returns early, to be called again, when a row has filled the cache.
         """
-        cache_length = next(iter(state["cache"].values())).shape[2]
+        cache_length = self._cache_length(state)
         num_results = 2 * self.batch_size  # those in the rows and those that wait
         results = {
             "segment": ops.full((num_results,), -1, "int32"),
@@ -228,7 +235,7 @@ class TokenEngine:
     def _step(self, state: State) -> State:
         """One token more for every row."""
         position, cache = state["position"], state["cache"]
-        cache_length = next(iter(cache.values())).shape[2]
+        cache_length = self._cache_length(state)
         slot = state["step"] % cache_length
         # Slots by age: 0 is this step's own, those of the row's segment are 1 to position.
         age = (slot - ops.arange(cache_length)) % cache_length
@@ -259,6 +266,7 @@ class TokenEngine:
             **beam,
             "step": state["step"] + 1,
             "cache": cache,
+            "memory": {**state["memory"], **{n: rows[n] for n in self.model.state_names}},
             "token": token,
             "position": ops.where(is_active, position + 1, 0),
             "written": ops.where(is_place, token[:, None], state["written"]),

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from mt3_keras.engines.threads import Jobs, run_in_threads
 from mt3_keras.grammar import MASKED, Grammar, Rules
-from mt3_keras.models.config import NUM_PITCHES, DetectorConfig, ModelConfig, MT3Config
+from mt3_keras.models.config import (
+    NUM_PITCHES,
+    DetectorConfig,
+    ModelConfig,
+    RecurrentConfig,
+    TokenConfig,
+)
 from mt3_keras.models.preset_config import read_config
 from mt3_keras.outputs import Output, RollOutput, TokenOutput
 from mt3_keras.quiet import quiet_stderr
@@ -144,9 +150,7 @@ class EdgeModel:
             memory = encode.get_output_details()
             self._check_shapes(encode.get_input_details()["samples"]["shape"])
             self._memory_names = sorted(memory)
-            needed = {"tokens", "positions", "bias", *memory}
-            for i in range(self.model_config.network.num_decoder_layers):
-                needed |= {f"keys_{i}", f"values_{i}"}
+            needed = {"tokens", "positions", *memory, *self._cache_names()}
             if needed != self._inputs.keys():
                 raise ValueError("inputs differ")
             del step, encode  # while there is a runner, the interpreter refuses plain calls
@@ -154,7 +158,7 @@ class EdgeModel:
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError, KeyError) as error:
             raise _damaged(folder) from error
-        self._shape = (0, 0)  # rows and positions of the cache
+        self._shape = (0, 0)  # rows and positions of the cache; without one the latter is 0
         self._positions: list[int] = []  # of each row
         self._memories: list[dict[str, Any]] = []
 
@@ -171,7 +175,7 @@ class EdgeModel:
         del run
         self._memories[row : row + 1] = [memory]
         self._positions[row : row + 1] = [0]
-        needed = (max(self._positions) // CACHE_STEP + 1) * CACHE_STEP
+        needed = (max(self._positions) // CACHE_STEP + 1) * CACHE_STEP if self._has_cache else 0
         if self._shape == (self.num_rows, needed):
             self._begin_row(row)
         else:
@@ -189,11 +193,24 @@ class EdgeModel:
         Args:
           tokens: the last one of each row, 0 at the start.
         """
-        if max(self._positions) == self._shape[1]:
+        if self._has_cache and max(self._positions) == self._shape[1]:
             self._resize(range(self.num_rows), self._shape[1] + CACHE_STEP)
         self._input("tokens")[...] = tokens
         self._input("positions")[...] = self._positions
         self._interpreter.invoke()
+        if self._has_cache:
+            self._write_columns()
+        else:
+            state = self._output("state")
+            self._input("state")[...] = state
+            for memory, row in zip(self._memories, state, strict=True):
+                memory["state"] = row[None].copy()
+        self._positions = [position + 1 for position in self._positions]
+        logits: NDArray[np.float32] = self._output("logits").copy()
+        return logits
+
+    def _write_columns(self) -> None:
+        """Writes the keys and values of the last step into the cache."""
         columns = self._output("columns")
         places = list(enumerate(self._positions))
         for i in range(columns.shape[1]):
@@ -203,9 +220,6 @@ class EdgeModel:
         bias = self._input("bias")
         for row, position in places:
             bias[row, position] = 0
-        self._positions = [position + 1 for position in self._positions]
-        logits: NDArray[np.float32] = self._output("logits").copy()
-        return logits
 
     def _input(self, name: str) -> Any:
         """A view of an input, not to be held while the interpreter runs."""
@@ -220,13 +234,14 @@ class EdgeModel:
         Args:
           rows: which old row each one was; numbers beyond the old ones are new.
         """
-        caches = [name for name in self._inputs if name.startswith(("keys_", "values_"))]
+        growing = self._cache_names()
+        caches = [name for name in growing if name != "bias"]
         old_rows = [row for row in rows if row < self._shape[0]]
         kept = min(self._shape[1], length)
         old = {name: self._input(name)[old_rows][..., :kept] for name in caches if old_rows}
         for name, details in self._inputs.items():
             shape = [len(rows), *details["shape_signature"][1:]]
-            if name in caches or name == "bias":
+            if name in growing:
                 shape[-1] = length
             self._interpreter.resize_tensor_input(details["index"], shape)
         self._interpreter.allocate_tensors()
@@ -240,21 +255,35 @@ class EdgeModel:
 
     def _begin_row(self, row: int) -> None:
         """Writes a row's encoder memory and cache mask into the inputs."""
-        bias = self._input("bias")[row]
-        bias[: self._positions[row]], bias[self._positions[row] :] = 0, MASKED
+        if self._has_cache:
+            bias = self._input("bias")[row]
+            bias[: self._positions[row]], bias[self._positions[row] :] = 0, MASKED
         for name in self._memory_names:
             self._input(name)[row] = self._memories[row][name][0]
 
     def _check_shapes(self, samples: Any) -> None:
         config, network = self.model_config, self.model_config.network
-        logits = self._outputs["logits"]["shape"]
-        columns = (2 * network.num_decoder_layers, network.num_heads, network.head_width)
-        if (
-            tuple(samples) != (1, config.input_samples)
-            or tuple(logits[1:]) != (network.vocabulary_rows,)
-            or tuple(self._outputs["columns"]["shape"][1:]) != columns
-        ):
+        expected: dict[str, tuple[int, ...]] = {"logits": (network.vocabulary_rows,)}
+        if self._has_cache:
+            heads = (network.num_heads, network.head_width)
+            expected["columns"] = (2 * network.num_decoder_layers, *heads)
+        else:
+            expected["state"] = (network.num_decoder_layers, network.width)
+        found = {name: tuple(output["shape"][1:]) for name, output in self._outputs.items()}
+        if tuple(samples) != (1, config.input_samples) or found != expected:
             raise ValueError("sizes differ")
+
+    @property
+    def _has_cache(self) -> bool:
+        """Whether past tokens are in a cache; a recurrent network has them in its "state"."""
+        return not isinstance(self.model_config, RecurrentConfig)
+
+    def _cache_names(self) -> list[str]:
+        """Inputs that grow with the tokens so far."""
+        if not self._has_cache:
+            return []
+        layers = range(self.model_config.network.num_decoder_layers)
+        return ["bias", *(f"{kind}_{i}" for i in layers for kind in ("keys", "values"))]
 
 
 class TokenSequence:
@@ -291,7 +320,7 @@ class TokenEngine:
     """Searches tokens greedily, several segments at a time, on all cores.
 
     Args:
-      folder: of the bundle of an `MT3Backbone`.
+      folder: of the bundle of an `MT3Backbone` or a `RecurrentBackbone`.
       rules: which tokens may be emitted.
       num_sequences: decoded at a time; None is two for each core this process may use.
       max_tokens: longest sequence; None takes the model's own limit.
@@ -316,7 +345,7 @@ class TokenEngine:
             self._models.put(model := self._open_model(folder))
         self.model_config = model.model_config
         self._max_tokens = self.model_config.network.token_limit(max_tokens)
-        assert isinstance(self.model_config, MT3Config)
+        assert isinstance(self.model_config, TokenConfig)
         self._grammar = Grammar(self.model_config, rules or Rules(), np)
 
     def _open_model(self, folder: str | os.PathLike[str]) -> EdgeModel:

@@ -6,6 +6,7 @@ it, so that the outputs are those of the whole. Runs without Keras; REST without
 
 from __future__ import annotations
 
+import base64
 import collections
 import concurrent.futures
 import contextlib
@@ -35,10 +36,12 @@ from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.outputs import Output, RollOutput, TokenOutput
 from mt3_keras.quiet import quiet_stderr
 from mt3_keras.recording import Recording, Transcription, make_decoder
+from mt3_keras.wav import fits_wav, to_wav
 
 Samples = NDArray[np.float32]
 Answer = TypeVar("Answer")
 
+BYTES_SIGNATURE = "serving_bytes"
 LONGEST_PAUSE = 20.0  # seconds between two attempts
 # Of an answer in JSON. A detector's takes about 4 characters for each of the 40,000 numbers of a
 # segment of 65,536 samples, and spaces between them. Tokens take less.
@@ -75,6 +78,7 @@ class ServedConfig:
       name: on the server.
       context, exact, rules: how its segments are cut and its outputs are read (see `Transcriber`).
       decoding: how a detector's rolls are read.
+      takes_bytes: whether it is served with the signature "serving_bytes" too, of WAV files.
     """
 
     model: ModelConfig
@@ -83,6 +87,7 @@ class ServedConfig:
     exact: bool = False
     rules: Rules | None = None
     decoding: RollDecoding | None = None
+    takes_bytes: bool = False
 
     @classmethod
     def read(cls, path: pathlib.Path) -> ServedConfig:
@@ -107,7 +112,8 @@ class ServedConfig:
             )
             name, context, exact = serving["name"], serving["context"], serving["exact"]
             decoding = RollDecoding.read(file.parent)
-            return cls(model, name, context, exact, rules, decoding)
+            takes_bytes = bool(serving.get("takes_bytes", False))
+            return cls(model, name, context, exact, rules, decoding, takes_bytes)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file}: not written by export.main ({error}); see --help") from error
 
@@ -153,11 +159,16 @@ def cut_requests(
 class GrpcServer:
     """A model by gRPC, as TF Serving speaks it at port 8500.
 
+    Args:
+      address: HOST:PORT.
+      model: its name on the server.
+      takes_bytes: send WAV files (see `ServedConfig`) where 16 bits hold the samples.
+
     Raises:
       ServingError: packages are missing.
     """
 
-    def __init__(self, address: str, model: str) -> None:
+    def __init__(self, address: str, model: str, *, takes_bytes: bool = False) -> None:
         try:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             with quiet_stderr():  # importing TensorFlow's messages starts TensorFlow
@@ -170,7 +181,7 @@ class GrpcServer:
                 "the server's http address"
             ) from error
         self._grpc, self._tf, self._request = grpc, tf, predict_pb2.PredictRequest
-        self._address, self._model = address, model
+        self._address, self._model, self._takes_bytes = address, model, takes_bytes
         limits = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", _MOST_BYTES),
@@ -182,7 +193,12 @@ class GrpcServer:
         """See `Server`."""
         request = self._request()
         request.model_spec.name = self._model
-        request.inputs["audio"].CopyFrom(self._tf.make_tensor_proto(samples[None]))
+        if self._takes_bytes and fits_wav(samples):
+            request.model_spec.signature_name = BYTES_SIGNATURE
+            contents = self._tf.make_tensor_proto([to_wav(samples)])
+            request.inputs["audio_bytes"].CopyFrom(contents)
+        else:
+            request.inputs["audio"].CopyFrom(self._tf.make_tensor_proto(samples[None]))
         try:
             answer = self._stub.Predict(request, timeout=seconds)
         except self._grpc.RpcError as error:
@@ -206,10 +222,19 @@ class GrpcServer:
 
 
 class RestServer:
-    """A model by REST, as TF Serving speaks it at port 8501; redirects are not followed."""
+    """A model by REST, as TF Serving speaks it at port 8501; redirects are not followed.
 
-    def __init__(self, address: str, model: str) -> None:
-        self._address = address
+    Args:
+      address: http://HOST:PORT.
+      model: its name on the server.
+      takes_bytes: as of `GrpcServer`.
+
+    Raises:
+      ServingError: the address is none.
+    """
+
+    def __init__(self, address: str, model: str, *, takes_bytes: bool = False) -> None:
+        self._address, self._takes_bytes = address, takes_bytes
         try:
             self._parts = urllib.parse.urlsplit(address)
             connect = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
@@ -226,10 +251,17 @@ class RestServer:
 
     def predict(self, samples: Samples, seconds: float) -> list[Output]:
         """See `Server`."""
-        numbers = ",".join([f"{x:.9g}" for x in samples.tolist()])  # 9 digits tell float32 apart
-        body = f'{{"inputs":{{"audio":[[{numbers}]]}}}}'.encode()
+        if self._takes_bytes and fits_wav(samples):
+            content = base64.b64encode(to_wav(samples)).decode()
+            inputs = {"audio_bytes": [{"b64": content}]}
+            body = json.dumps({"signature_name": BYTES_SIGNATURE, "inputs": inputs})
+        else:
+            numbers = ",".join([f"{x:.9g}" for x in samples.tolist()])  # they tell float32 apart
+            body = f'{{"inputs":{{"audio":[[{numbers}]]}}}}'
         try:
-            status, text = self._post(body, seconds, _MARGIN_BYTES + _BYTES_A_SAMPLE * samples.size)
+            status, text = self._post(
+                body.encode(), seconds, _MARGIN_BYTES + _BYTES_A_SAMPLE * samples.size
+            )
         except (OSError, ValueError, http.client.HTTPException) as error:  # refused, timed out
             raise Unavailable(str(error) or type(error).__name__) from error
         if status in (429, 502, 503, 504):

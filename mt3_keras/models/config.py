@@ -33,9 +33,11 @@ def _require_positive(config: Any, *names: str) -> None:
 
 
 def _check_sizes(config: Any) -> None:
-    """Sizes are positive and the dropout is a rate."""
+    """Sizes are positive, a width is even and the dropout a rate."""
     sizes = [field.name for field in dataclasses.fields(config) if type(field.default) is int]
     _require_positive(config, *sizes)
+    if getattr(config, "width", 0) % 2:
+        raise ValueError(f"width must be even, half sines and half cosines: got {config.width}")
     if not 0 <= config.dropout < 1:
         raise ValueError(f"dropout must be in [0, 1): got {config.dropout}")
 
@@ -169,8 +171,27 @@ class VocabularyConfig:
             )
 
 
+class TokenNetworkConfig:
+    """What the sizes of every network that emits tokens have in common."""
+
+    vocabulary_rows: int
+    max_tokens: int
+
+    def token_limit(self, max_tokens: int | None) -> int:
+        """The longest sequence a search may emit; `max_tokens` of None is the network's own.
+
+        Raises:
+          ValueError: the network has fewer positions.
+        """
+        if max_tokens is None:
+            return self.max_tokens
+        if not 1 <= max_tokens <= self.max_tokens:
+            raise ValueError(f"max_tokens must be 1 to {self.max_tokens}: got {max_tokens}")
+        return max_tokens
+
+
 @dataclasses.dataclass(frozen=True)
-class T5Config:
+class T5Config(TokenNetworkConfig):
     """Sizes of the T5 encoder-decoder.
 
     Attributes:
@@ -192,20 +213,58 @@ class T5Config:
 
     def __post_init__(self) -> None:
         _check_sizes(self)
-        if self.width % 2:
-            raise ValueError(f"width must be even, half sines and half cosines: got {self.width}")
 
-    def token_limit(self, max_tokens: int | None) -> int:
-        """The longest sequence a search may emit; `max_tokens` of None is the network's own.
 
-        Raises:
-          ValueError: the network has fewer positions.
-        """
-        if max_tokens is None:
-            return self.max_tokens
-        if not 1 <= max_tokens <= self.max_tokens:
-            raise ValueError(f"max_tokens must be 1 to {self.max_tokens}: got {max_tokens}")
-        return max_tokens
+@dataclasses.dataclass(frozen=True)
+class RecurrentNetworkConfig(TokenNetworkConfig):
+    """Sizes of the convolutional and recurrent encoder-decoder.
+
+    Attributes:
+      filters: of the first and of the second convolution over time.
+      kernel_frames: that a convolution reaches over.
+      pool_frames: of which the maximum is taken after each convolution; its square is a position.
+      width: of positions and tokens, and units of the recurrent layers.
+      num_encoder_layers: recurrent layers over time.
+      causal: nothing of the encoder looks ahead; else its recurrent layers run both ways, with
+        half of the units each.
+      num_decoder_layers: recurrent layers over tokens, each followed by attention.
+      num_heads, head_width: of the attention over the encoder's output.
+      log_mel_mean, log_mel_deviation: of the spectrum, taken off before the first convolution.
+      vocabulary_rows, segment_frames, max_tokens: as in `T5Config`.
+    """
+
+    filters: tuple[int, int] = (128, 64)
+    kernel_frames: int = 3
+    pool_frames: int = 2
+    width: int = 512
+    num_encoder_layers: int = 1
+    causal: bool = False
+    num_decoder_layers: int = 2
+    num_heads: int = 8
+    head_width: int = 64
+    log_mel_mean: float = -5.0
+    log_mel_deviation: float = 3.0
+    vocabulary_rows: int = 1536
+    segment_frames: int = 256
+    max_tokens: int = 1024
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "filters", tuple(self.filters))  # a list in JSON
+        _check_sizes(self)
+        if len(self.filters) != 2 or min(self.filters) <= 0:
+            raise ValueError(f"filters must be two positive numbers: got {self.filters}")
+        _require_positive(self, "log_mel_deviation")
+        if self.segment_frames % self.pool_frames**2:
+            raise ValueError(
+                f"pool_frames, squared, must divide segment_frames ({self.segment_frames}): "
+                f"got {self.pool_frames}"
+            )
+
+    @property
+    def num_positions(self) -> int:
+        """Length of the encoder's output."""
+        return self.segment_frames // self.pool_frames**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +333,8 @@ class BodyConfig:
 class ModelConfig:
     """What the code around a network asks of its description, whichever network it is.
 
-    `MT3Config` and `DetectorConfig` are all there are. Both have a `spectrogram` and a `network`.
+    `MT3Config`, `RecurrentConfig` and `DetectorConfig` are all there are. Each has a `spectrogram`
+    and a `network`.
     """
 
     class_name: ClassVar[str]  # of the Keras class, in config.json
@@ -344,8 +404,19 @@ class ModelConfig:
         return cls(**parts)
 
 
+class TokenConfig(ModelConfig):
+    """Description of a network that emits tokens: `MT3Config` or `RecurrentConfig`."""
+
+    vocabulary: VocabularyConfig
+
+    @property
+    def max_step(self) -> int:
+        """Latest time of an event in a segment, in steps: its last frame's may round up."""
+        return math.ceil(self.segment_seconds * STEPS_PER_SECOND)
+
+
 @dataclasses.dataclass(frozen=True)
-class MT3Config(ModelConfig):
+class MT3Config(TokenConfig):
     """Description of an `MT3Backbone`."""
 
     class_name: ClassVar[str] = "MT3Backbone"
@@ -354,10 +425,16 @@ class MT3Config(ModelConfig):
     vocabulary: VocabularyConfig = VocabularyConfig()
     network: T5Config = T5Config()
 
-    @property
-    def max_step(self) -> int:
-        """Latest time of an event in a segment, in steps: its last frame's may round up."""
-        return math.ceil(self.segment_seconds * STEPS_PER_SECOND)
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentConfig(TokenConfig):
+    """Description of a `RecurrentBackbone`."""
+
+    class_name: ClassVar[str] = "RecurrentBackbone"
+
+    spectrogram: LogMelConfig = LogMelConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    network: RecurrentNetworkConfig = RecurrentNetworkConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,7 +479,8 @@ def config_from_dict(stored: dict[str, Any]) -> ModelConfig:
     Raises:
       ValueError: it describes no network of this package; one line.
     """
-    kinds: dict[str, type[ModelConfig]] = {c.class_name: c for c in (MT3Config, DetectorConfig)}
+    classes: tuple[type[ModelConfig], ...] = (MT3Config, RecurrentConfig, DetectorConfig)
+    kinds = {kind.class_name: kind for kind in classes}
     name = stored.get("class_name", MT3Config.class_name)
     if name not in kinds:
         raise ValueError(f"class_name must be {' or '.join(kinds)}: got {name!r}")
@@ -419,5 +497,11 @@ ISMIR2021 = MT3Config(
     vocabulary=VocabularyConfig(num_velocity_bins=127, ties=False, granularity="flat"),
     network=T5Config(vocabulary_rows=1664, segment_frames=512),
 )
+RECURRENT = RecurrentConfig()
 SMALL = DetectorConfig()
-CONFIGS: dict[str, ModelConfig] = {"mt3": MT3, "ismir2021": ISMIR2021, "small": SMALL}
+CONFIGS: dict[str, ModelConfig] = {
+    "mt3": MT3,
+    "ismir2021": ISMIR2021,
+    "recurrent": RECURRENT,
+    "small": SMALL,
+}

@@ -30,6 +30,36 @@ def sinusoid_positions(num_positions: int, width: int) -> NDArray[np.float32]:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
+def embed_tokens(
+    embedding: keras.layers.Embedding,
+    positions_table: NDArray[np.float32],
+    tokens: Any,
+    positions: Any,
+    *,
+    for_edge: bool = False,
+) -> Any:
+    """Tokens [..., L] at positions [..., L] -> [..., L, D].
+
+    Args:
+      embedding: of the tokens.
+      positions_table: of `sinusoid_positions`.
+      tokens: int.
+      positions: int.
+      for_edge: write it by products and sines, without tables whose rows are taken; L is 1.
+    """
+    if for_edge:
+        num_rows, width = embedding.input_dim, embedding.output_dim
+        one_hot = ops.one_hot(tokens, num_rows, dtype=embedding.compute_dtype)
+        one_hot = ops.reshape(one_hot, (-1, num_rows))
+        frequencies = sinusoid_frequencies(width).astype(np.float32)
+        angles = ops.cast(positions, "float32")[..., None] * frequencies
+        sinusoids = ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
+        embedded = ops.matmul(one_hot, embedding.embeddings)
+        return ops.reshape(embedded, (-1, 1, width)) + sinusoids
+    x = embedding(tokens)
+    return x + ops.cast(ops.take(positions_table, positions, axis=0), x.dtype)
+
+
 def dense(
     units: int, name: str, dtype: Any, *, truncated: bool = False, scale: float = 1.0
 ) -> keras.layers.Dense:

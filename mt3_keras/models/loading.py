@@ -10,14 +10,16 @@ import numpy as np
 
 from mt3_keras.extras import require_keras
 from mt3_keras.models.catalog import ModelError, find_preset, is_preset
-from mt3_keras.models.config import DetectorConfig, ModelConfig
+from mt3_keras.models.config import DetectorConfig, ModelConfig, RecurrentConfig
 from mt3_keras.models.preset_config import read_config
 
 if TYPE_CHECKING:
     from mt3_keras.models.detector import NoteDetector
     from mt3_keras.models.mt3 import MT3Backbone
+    from mt3_keras.models.recurrent import RecurrentBackbone
 
-    Backbone = MT3Backbone | NoteDetector
+    TokenBackbone = MT3Backbone | RecurrentBackbone
+    Backbone = TokenBackbone | NoteDetector
 
 
 def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> Backbone:
@@ -104,6 +106,10 @@ def build_network(
         from mt3_keras.models.detector import NoteDetector
 
         return NoteDetector(**config.to_dict(), unroll=unroll, dtype=dtype)
+    if isinstance(config, RecurrentConfig):
+        from mt3_keras.models.recurrent import RecurrentBackbone
+
+        return RecurrentBackbone(**config.to_dict(), dtype=dtype)
     from mt3_keras.models.mt3 import MT3Backbone
 
     return MT3Backbone(**config.to_dict(), dtype=dtype)

@@ -9,7 +9,6 @@ from typing import Any
 
 import keras
 import keras_hub
-import numpy as np
 from keras import ops
 
 from mt3_keras.grammar import MASKED
@@ -20,8 +19,8 @@ from mt3_keras.models.layers import (
     Encoder,
     Logits,
     broadcast_dropout,
+    embed_tokens,
     rms_norm,
-    sinusoid_frequencies,
     sinusoid_positions,
 )
 from mt3_keras.models.spectrogram import LogMel
@@ -71,7 +70,7 @@ class Decoder(keras.layers.Layer):
         )
         self.dropout = broadcast_dropout(network.dropout, policy)
         self._positions = sinusoid_positions(network.max_tokens, network.width)
-        self._for_edge = False
+        self.for_edge = False
 
     def build(self, tokens_shape: Any, encoded_shape: Any) -> None:
         self.embedding.build(tokens_shape)
@@ -83,7 +82,8 @@ class Decoder(keras.layers.Layer):
 
     def call(self, tokens: Any, encoded: Any, training: Any = None) -> Any:
         positions_L = ops.arange(ops.shape(tokens)[1])
-        x_BLD = self.dropout(self._embed(tokens, positions_L), training=training)
+        x_BLD = embed_tokens(self.embedding, self._positions, tokens, positions_L)
+        x_BLD = self.dropout(x_BLD, training=training)
         bias_LL = ops.where(positions_L[None, :] > positions_L[:, None], MASKED, 0.0)
         for layer in self.layers:
             x_BLD = layer(x_BLD, encoded, bias_LL[None, None], training=training)
@@ -91,42 +91,6 @@ class Decoder(keras.layers.Layer):
 
     def compute_output_spec(self, tokens: Any, encoded: Any, training: Any = None) -> Any:
         return keras.KerasTensor((*tokens.shape, self.network.vocabulary_rows), dtype="float32")
-
-    def _embed(self, tokens: Any, positions: Any) -> Any:
-        """Tokens [..., L] at positions [..., L] -> [..., L, D]."""
-        if self._for_edge:
-            one_hot = ops.one_hot(tokens, self.network.vocabulary_rows, dtype=self.compute_dtype)
-            one_hot = ops.reshape(one_hot, (-1, self.network.vocabulary_rows))
-            frequencies = sinusoid_frequencies(self.network.width).astype(np.float32)
-            angles = ops.cast(positions, "float32")[..., None] * frequencies
-            sinusoids = ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
-            embedded = ops.matmul(one_hot, self.embedding.embeddings)
-            return ops.reshape(embedded, (-1, 1, self.network.width)) + sinusoids  # one position
-        x = self.embedding(tokens)
-        return x + ops.cast(ops.take(self._positions, positions, axis=0), x.dtype)
-
-    @contextlib.contextmanager
-    def for_edge(self) -> Iterator[None]:
-        """Within it, decoding takes the form that is small and fast on LiteRT.
-
-        Tables whose rows are taken would stay in float32 there, so that the embedding is a
-        product, which is quantised, and positions are computed. Attention: see its
-        `positions_last`.
-        """
-        attentions = [
-            attention
-            for layer in self.layers
-            for attention in (layer.self_attention, layer.cross_attention)
-        ]
-        try:
-            for part in attentions:
-                part.positions_last = True
-            self._for_edge = True
-            yield
-        finally:
-            for part in attentions:
-                part.positions_last = False
-            self._for_edge = False
 
     def memory(self, encoded_BTD: Any) -> Memory:
         """Keys and values of a segment for every layer's cross-attention, computed once for it."""
@@ -140,7 +104,13 @@ class Decoder(keras.layers.Layer):
         self, tokens_B: Any, positions_B: Any, cache: Cache, bias_BC: Any, memory: Memory
     ) -> tuple[Any, Cache]:
         """See `MT3Backbone.decode_step`."""
-        x_BD = self._embed(tokens_B[:, None], positions_B[:, None])[:, 0]
+        x_BD = embed_tokens(
+            self.embedding,
+            self._positions,
+            tokens_B[:, None],
+            positions_B[:, None],
+            for_edge=self.for_edge,
+        )[:, 0]
         rows = {}
         for i, layer in enumerate(self.layers):
             x_BD, rows[f"keys_{i}"], rows[f"values_{i}"] = layer.step(
@@ -174,7 +144,13 @@ class MT3Backbone(keras_hub.models.Backbone):
       vocabulary: likewise.
       network: likewise.
       dtype: policy of the network; spectrogram and logits are computed in float32 always.
+
+    Attributes:
+      state_names: parts of the memory that each `decode_step` replaces: none, its past positions
+        are in the cache.
     """
+
+    state_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -265,6 +241,31 @@ class MT3Backbone(keras_hub.models.Backbone):
         num_frames = keras.KerasTensor((batch_size,), "int32")
         memory = self.encode(samples, num_frames)  # symbolic
         return {name: ops.zeros(spec.shape, spec.dtype) for name, spec in memory.items()}
+
+    @contextlib.contextmanager
+    def for_edge(self) -> Iterator[None]:
+        """Within it, decoding takes the form that is small and fast on LiteRT.
+
+        Tables whose rows are taken would stay in float32 there, so that the embedding is a
+        product, which is quantised, and positions are computed. Attention: see its
+        `positions_last`.
+        """
+        attentions = [
+            attention
+            for layer in self.decoder.layers
+            for attention in (layer.self_attention, layer.cross_attention)
+        ]
+
+        def set_form(is_edge: bool) -> None:
+            for attention in attentions:
+                attention.positions_last = is_edge
+            self.decoder.for_edge = is_edge
+
+        try:
+            set_form(True)
+            yield
+        finally:
+            set_form(False)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self.model_config.to_dict()}

@@ -1,0 +1,235 @@
+"""Songs as separated stems: each transcribed under what its name allows, all in one transcription.
+
+A song is a folder of audio files, as separation programs and mixing desks write them: `drums.wav
+bass.wav vocals.wav other.wav`, or any others. They all begin together; they may differ in length
+and rate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from mt3_keras.audio import AUDIO_SUFFIXES, AudioError
+from mt3_keras.grammar import Rules
+from mt3_keras.midi import instrument_name, parse_instruments
+from mt3_keras.notes import Note, sort_notes
+from mt3_keras.recording import Progress, Transcription
+from mt3_keras.transcriber import Transcriber
+
+MAX_STEMS = 16
+MAX_DIFFERENCE = 1.0  # seconds between the ends of stems before something is said of it
+# Words in the names of stems; of several the last counts, and "bass guitar" is one word.
+DRUM_WORDS = frozenset(
+    (
+        *("beat", "beats", "clap", "cymbal", "cymbals", "drum", "drums", "drumkit", "hat", "hats"),
+        *("hihat", "kick", "kit", "overhead", "overheads", "perc", "percussion", "snare", "toms"),
+    )
+)
+WORDS = {
+    **dict.fromkeys(("bass", "basses", "bassguitar", "bassgtr"), range(32, 40)),
+    **dict.fromkeys(("acapella", "backings", "choir", "lyrics", "singer"), range(52, 55)),
+    **dict.fromkeys(("singing", "vocal", "vocals", "voice", "voices", "vox"), range(52, 55)),
+    **dict.fromkeys(("piano", "pianos", "keys", "keyboard", "keyboards"), range(8)),
+    **dict.fromkeys(("guitar", "guitars", "gtr"), range(24, 32)),
+    **dict.fromkeys(("strings", "string", "orchestra"), range(40, 52)),
+    **dict.fromkeys(("brass", "horn", "horns"), range(56, 64)),
+    **dict.fromkeys(("woodwind", "woodwinds", "wind", "winds"), range(64, 80)),
+    **dict.fromkeys(("sax", "saxophone"), range(64, 68)),
+    **dict.fromkeys(("synth", "synths", "synthesizer"), range(80, 104)),
+}
+MIXES = frozenset(("mix", "mixture", "mixdown"))
+
+_logger = logging.getLogger(__name__)
+
+
+class Stem(NamedTuple):
+    """One file of a song.
+
+    Attributes:
+      path: the file.
+      programs: General MIDI programs that may play in it.
+      drums: whether drums may.
+    """
+
+    path: pathlib.Path
+    programs: frozenset[int]
+    drums: bool
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.path.stem
+
+
+def read_name(name: str) -> tuple[frozenset[int], bool] | None:
+    """The programs that a stem's name speaks of and whether it speaks of drums; None if of neither.
+
+    Example:
+      >>> read_name("02 Bass DI"), read_name("kick"), read_name("other")
+      ((frozenset({32, 33, 34, 35, 36, 37, 38, 39}), False), (frozenset(), True), None)
+    """
+    text = re.sub(r"\bbass[\s_-]*(?=guitar|gtr)", "bass", name.lower().replace("_", " "))
+    for word in reversed(re.findall(r"[^\W\d]+", text)):
+        if word in DRUM_WORDS:
+            return frozenset(), True
+        if word in WORDS:
+            return frozenset(WORDS[word]), False
+        try:  # an instrument or a class of General MIDI
+            return parse_instruments(word)
+        except ValueError:
+            continue
+    return None
+
+
+def find_stems(folder: str | os.PathLike[str]) -> list[Stem]:
+    """The stems of a song, by their names in order.
+
+    What a name speaks of is all that its stem may hold; a stem whose name speaks of nothing, such
+    as "other", may hold all that no other name speaks of. A file named "mix" or "mixture" beside
+    others is left out. Folders within are not searched.
+
+    Raises:
+      AudioError: the folder is missing, or holds no audio file or more than `MAX_STEMS`; one line.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise AudioError(f"{folder}: no such folder; --stems takes a folder for each song")
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        and not path.name.startswith(".")
+        and not path.is_dir()
+    )
+    mixes = [path for path in paths if path.stem.lower() in MIXES]
+    if mixes and len(mixes) < len(paths):
+        _logger.warning("%s: is taken for the mix of the others and left out", mixes[0])
+        paths = [path for path in paths if path not in mixes]
+    if not paths:
+        raise AudioError(f"{folder}: no audio file in this folder; put a song's stems there")
+    if len(paths) > MAX_STEMS:
+        raise AudioError(
+            f"{folder}: holds {len(paths)} stems, at most {MAX_STEMS} are read; mix some together"
+        )
+    named = {path: read_name(path.stem) for path in paths}
+    claims = [claim for claim in named.values() if claim is not None]
+    claimed = frozenset[int]().union(*(programs for programs, _ in claims))
+    rest = (frozenset(range(128)) - claimed, not any(drums for _, drums in claims))
+    return [Stem(path, *(named[path] or rest)) for path in paths]
+
+
+class StemTranscriber:
+    """Transcribes songs whose stems are apart, with one model.
+
+    Args:
+      transcriber: its rules hold for all stems; instruments are limited further by each name.
+
+    Raises:
+      ValueError: `exact`, which leaves no rule to the search.
+    """
+
+    def __init__(self, transcriber: Transcriber) -> None:
+        if transcriber.exact:
+            raise ValueError("exact is the original's path for mixes: stems are searched by rules")
+        self._transcriber = transcriber
+        self._limited: dict[Rules, Transcriber] = {}
+
+    def transcribe(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        on_segment: Callable[[Progress], None] | None = None,
+    ) -> Transcription:
+        """Transcribes the stems of one song (see `find_stems`), one after the other.
+
+        Args:
+          folder: of the song.
+          on_segment: called for each segment of one stem after the other, as soon as it is read;
+            its `end` counts the audio of all stems so far.
+
+        Returns:
+          All notes; the track of each bears its stem's name (`Transcription.track_names`). Of two
+          notes that are the same in all, one remains.
+
+        Raises:
+          AudioError: see `find_stems`, or a stem cannot be read; one line, naming the file.
+        """
+        stems = find_stems(folder)
+        found: list[Transcription] = []
+        before = 0.0
+
+        def report(progress: Progress) -> None:
+            if on_segment:
+                on_segment(progress._replace(end=before + progress.end))
+
+        for stem in stems:
+            result = self._limit(stem).transcribe(stem.path, on_segment=report)
+            found.append(result)
+            before += result.duration
+        _compare_lengths(stems, found)
+        return merge(stems, found)
+
+    def _limit(self, stem: Stem) -> Transcriber:
+        own = self._transcriber.rules
+        programs = stem.programs if own.programs is None else stem.programs & own.programs
+        rules = dataclasses.replace(own, programs=programs, drums=stem.drums and own.drums)
+        if rules not in self._limited:
+            self._limited[rules] = self._transcriber.with_rules(rules)
+        return self._limited[rules]
+
+
+def _compare_lengths(stems: Sequence[Stem], found: Sequence[Transcription]) -> None:
+    lengths = {stem.path.name: result.duration for stem, result in zip(stems, found, strict=True)}
+    longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
+    if lengths[longest] - lengths[shortest] > MAX_DIFFERENCE:
+        _logger.warning(
+            "%s: its stems end at different times (%s %.1f s, %s %.1f s); they are taken to begin"
+            " together",
+            stems[0].path.parent,
+            *(longest, lengths[longest], shortest, lengths[shortest]),
+        )
+
+
+def merge(stems: Sequence[Stem], found: Iterable[Transcription]) -> Transcription:
+    """The transcriptions of a song's stems as one.
+
+    A note whose program its stem may not hold, such as the first of a class that a network
+    predicts classes by, is given the nearest program that it may.
+    """
+    notes: list[Note] = []
+    names: dict[Note, str] = {}
+    results = list(found)
+    confidences: dict[Note, float] = {}
+    for stem, result in zip(stems, results, strict=True):
+        own = {note: _fit(note, stem.programs) for note in result.notes}
+        instruments = Counter((note.program, note.is_drum) for note in own.values())
+        for note, fitted in own.items():
+            if fitted in names:
+                continue
+            notes.append(fitted)
+            instrument = instrument_name(fitted.program, fitted.is_drum)
+            names[fitted] = stem.name if len(instruments) == 1 else f"{stem.name}: {instrument}"
+            if note in result.confidences:
+                confidences[fitted] = result.confidences[note]
+    return Transcription(
+        notes=sort_notes(notes),
+        segments=[segment for result in results for segment in result.segments],
+        invalid_events=sum(result.invalid_events for result in results),
+        dropped_events=sum(result.dropped_events for result in results),
+        duration=max(result.duration for result in results),
+        confidences=confidences,
+        track_names=names,
+    )
+
+
+def _fit(note: Note, programs: frozenset[int]) -> Note:
+    if note.is_drum or note.program in programs or not programs:
+        return note
+    return note._replace(program=min(programs, key=lambda p: (abs(p - note.program), p)))
