@@ -212,8 +212,10 @@ def test_notes_of_a_rare_class_weigh_more() -> None:
         targets = np.array([[[0, 0]] * 9 + [[40, 40]]])
         heard = [0] * 9 + [40]
         heard[wrong] = 70
-        logits = [np.concatenate(part, axis=1) for part in zip(*map(logits_of, heard), strict=True)]
-        return float(ops.convert_to_numpy(name_loss(*logits, targets)))
+        classes, programs = (
+            np.concatenate(part, axis=1) for part in zip(*map(logits_of, heard), strict=True)
+        )
+        return float(ops.convert_to_numpy(name_loss(classes, programs, targets)))
 
     assert loss(9) > 2 * loss(0)
 

@@ -468,12 +468,17 @@ def test_target_rolls_are_read_as_their_notes(tmp_path: pathlib.Path) -> None:
         Note(0.40, 0.50, 60, 70, 24),
     ]
     config = DetectorConfig(network=dataclasses.replace(MINI.network, segment_frames=64))
-    window, before = config.window_frames, config.network.frames_before
-    place = {"num_frames": window, "frames_per_second": config.spectrogram.frames_per_second}
-    rolls = roll_targets(notes, -before, **place, window_frames=window)
-    rolls |= name_targets(notes, -before, **place, max_notes=8, rng=np.random.default_rng(0))
+    window, first = config.window_frames, -config.network.frames_before
+    rate = config.spectrogram.frames_per_second
+    rolls: dict[str, np.ndarray] = dict(
+        roll_targets(notes, first, num_frames=window, window_frames=window, frames_per_second=rate)
+    )
+    rng = np.random.default_rng(0)
+    rolls |= name_targets(
+        notes, first, num_frames=window, max_notes=8, frames_per_second=rate, rng=rng
+    )
     batch = {head: np.stack([roll, roll]) for head, roll in rolls.items()}
-    batch["samples"] = np.zeros((2, 1))
+    batch["samples"] = np.zeros((2, 1), np.float32)
     found = outputs_to_notes(target_outputs(batch, config), config)
     shift = config.segment_seconds
     later = [n._replace(onset=n.onset + shift, offset=n.offset + shift) for n in notes]
