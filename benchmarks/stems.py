@@ -95,8 +95,8 @@ def write_song(config: SyntheticConfig, number: int, folder: pathlib.Path) -> li
         inside = [note for note in part if note.onset < config.seconds - 0.1]
         played, notes = play_parts([inside], config, rng)
         reference += notes
-        for samples in played:  # none where nothing can play it in tune
-            stems[name] = samples
+        if played:  # nothing where no source can play it in tune
+            stems[name] = played[0]
     mix = np.sum(list(stems.values()), axis=0)
     gain = 0.9 / np.abs(mix).max()
     for name, samples in stems.items():
