@@ -59,7 +59,8 @@ def write_notes(
 
         title = printable(recording.name).replace("$", r"\$")  # matplotlib's for formulas
         with warnings.catch_warnings(action="ignore"):  # of letters that its font lacks
-            plot_piano_roll(result.notes, path, title=title, duration=result.duration)
+            bars = beats.downbeats if beats and beats.has_bars else ()
+            plot_piano_roll(result.notes, path, title=title, duration=result.duration, bars=bars)
     elif path.suffix in SUFFIXES:
         write_score(result.notes, path, beats=beats, title=printable(recording.stem))
     elif path.suffix == ".json":

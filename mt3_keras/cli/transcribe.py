@@ -38,7 +38,7 @@ FORMATS = (
     *("mid", "json", "csv", "jsonl", "musicxml", "svg", "pdf"),
     *("png", "roll.svg", "roll.pdf", "wav"),
 )
-NEED_BEATS = ("mid", "json", "musicxml", "svg", "pdf")
+NEED_BEATS = frozenset(FORMATS) - {"csv", "jsonl", "wav"}
 NEEDS_FFMPEG = frozenset((".aac", ".ac3", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".wma"))
 
 
