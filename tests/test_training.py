@@ -532,7 +532,7 @@ def test_every_setting_survives_its_flagfile(tmp_path: pathlib.Path) -> None:
     assert config.head_weight_of == {"onset": 5.0, "class": 0.25}
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_mt3", "small", "mt3"])
+@pytest.mark.parametrize("name", ["tiny", "tiny_mt3", "recurrent", "small", "mt3"])
 def test_shipped_flagfiles_are_runs(name: str) -> None:
     values = flags.FlagValues()
     define_flags(values)
