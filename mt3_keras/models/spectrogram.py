@@ -169,6 +169,7 @@ class Harmonics(keras.layers.Layer):
             ],
             axis=1,
         ).reshape(NUM_PITCHES, -1)
+        self.built = True  # no weights; its parts are also called by themselves
 
     def call(self, samples: Any) -> Any:
         return self.stack(self.spectrum(samples))
