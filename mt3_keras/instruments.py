@@ -17,12 +17,12 @@ from mt3_keras.models.config import NUM_CLASSES, PROGRAMS_PER_CLASS
 
 Chances = NDArray[np.float32]
 
-# How far a note's own chances count, since those of neighbouring notes err alike; the share of the
-# notes that an instrument loses in every round, so that those with few notes vanish; rounds.
-TEMPER, SHRINK, ROUNDS = 1.0, 0.0, 60
+# How far a note's own chances count; the share of the notes that an instrument loses in every round,
+# so that those with few notes vanish; rounds.
+TEMPER, SHRINK, ROUNDS = 1.5, 0.0, 60
 LEAST = 1e-4  # of a note's chance for any instrument: one sure mistake should not decide a piece
-LEAST_SPREAD, SPREAD_WEIGHT = 7.0, 8.0  # semitones; notes' worth of the spread before any is seen
-WIDEST = 18.0  # semitones, the spread of an instrument of which nothing is known
+LEAST_SPREAD, SPREAD_WEIGHT = 4.0, 8.0  # semitones; notes' worth of the spread before any is seen
+WIDEST = 12.0  # semitones, the spread of an instrument of which nothing is known
 RECENT = 300  # notes by which one is named while the piece goes on
 
 

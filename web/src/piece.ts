@@ -4,10 +4,11 @@
 const NUM_CLASSES = 16;
 const PROGRAMS_PER_CLASS = 8;
 const ROUNDS = 60;
+const TEMPER = 1.5; // how far a note's own chances count
 const LEAST = 1e-4; // of a note's chance for any instrument
-const LEAST_SPREAD = 7; // semitones
+const LEAST_SPREAD = 4; // semitones
 const SPREAD_WEIGHT = 8; // notes
-const WIDEST = 18; // semitones
+const WIDEST = 12; // semitones
 const GONE = 1e-12; // share of a class that is not looked at any more
 
 /**
@@ -62,7 +63,7 @@ function shareOut(chances: Float32Array[], pitches: number[], shrink: number): F
   chances.forEach((row, i) => {
     row.forEach((chance, k) => (own[i * columns + Math.floor(k / PROGRAMS_PER_CLASS)] += chance));
   });
-  own.forEach((chance, k) => (own[k] = Math.max(chance, LEAST)));
+  own.forEach((chance, k) => (own[k] = Math.max(chance, LEAST) ** TEMPER));
   let shares = new Float64Array(columns).fill(1 / columns);
   const found = new Float64Array(num * columns);
   const inRange = new Float64Array(num * columns).fill(1);
