@@ -17,8 +17,8 @@ from mt3_keras.models.config import NUM_CLASSES, PROGRAMS_PER_CLASS
 
 Chances = NDArray[np.float32]
 
-# How far a note's own chances count; the share of the notes that an instrument loses in every round,
-# so that those with few notes vanish; rounds.
+# How far a note's own chances count; the share of the notes that an instrument loses in every
+# round, so that those with few notes vanish; rounds.
 TEMPER, SHRINK, ROUNDS = 1.5, 0.0, 60
 LEAST = 1e-4  # of a note's chance for any instrument: one sure mistake should not decide a piece
 LEAST_SPREAD, SPREAD_WEIGHT = 4.0, 8.0  # semitones; notes' worth of the spread before any is seen

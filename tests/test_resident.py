@@ -168,5 +168,5 @@ def test_a_run_trains_from_the_devices_memory_and_says_what_it_needs(
     assert json.loads(line)["onset_loss"] > 0
     assert 0 < describe_run(tmp_path / "run")["hours_trained"] < 1
     with h5py.File(tmp_path / "run" / "model.weights.h5") as file:
-        norm = file["layers/conv_stem/norms/batch_normalization/vars"]
+        norm = file["layers/detector_body/norms/batch_normalization/vars"]
         assert np.any(norm["2"][:] != 0), "the norm has seen nothing: training was not told so"

@@ -22,6 +22,7 @@ import numpy as np
 from keras import ops
 
 from mt3_keras.models.config import NUM_PITCHES, PITCH_HEADS, BodyConfig
+from mt3_keras.models.layers import Logits
 
 INPUT_SCALE = 0.25  # brings `Harmonics`, 0 to about 8, near unit variance
 OCTAVE = 12
@@ -118,7 +119,7 @@ class DetectorBody(keras.layers.Layer):
             config.recurrent_width, config.directions, unroll, dtype=policy, name="recurrent"
         )
         initial = np.tile([INITIAL_LOGITS[head] for head in PITCH_HEADS], steps)
-        self.pitch_logits = initial_logits("pitch_logits", initial)
+        self.pitch_logits = initial_logits("pitch_logits", initial, policy)
         pitch = np.arange(NUM_PITCHES)
         self._intervals = pitch[:, None] - pitch[None, :] + NUM_PITCHES - 1
 
@@ -278,7 +279,7 @@ class Recurrent(keras.layers.Layer):
                 state = ops.zeros_like(inputs[0, :, : self.width])
             found = self._run(inputs, state, self.recurrent_kernels[i])
             outputs.append(ops.flip(found, axis=0) if i else found)
-        return ops.concatenate(outputs, axis=-1)
+        return ops.cast(ops.concatenate(outputs, axis=-1), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         own = {"width": self.width, "directions": self.directions, "unroll": self.unroll}
@@ -311,11 +312,11 @@ def _flatten(x: Any) -> Any:
     return ops.reshape(x, (-1, ops.shape(x)[1], x.shape[2] * x.shape[3]))
 
 
-def initial_logits(name: str, initial: Any) -> Any:
-    """An output layer, float32 always, whose logits begin at these."""
-    return keras.layers.Dense(
+def initial_logits(name: str, initial: Any, policy: Any) -> Any:
+    """An output layer whose logits begin at these."""
+    return Logits(
         len(initial),
         bias_initializer=keras.initializers.Constant(np.asarray(initial, np.float32)),
-        dtype="float32",
+        dtype=policy,
         name=name,
     )

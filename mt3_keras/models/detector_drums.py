@@ -71,7 +71,8 @@ class Drums(keras.layers.Layer):
             config.drum_context_width, config.directions, unroll, dtype=policy, name="recurrent"
         )
         self.hidden = keras.layers.Dense(width, activation="relu", dtype=policy, name="hidden")
-        self.logits = initial_logits("logits", np.tile([*[INITIAL_LOGIT] * NUM_DRUMS, 0.0], steps))
+        initial = np.tile([*[INITIAL_LOGIT] * NUM_DRUMS, 0.0], steps)
+        self.logits = initial_logits("logits", initial, policy)
 
     def build(self, spectrum_shape: Any) -> None:
         config, width = self.config, self.config.drum_width

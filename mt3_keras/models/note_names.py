@@ -14,6 +14,7 @@ from keras import ops
 
 from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES, PROGRAMS_PER_CLASS, BodyConfig
 from mt3_keras.models.detector_body import INPUT_SCALE
+from mt3_keras.models.layers import Logits
 
 # Frames before and from an onset on, and the pitches whose harmonics are compared: the note's own,
 # and those of which the first harmonic is its third and fourth.
@@ -75,10 +76,8 @@ class NoteNames(keras.layers.Layer):
         self.context = keras.layers.Dense(
             width, activation="relu", kernel_initializer="he_normal", dtype=policy, name="context"
         )
-        self.classes = keras.layers.Dense(NUM_CLASSES, dtype="float32", name="classes")
-        self.programs = keras.layers.Dense(
-            NUM_CLASSES * PROGRAMS_PER_CLASS, dtype="float32", name="programs"
-        )
+        self.classes = Logits(NUM_CLASSES, dtype=policy, name="classes")
+        self.programs = Logits(NUM_CLASSES * PROGRAMS_PER_CLASS, dtype=policy, name="programs")
 
     def build(
         self, harmonics_shape: Any, features_shape: Any = None, cells_shape: Any = None
