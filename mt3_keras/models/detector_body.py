@@ -260,7 +260,9 @@ class Recurrent(keras.layers.Layer):
         ]
         self.recurrent_kernels = [
             self.add_weight(
-                shape=(width, 3 * width), initializer="orthogonal", name=f"{name}_recurrent_kernel"
+                shape=(width, 3 * width),
+                initializer="glorot_uniform",  # in bfloat16 too, unlike orthogonal ones
+                name=f"{name}_recurrent_kernel",
             )
             for name in names
         ]
