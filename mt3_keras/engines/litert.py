@@ -94,6 +94,7 @@ class EdgeDetector:
         try:
             with quiet_stderr():  # LiteRT prints what it runs on
                 self._interpreter = Interpreter(str(path), num_threads=num_threads)
+                self._interpreter.allocate_tensors()
                 run = self._interpreter.get_signature_runner("stream" if stream else "detect")
             inputs, outputs = run.get_input_details(), run.get_output_details()
         except (ValueError, RuntimeError) as error:

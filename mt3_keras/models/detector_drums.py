@@ -56,6 +56,7 @@ class Drums(keras.layers.Layer):
                 size,
                 strides=strides,
                 padding="same",
+                data_format="channels_last",
                 use_bias=False,
                 kernel_initializer="he_normal",
                 dtype=policy,

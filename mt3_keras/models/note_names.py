@@ -57,6 +57,7 @@ class NoteNames(keras.layers.Layer):
                 5 if i == 0 else 3,
                 strides=2,
                 padding="same",
+                data_format="channels_last",
                 activation="relu",
                 kernel_initializer="he_normal",
                 dtype=policy,
