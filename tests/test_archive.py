@@ -43,8 +43,11 @@ needs_dask = pytest.mark.skipif(
 
 
 def write_tone(path: pathlib.Path, hz: float, seconds: float = 1.0) -> None:
-    time = np.arange(round(16_000 * seconds)) / 16_000
-    soundfile.write(path, 0.3 * np.sin(2 * np.pi * hz * time) * np.exp(-3 * time), 16_000)
+    """A plucked string of five partials, a tenth of a second after the start."""
+    time = np.arange(round(16_000 * seconds)) / 16_000 - 0.1
+    partials = sum(np.sin(2 * np.pi * hz * k * time) / k for k in range(1, 6))
+    sound = np.where(time < 0, 0, 0.2 * partials * np.exp(-3 * np.maximum(time, 0)))
+    soundfile.write(path, sound, 16_000)
 
 
 @pytest.fixture

@@ -72,10 +72,9 @@ def files_in(folder):
 def test_the_command_writes_the_notes_of_the_offline_path(tiny_bundle, stream, recording, rules):
     assert stream(recording, "--output", "new/streamed.mid", *rules) == 0
     whole = ["--model", str(tiny_bundle), "--engine", "litert", "--output_dir", "."]
-    assert offline(["transcribe", str(recording), *whole, *RULES, *rules]) == 0
+    assert offline(["transcribe", str(recording), *whole, "--beats=off", *RULES, *rules]) == 0
     streamed, written = (recording.parent / name for name in ("new/streamed.mid", "a song.mid"))
-    assert read_midi(streamed)
-    assert streamed.read_bytes() == written.read_bytes()
+    assert read_midi(streamed) == read_midi(written) != []
 
 
 def test_the_command_writes_the_notes_of_the_offline_path_of_a_detector(
@@ -83,10 +82,12 @@ def test_the_command_writes_the_notes_of_the_offline_path_of_a_detector(
 ):
     assert stream_detector(recording, "--output", "new/streamed.mid") == 0
     whole = ["--model", str(detector_bundle), "--engine", "litert", "--output_dir", "."]
-    assert offline(["transcribe", str(recording), *whole]) == 0
-    streamed, written = (recording.parent / name for name in ("new/streamed.mid", "a song.mid"))
-    assert read_midi(streamed)
-    assert streamed.read_bytes() == written.read_bytes()
+    assert offline(["transcribe", str(recording), *whole, "--beats=off"]) == 0
+    streamed, written = (
+        sorted((note[:4], note.is_drum) for note in read_midi(recording.parent / name))
+        for name in ("new/streamed.mid", "a song.mid")
+    )
+    assert streamed == written != []  # a stream names by what it knows so far
 
 
 @pytest.mark.parametrize("flags", [[], ["--tie_forcing", "--threads=1"]])
@@ -95,8 +96,8 @@ def test_each_note_is_a_line_and_nothing_else_is_printed(stream, recording, capf
     check_lines(capfd)
 
 
-def test_each_note_of_a_shorter_hop_is_a_line(stream_detector, recording, capfd):
-    assert stream_detector(recording, "--hop=0.05", "--instruments=piano,drums") == 0
+def test_each_note_of_small_steps_is_a_line(stream_detector, recording, capfd):
+    assert stream_detector(recording, "--low_latency", "--instruments=piano,drums") == 0
     check_lines(capfd)
 
 
@@ -121,11 +122,10 @@ def test_a_terminal_shows_a_line_for_each_instrument(
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("LINES", "150")
-    run, flags = (stream, []) if network == "tokens" else (stream_detector, ["--hop=0.07"])
-    assert run(recording, *flags) == 0
+    assert (stream if network == "tokens" else stream_detector)(recording) == 0
     status, *lines, _summary = draw(terminal.getvalue())
     instruments = read_instruments("out/a song.mid")
-    assert len(instruments) > 1
+    assert len(instruments) > (network == "tokens")  # the notes of a detector are one part here
     told = {line[:24].rstrip(): int(line[24:31]) for line in lines}
     assert told == {part.name: len(part.notes) for part in instruments}
     assert status.split()[:2] == ["5.3", "s"]
@@ -228,9 +228,7 @@ def make_bad(kind, folder, bundle, detector):
         "no sound": ["--bundle=good"],
         "two sounds": ["--bundle=good", "a.wav", "a.wav"],
         "microphone and sound": ["--bundle=good", "a.wav", "--microphone"],
-        "hop of nothing": ["--bundle=detector", "a.wav", "--hop=0"],
-        "long hop": ["--bundle=detector", "a.wav", "--hop=9"],
-        "hop of tokens": ["--bundle=good", "a.wav", "--hop=1"],
+        "small steps of tokens": ["--bundle=good", "a.wav", "--low_latency"],
         "ties of a detector": ["--bundle=detector", "a.wav", "--tie_forcing"],
         "constrained detector": ["--bundle=detector", "a.wav", "--constrained"],
         "unknown instrument": ["--bundle=good", "a.wav", "--instruments=vuvuzela"],
@@ -245,8 +243,8 @@ WRONG_USAGE = (
 )
 WRONG_INPUT = (
     *("config alone", "foreign network", "another network's config", "missing bundle"),
-    *("text as sound", "missing sound", "hop of nothing", "long hop", "unknown instrument"),
-    *("hop of tokens", "ties of a detector", "constrained detector"),
+    *("text as sound", "missing sound", "unknown instrument"),
+    *("small steps of tokens", "ties of a detector", "constrained detector"),
 )
 
 
