@@ -157,7 +157,7 @@ function take(found: Note[], seconds: number, isEnd: boolean): void {
   say(
     notes.length
       ? `${recorded.name}: ${count(notes.length, "note")} of ${instruments}${took}.`
-      : `${recorded.name}: no notes were found. A lower confidence may show some.`,
+      : `${recorded.name}: no notes were found${took}. A lower confidence may show some.`,
   );
 }
 
