@@ -81,7 +81,7 @@ ENDS = st.tuples(st.integers(0, 79), st.integers(1, 20), st.integers(60, 62))
 @given(st.lists(ONSETS, max_size=20), st.lists(ENDS, max_size=10))
 def test_the_notes_of_segments_are_those_of_the_whole(onsets, ends):
     rows = [(f, p, x / 64, VIOLIN if p == 62 else PIANO) for f, p, x in onsets]
-    whole = make_output(rows, [(f, p, x / 64) for f, p, x in onsets], num_frames=80)
+    whole = make_output(rows, num_frames=80)
     for first, length, pitch in ends:
         whole.ended[first : first + length, pitch - LOWEST_PITCH] = 0.1
     of_whole, of_parts = make_decoder(), make_decoder()

@@ -258,7 +258,7 @@ def test_signatures_are_named_and_typed_and_their_batch_is_open(exported):
         assert line in text
     for signature in ("serving_default", "encode", "decode_step"):
         assert f"signature_def['{signature}']" in text
-    assert text.count("Method name is: tensorflow/serving/predict") == 3
+    assert text.count("Method name is: tensorflow/serving/predict") == 4
 
 
 @pytest.mark.parametrize("network", ["exported", "exported_detector"])

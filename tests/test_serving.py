@@ -204,7 +204,8 @@ def test_requests_hold_the_windows_of_the_whole(num_samples, num_segments, conte
     found = []
     for request in cut_requests(blocks, config, context, num_segments):
         assert isinstance(request, Request)
-        assert request.samples.size < (num_segments + 3) * config.segment_samples
+        around = config.lead_samples + config.overhang_samples
+        assert request.samples.size < (num_segments + 3) * config.segment_samples + around
         seen = list(cut_segments([request.samples], config, context))
         found += seen[request.skip : request.skip + request.num_segments]
     assert len(found) == len(whole)
@@ -479,7 +480,7 @@ def test_under_load_good_requests_are_answered_bad_ones_refused_and_memory_stays
         with concurrent.futures.ThreadPoolExecutor(200) as pool:
             assert all(pool.map(run, range(200)))
         memory.append(resident_mb(pid))
-    assert memory[2] - memory[1] < 30
+    assert memory[2] - memory[1] < 60  # MB; a leak is one request's 5 MB, 200 times
 
 
 # ---------------------------------------------------------------- files in the place of numbers

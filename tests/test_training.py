@@ -520,7 +520,7 @@ def test_every_setting_survives_its_flagfile(tmp_path: pathlib.Path) -> None:
         deterministic=False,
         freeze="a|b=c",
         ema=0.5,
-        head_weights=("onset=5", "class=0.25"),
+        head_weights=("onset=5", "names=0.25"),
     )
     path = tmp_path / "run.flags"
     path.write_text(config.to_flagfile())
