@@ -10,7 +10,7 @@ from mt3_keras.cli.command_line import run_subcommand
 
 # Each is a module of `mt3_keras.cli` that holds a `Command` named COMMAND.
 COMMANDS = {
-    "transcribe": "Writes the notes of recordings as MIDI, JSON, CSV, pictures, sheet music and sound.",
+    "transcribe": "Writes the notes of recordings as MIDI, tables, pictures, scores and sound.",
     "archive": "Transcribes an archive of recordings on all cores or on a cluster.",
     "stream": "Shows the notes of a recording, or of the microphone, while it plays.",
     "serve": "Opens the web page, which transcribes in the browser.",

@@ -529,7 +529,7 @@ def test_every_setting_survives_its_flagfile(tmp_path: pathlib.Path) -> None:
     flags.DEFINE_string("flagfile", "", "", flag_values=values)
     values(["program", f"--flagfile={path}"])
     assert config_from_flags(values) == config
-    assert config.head_weight_of == {"onset": 5.0, "class": 0.25}
+    assert config.head_weight_of == {"onset": 5.0, "names": 0.25}
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_mt3", "recurrent", "small", "mt3"])

@@ -1,4 +1,4 @@
-"""Opens the web page, which transcribes recordings in the browser, from a folder of this machine.
+"""Opens the web page, which transcribes in the browser.
 
 `make web` builds the folder. Only this machine can reach the page, and it needs no network: the
 recordings stay in the browser. Ctrl-C ends it.

@@ -1,4 +1,4 @@
-"""Writes the notes of recordings as MIDI, JSON, CSV, pictures, sheet music and sound.
+"""Writes the notes of recordings as MIDI, tables, pictures, scores and sound.
 
 Recordings are files, folders and patterns; folders keep their shape in --output_dir. What cannot
 be read is named and the rest is transcribed; the exit code is then 1. With --stems a recording is
