@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from mt3_keras.cores import count_cores
+
 MAX_DEATHS = 10  # of the processes that worked on one item
 _failures: list[Exception] = []  # of the local runner
 
@@ -63,7 +65,7 @@ def run(
     if not any(arg.startswith("--runner") for arg in args):
         # Not DirectRunner, which first looks for a runner to download.
         args.append("--runner=FnApiRunner")
-        num_threads = min(num_workers or _count_cores(), len(items))
+        num_threads = min(num_workers or count_cores(), len(items))
         if num_threads > 1:
             args.append("--direct_running_mode=multi_threading")
             args.append(f"--direct_num_workers={num_threads}")
@@ -169,12 +171,6 @@ def _count(report: Report | None) -> None:
             continue
         for sample in value:
             Metrics.distribution("mt3", name).update(sample)
-
-
-def _count_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

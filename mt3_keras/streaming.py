@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mt3_keras.codec import Codec
+from mt3_keras.cores import count_cores
 from mt3_keras.engines.litert import (
     EdgeDetector,
     EdgeModel,
-    count_cores,
     read_bundle_config,
     search_one,
 )

@@ -18,6 +18,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
+from mt3_keras.cores import count_cores
 from mt3_keras.engines.threads import Jobs, run_in_threads
 from mt3_keras.grammar import MASKED, Grammar, Rules
 from mt3_keras.models.config import (
@@ -38,13 +39,6 @@ ROWS = 2  # sequences on a core; more need no less time each
 
 class BundleError(ValueError):
     """A bundle that cannot be used; one line that names it and the cure."""
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def read_bundle_config(folder: str | os.PathLike[str]) -> ModelConfig:
