@@ -35,6 +35,9 @@ class PiecePrograms:
     Args:
       allowed: programs that may play; None: all.
       num_instruments, shrink: as of `PieceNames`, of classes.
+
+    Attributes:
+      most: instruments that may begin one note together.
     """
 
     def __init__(
@@ -44,16 +47,16 @@ class PiecePrograms:
         num_instruments: int | None = None,
         shrink: float = SHRINK,
     ) -> None:
-        self._allowed = None if allowed is None else sorted(set(allowed))
-        classes = None
-        if self._allowed is not None:
-            classes = sorted({program // PROGRAMS_PER_CLASS for program in self._allowed})
+        every = range(NUM_CLASSES * PROGRAMS_PER_CLASS)
+        self._allowed = sorted(set(every if allowed is None else allowed))
+        self._classes = sorted({program // PROGRAMS_PER_CLASS for program in self._allowed})
         self._open_piece = functools.partial(
-            PieceNames, allowed=classes, num_instruments=num_instruments, shrink=shrink
+            PieceNames, allowed=self._classes, num_instruments=num_instruments, shrink=shrink
         )
         self._open_piece()  # refuses what cannot be
-        self._chances = np.zeros((0, NUM_CLASSES * PROGRAMS_PER_CLASS), np.float32)
-        self._pitches = np.zeros(0, np.float32)
+        self.most = min(2, len(self._classes), num_instruments or 2)
+        self._chances: list[Chances] = []  # of each note, and so its pitch
+        self._pitches: list[float] = []
         self._num_forgotten = 0
         self._recent: list[list[int]] | None = None
 
@@ -65,8 +68,8 @@ class PiecePrograms:
           pitches: float [n], MIDI pitches.
         """
         first = self._num_forgotten + len(self._pitches)
-        self._chances = np.concatenate([self._chances, np.asarray(chances, np.float32)])
-        self._pitches = np.concatenate([self._pitches, np.asarray(pitches, np.float32)])
+        self._chances.extend(np.asarray(chances, np.float32))
+        self._pitches.extend(np.asarray(pitches, np.float32).tolist())
         self._recent = None
         return first
 
@@ -101,20 +104,23 @@ class PiecePrograms:
             self._num_forgotten += first
 
     def _decide(self, first: int, end: int | None = None) -> list[list[int]]:
-        """The two likeliest programs of the notes first to end."""
-        chances = self._chances[first:end]
+        """The likeliest programs, `most` of each, of the notes first to end."""
+        chances = np.array(self._chances[first:end], np.float32)
         by_class = chances.reshape(-1, NUM_CLASSES, PROGRAMS_PER_CLASS)
+        own = by_class.sum(axis=-1)
         piece = self._open_piece()
-        piece.add(by_class.sum(axis=-1), self._pitches[first:end])
+        piece.add(own, np.array(self._pitches[first:end], np.float32))
         shares = piece.shares()
         within = np.log(np.maximum(by_class, LEAST))
         scores = np.einsum("nc,ncp->cp", shares, within - within.max(axis=-1, keepdims=True))
-        if self._allowed is not None:
-            barred = np.ones(NUM_CLASSES * PROGRAMS_PER_CLASS, bool)
-            barred[self._allowed] = False
-            scores[barred.reshape(scores.shape)] = -np.inf
+        barred = np.ones(scores.size, bool)
+        barred[self._allowed] = False
+        scores[barred.reshape(scores.shape)] = -np.inf
         program_of = PROGRAMS_PER_CLASS * np.arange(NUM_CLASSES) + scores.argmax(axis=1)
-        likeliest = np.argsort(-shares, axis=1, kind="stable")[:, :2]
+        classes = np.array(self._classes)
+        # Of those that have no share in the note, the likelier one by its own chances.
+        order = np.lexsort((-own[:, classes], -shares[:, classes]))
+        likeliest = classes[order[:, : self.most]]
         programs: list[list[int]] = program_of[likeliest].tolist()
         return programs
 

@@ -23,6 +23,9 @@ class _Begun(NamedTuple):
     rank: int  # 1 for the second note of a unison
 
 
+_Ended = tuple[_Begun, int, float]  # with pitch and end
+
+
 class RollDecoder:
     """Reads the outputs of successive segments and keeps what still sounds between them.
 
@@ -70,7 +73,7 @@ class RollDecoder:
         self._keeps_notes = keeps_notes
         self.notes: list[Note] = []
         self.confidences: dict[Note, float] = {}
-        self._ended: list[tuple[_Begun, int, float]] = []  # with pitch and end, of `notes`
+        self._ended: list[_Ended] = []  # of `notes`
         self._struck: dict[tuple[int, bool], float] = {}  # last onset of a pitch or drum
         self._open: dict[int, list[_Begun]] = {}  # by pitch
         self._time = 0.0
@@ -100,7 +103,7 @@ class RollDecoder:
         rate = self._frames_per_second
         num_frames = len(output.ended) if end is None else round((end - start) * rate)
         onsets = self._begin(output, num_frames)
-        closed: list[tuple[_Begun, int, float]] = []
+        closed: list[_Ended] = []
         for time, pitch, begun in sorted(onsets, key=lambda found: found[0]):
             if self._strikes_again(start + time, pitch, False):
                 closed += self._close_ended(pitch, start, output.ended[:num_frames], start + time)
@@ -139,8 +142,8 @@ class RollDecoder:
         found = []
         for i, (at, pitch, confidence, velocity, unison) in enumerate(onsets.tolist()):
             note = OpenNote(0.0, round(velocity), confidence)
-            ranks = (0, 1) if unison >= self._decoding.unison_limit else (0,)
-            begun = [_Begun(note, first + i, rank) for rank in ranks]
+            together = self._names.most if unison >= self._decoding.unison_limit else 1
+            begun = [_Begun(note, first + i, rank) for rank in range(together)]
             found.append(((at + 0.5) / self._frames_per_second, round(pitch), begun))
         return found
 
@@ -174,9 +177,7 @@ class RollDecoder:
         self._struck[pitch, is_drum] = time
         return True
 
-    def _close_ended(
-        self, pitch: int, start: float, ended: Floats, latest: float
-    ) -> list[tuple[_Begun, int, float]]:
+    def _close_ended(self, pitch: int, start: float, ended: Floats, latest: float) -> list[_Ended]:
         """Takes the open notes of a pitch away if they end in this segment, and at `latest`."""
         begun = self._open.get(pitch)
         if not begun:
@@ -191,28 +192,25 @@ class RollDecoder:
         del self._open[pitch]
         return [(one, pitch, time) for one in begun]
 
-    def _add(self, closed: list[tuple[_Begun, int, float]]) -> None:
+    def _add(self, closed: list[_Ended]) -> None:
         """Notes that have ended, named as far as the piece is known."""
-        programs = self._names.recent_programs([(one.row, one.rank) for one, _, _ in closed])
-        for (begun, pitch, end), program in zip(closed, programs, strict=True):
-            note = begun.note.end(end, program, pitch)
-            self.notes.append(note)
-            if begun.note.confidence is not None:
-                self.confidences[note] = begun.note.confidence
+        rows = [(one.row, one.rank) for one, _, _ in closed]
+        self._write(closed, self._names.recent_programs(rows))
         if self._keeps_notes:
             self._ended += closed
         else:
-            rows = [one.row for ones in self._open.values() for one in ones]
-            self._names.forget_old(min(rows, default=None))
+            sounding = [one.row for ones in self._open.values() for one in ones]
+            self._names.forget_old(min(sounding, default=None))
 
     def _name_anew(self) -> None:
         """Gives all notes the names that the whole piece gives them."""
-        rows = [(begun.row, begun.rank) for begun, _, _ in self._ended]
-        hits = [(note, self.confidences[note]) for note in self.notes if note.is_drum]
-        self.notes, self.confidences = [hit for hit, _ in hits], dict(hits)
-        for (begun, pitch, end), program in zip(
-            self._ended, self._names.programs(rows), strict=True
-        ):
+        hits = [note for note in self.notes if note.is_drum]
+        self.notes, self.confidences = hits, {hit: self.confidences[hit] for hit in hits}
+        rows = [(one.row, one.rank) for one, _, _ in self._ended]
+        self._write(self._ended, self._names.programs(rows))
+
+    def _write(self, ended: list[_Ended], programs: list[int]) -> None:
+        for (begun, pitch, end), program in zip(ended, programs, strict=True):
             note = begun.note.end(end, program, pitch)
             self.notes.append(note)
             if begun.note.confidence is not None:

@@ -137,6 +137,13 @@ def test_a_unison_is_two_notes_of_the_two_likeliest_instruments():
     assert len(make_decoder().feed(0.0, output)) == 1  # never, if not asked for
 
 
+@pytest.mark.parametrize("options", [{"programs": [VIOLIN, VIOLIN + 1]}, {"num_instruments": 1}])
+def test_where_one_instrument_may_play_a_unison_is_one_note(options):
+    output = make_output([(5, 60, 0.9, VIOLIN, 64, 0.8)], sounding=[(5, 10, 60)])
+    decoder = RollDecoder(RATE, RollDecoding(unison_limit=0.5), **options)
+    assert [note.program for note in decoder.feed(0.0, output)] == [VIOLIN]
+
+
 def test_of_two_snares_struck_at_once_the_surer_is_one_and_a_bass_drum_another():
     output = make_output((), [(9, 38, 0.6), (10, 40, 0.8), (10, 36, 0.55), (15, 38, 0.7)])
     found = make_decoder().feed(0.0, output)

@@ -26,13 +26,30 @@ export function namePrograms(
   pitches: number[],
   shrink: number,
 ): [number, number][] {
-  const found = shareOut(chances, pitches, shrink);
+  const own = byClass(chances);
+  const found = shareOut(own, pitches, shrink);
   const program = findPrograms(chances, found);
   return chances.map((_, i) => {
-    const row = found.subarray(i * NUM_CLASSES, (i + 1) * NUM_CLASSES);
-    const order = [...row.keys()].sort((a, b) => row[b] - row[a] || a - b);
+    const [share, chance] = [found, own].map((all) =>
+      all.subarray(i * NUM_CLASSES, (i + 1) * NUM_CLASSES),
+    );
+    // Of those that have no share in the note, the likelier one by its own chances.
+    const order = [...share.keys()].sort(
+      (a, b) => share[b] - share[a] || chance[b] - chance[a] || a - b,
+    );
     return [program[order[0]], program[order[1]]];
   });
+}
+
+/** How likely each class plays each note by itself, [notes, classes]. */
+function byClass(chances: Float32Array[]): Float64Array {
+  const own = new Float64Array(chances.length * NUM_CLASSES);
+  chances.forEach((row, i) => {
+    row.forEach(
+      (chance, k) => (own[i * NUM_CLASSES + Math.floor(k / PROGRAMS_PER_CLASS)] += chance),
+    );
+  });
+  return own;
 }
 
 /** The one program of each class, given how likely the class plays each note. */
@@ -57,13 +74,9 @@ function findPrograms(chances: Float32Array[], found: Float64Array): number[] {
 }
 
 /** Expectation-maximisation: how likely each class plays each note, [notes, classes]. */
-function shareOut(chances: Float32Array[], pitches: number[], shrink: number): Float64Array {
-  const [num, columns] = [chances.length, NUM_CLASSES];
-  const own = new Float64Array(num * columns);
-  chances.forEach((row, i) => {
-    row.forEach((chance, k) => (own[i * columns + Math.floor(k / PROGRAMS_PER_CLASS)] += chance));
-  });
-  own.forEach((chance, k) => (own[k] = Math.max(chance, LEAST) ** TEMPER));
+function shareOut(chances: Float64Array, pitches: number[], shrink: number): Float64Array {
+  const [num, columns] = [pitches.length, NUM_CLASSES];
+  const own = chances.map((chance) => Math.max(chance, LEAST) ** TEMPER);
   let shares = new Float64Array(columns).fill(1 / columns);
   const found = new Float64Array(num * columns);
   const inRange = new Float64Array(num * columns).fill(1);
