@@ -23,7 +23,7 @@ from mt3_keras.models.detector import NoteDetector
 from mt3_keras.segments import MAX_ABS_SAMPLE, check_context
 
 if TYPE_CHECKING:
-    from mt3_keras.models.loading import TokenBackbone
+    from mt3_keras.models.token_backbone import TokenBackbone
 
 Tensors = dict[str, Any]
 Endpoint = tuple[Callable[..., Tensors], list[Any]]  # a function and the specs of its arguments

@@ -46,7 +46,8 @@ from mt3_keras.models.detector import NoteDetector
 from mt3_keras.note_rolls import RollDecoding
 
 if TYPE_CHECKING:
-    from mt3_keras.models.loading import Backbone, TokenBackbone
+    from mt3_keras.models.loading import Backbone
+    from mt3_keras.models.token_backbone import TokenBackbone
 
 Quantization = Literal["none", "float16", "int8", "int8_weights"]
 

@@ -14,7 +14,8 @@ from keras import ops
 
 from mt3_keras.models import note_names
 from mt3_keras.models.config import NUM_PITCHES, PITCH_HEADS, BodyConfig
-from mt3_keras.models.detector_body import DetectorBody, Recurrent
+from mt3_keras.models.detector_body import DetectorBody
+from mt3_keras.models.detector_layers import Recurrent
 from mt3_keras.models.note_names import NoteNames
 
 CONFIG = BodyConfig(

@@ -42,7 +42,7 @@ def build(config: RecurrentConfig = TINY) -> RecurrentBackbone:
     scores[:, EOS] = np.random.default_rng(4).normal(0, 0.8, len(scores))
     kernel.assign(scores)
     for layer in model.decoder.layers:
-        layer.attention.value.kernel.assign(layer.attention.value.kernel * 4)
+        layer.cross_attention.value.kernel.assign(layer.cross_attention.value.kernel * 4)
     return model
 
 
@@ -242,7 +242,7 @@ def test_the_loop_of_the_docs_emits_the_tokens_of_keras(model, bundle):
 
 def test_an_export_leaves_the_model_as_it_was(model, bundle):
     assert not any(loop.unroll for loop in (*model.encoder.forward, *model.encoder.backward))
-    assert not any(layer.attention.positions_last for layer in model.decoder.layers)
+    assert not any(layer.cross_attention.positions_last for layer in model.decoder.layers)
     assert not model.decoder.for_edge
 
 

@@ -21,7 +21,7 @@ from mt3_keras.models.detector import NoteDetector
 from train.strategy import ReplicaModel, sum_over_replicas
 
 if TYPE_CHECKING:
-    from mt3_keras.models.loading import TokenBackbone
+    from mt3_keras.models.token_backbone import TokenBackbone
 
 # Each part of a transcription and the event types that say it; the end of a segment goes with the
 # tie, since both say what the segment is, not what sounds.

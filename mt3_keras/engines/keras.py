@@ -26,7 +26,7 @@ from mt3_keras.outputs import RollOutput, TokenOutput
 from mt3_keras.segments import AudioSegment
 
 if TYPE_CHECKING:
-    from mt3_keras.models.loading import TokenBackbone
+    from mt3_keras.models.token_backbone import TokenBackbone
 
 State = dict[str, Any]
 

@@ -14,7 +14,6 @@ Shape letters: B batch, T frames, P steps of `frames_per_step` frames, N pitches
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import keras
@@ -22,15 +21,21 @@ import numpy as np
 from keras import ops
 
 from mt3_keras.models.config import NUM_PITCHES, PITCH_HEADS, BodyConfig
-from mt3_keras.models.layers import Logits
+from mt3_keras.models.detector_layers import (
+    INPUT_SCALE,
+    DetectorPart,
+    batch_norm,
+    convolution_along_time,
+    initial_logits,
+    rectified_dense,
+)
 
-INPUT_SCALE = 0.25  # brings `Harmonics`, 0 to about 8, near unit variance
 OCTAVE = 12
 INITIAL_LOGITS = {"onset": -4.0, "unison": -6.0, "offset": -4.0, "frame": -2.0, "strength": 0.0}
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class DetectorBody(keras.layers.Layer):
+class DetectorBody(DetectorPart):
     """Harmonics -> logits of what each pitch does in each frame.
 
     Call arguments:
@@ -53,11 +58,9 @@ class DetectorBody(keras.layers.Layer):
     def __init__(
         self, config: BodyConfig | dict[str, Any], unroll: bool = False, **kwargs: Any
     ) -> None:
-        """`unroll` builds the recurrent layers without a loop; T must be static."""
-        super().__init__(**kwargs)
-        self.config = config = BodyConfig(**config) if isinstance(config, dict) else config
-        self.unroll = unroll
-        channels, policy = config.channels, self.dtype_policy
+        super().__init__(config, unroll, **kwargs)
+        net = self.config
+        channels, policy = net.channels, self.dtype_policy
 
         def convolution(name: str, size: tuple[int, int], num: int = channels, **more: Any) -> Any:
             return keras.layers.Conv2D(
@@ -72,12 +75,9 @@ class DetectorBody(keras.layers.Layer):
                 **more,
             )
 
-        def norm(name: str) -> Any:
-            return keras.layers.BatchNormalization(momentum=0.98, dtype=policy, name=name)
-
-        steps = config.frames_per_step
+        steps = net.frames_per_step
         self.spectrum = keras.layers.Dense(
-            config.spectrum_channels,
+            net.spectrum_channels,
             activation="relu",
             kernel_initializer=keras.initializers.VarianceScaling(2 * INPUT_SCALE**2),
             dtype=policy,
@@ -85,41 +85,23 @@ class DetectorBody(keras.layers.Layer):
         )
         self.first = convolution("first", (2 * steps + 1, 3), strides=(steps, 1))
         self.near = [convolution(f"near_{i}", (3, 3)) for i in range(2)]
-        self.long = convolution("long", (config.long_steps, 1), channels // 2)
+        self.long = convolution("long", (net.long_steps, 1), channels // 2)
         self.octaves = convolution("octaves", (1, 3), channels // 2, dilation_rate=(1, OCTAVE))
-        self.to_intervals = convolution("to_intervals", (1, 1), config.interval_channels)
+        self.to_intervals = convolution("to_intervals", (1, 1), net.interval_channels)
         self.join = convolution("join", (1, 1))
-        self.norms = [norm(f"norm_{i}") for i in range(7)]
+        self.norms = [batch_norm(f"norm_{i}", policy) for i in range(7)]
         self.to_frame = convolution("to_frame", (1, 1), 8)
         self.frame = keras.layers.Dense(
-            config.frame_width, kernel_initializer="he_normal", dtype=policy, name="frame"
+            net.frame_width, kernel_initializer="he_normal", dtype=policy, name="frame"
         )
         self.to_noise = keras.layers.Dense(6, dtype=policy, name="to_noise")
-        self.noise = keras.layers.Dense(
-            config.frame_width // 2,
-            activation="relu",
-            kernel_initializer="he_normal",
-            dtype=policy,
-            name="noise",
+        self.noise = rectified_dense(net.frame_width // 2, "noise", policy)
+        self.strokes = convolution_along_time(
+            net.frame_width, 2 * steps + 1, "strokes", policy, strides=steps, use_bias=False
         )
-        self.strokes = keras.layers.Conv1D(
-            config.frame_width,
-            2 * steps + 1,
-            strides=steps,
-            padding="same",
-            data_format="channels_last",
-            use_bias=False,
-            kernel_initializer="he_normal",
-            dtype=policy,
-            name="strokes",
-        )
-        self.context = Recurrent(
-            config.context_width, config.directions, unroll, dtype=policy, name="context"
-        )
+        self.context = self.recurrent_over_steps(net.context_width, "context")
         self.add_context = keras.layers.Dense(channels, dtype=policy, name="add_context")
-        self.recurrent = Recurrent(
-            config.recurrent_width, config.directions, unroll, dtype=policy, name="recurrent"
-        )
+        self.recurrent = self.recurrent_over_steps(net.recurrent_width, "recurrent")
         initial = np.tile([INITIAL_LOGITS[head] for head in PITCH_HEADS], steps)
         self.pitch_logits = initial_logits("pitch_logits", initial, policy)
         pitch = np.arange(NUM_PITCHES)
@@ -226,101 +208,7 @@ class DetectorBody(keras.layers.Layer):
         apart = ops.transpose(apart, (0, 1, 3, 2, 4))
         return ops.reshape(apart, (-1, num_steps * steps, NUM_PITCHES, columns))
 
-    def get_config(self) -> dict[str, Any]:
-        own = {"config": dataclasses.asdict(self.config), "unroll": self.unroll}
-        return {**super().get_config(), **own}
-
-
-@keras.saving.register_keras_serializable(package="mt3_keras")
-class Recurrent(keras.layers.Layer):
-    """Gated recurrent units along time: [P, R, C] -> outputs [P, R, directions * width].
-
-    The reset gate is applied after the recurrent product, and input projections are made for all
-    steps at once, so that a step is one matrix product and few element-wise operations.
-
-    Call arguments:
-      x: [P, R, C], P steps of R independent rows: time first, as the loop takes it.
-      state: of the forward direction before the first step, [R, width]; None for zeros. The
-        backward one always begins with zeros.
-
-    Returns:
-      The outputs, the forward states first; these are what a later call may go on from.
-    """
-
-    def __init__(self, width: int, directions: int, unroll: bool = False, **kwargs: Any) -> None:
-        """`unroll` writes the steps one by one into the graph: P must be static."""
-        super().__init__(**kwargs)
-        self.width, self.directions, self.unroll = width, directions, unroll
-
-    def build(self, shape: Any) -> None:
-        width, names = self.width, ("forward", "backward")[: self.directions]
-        self.kernels = [
-            self.add_weight(
-                shape=(shape[-1], 3 * width), initializer="glorot_uniform", name=f"{name}_kernel"
-            )
-            for name in names
-        ]
-        self.recurrent_kernels = [
-            self.add_weight(
-                shape=(width, 3 * width),
-                initializer="glorot_uniform",  # in bfloat16 too, unlike orthogonal ones
-                name=f"{name}_recurrent_kernel",
-            )
-            for name in names
-        ]
-        self.biases = [
-            self.add_weight(shape=(3 * width,), initializer="zeros", name=f"{name}_bias")
-            for name in names
-        ]
-
-    def call(self, x: Any, state: Any = None) -> Any:
-        outputs = []
-        for i in range(self.directions):
-            inputs = ops.matmul(x, self.kernels[i]) + self.biases[i]
-            if i:
-                inputs, state = ops.flip(inputs, axis=0), None
-            if state is None:
-                state = ops.zeros_like(inputs[0, :, : self.width])
-            found = self._run(inputs, state, self.recurrent_kernels[i])
-            outputs.append(ops.flip(found, axis=0) if i else found)
-        return ops.cast(ops.concatenate(outputs, axis=-1), self.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        own = {"width": self.width, "directions": self.directions, "unroll": self.unroll}
-        return {**super().get_config(), **own}
-
-    def _run(self, inputs: Any, state: Any, kernel: Any) -> Any:
-        """Projected inputs [P, R, 3 * width] -> states [P, R, width]."""
-        kernel, width = ops.cast(kernel, self.compute_dtype), self.width
-        gates, new = inputs[..., : 2 * width], inputs[..., 2 * width :]  # update, reset; new
-
-        def step(state: Any, projected: Any) -> tuple[Any, Any]:
-            gates, new = projected
-            to_gates, to_new = ops.split(ops.matmul(state, kernel), [2 * width], axis=-1)
-            kept, reset = ops.split(ops.sigmoid(gates + to_gates), 2, axis=-1)
-            new = ops.tanh(new + reset * to_new)
-            state = new + kept * (state - new)
-            return state, state
-
-        if not self.unroll:
-            return ops.scan(step, state, (gates, new))[1]
-        states = []
-        for projected in zip(ops.unstack(gates, axis=0), ops.unstack(new, axis=0), strict=True):
-            state, _ = step(state, projected)
-            states.append(state)
-        return ops.stack(states)
-
 
 def _flatten(x: Any) -> Any:
     """[B, T, N, C] -> [B, T, N * C]."""
     return ops.reshape(x, (-1, ops.shape(x)[1], x.shape[2] * x.shape[3]))
-
-
-def initial_logits(name: str, initial: Any, policy: Any) -> Any:
-    """An output layer whose logits begin at these."""
-    return Logits(
-        len(initial),
-        bias_initializer=keras.initializers.Constant(np.asarray(initial, np.float32)),
-        dtype=policy,
-        name=name,
-    )

@@ -8,7 +8,6 @@ Shape letters: B batch, T frames, P steps of `frames_per_step` frames, M bins of
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import keras
@@ -16,13 +15,20 @@ import numpy as np
 from keras import ops
 
 from mt3_keras.models.config import NUM_DRUMS, BodyConfig
-from mt3_keras.models.detector_body import INPUT_SCALE, Recurrent, initial_logits
+from mt3_keras.models.detector_layers import (
+    INPUT_SCALE,
+    DetectorPart,
+    batch_norm,
+    convolution_along_time,
+    initial_logits,
+    rectified_dense,
+)
 
 INITIAL_LOGIT = -5.0
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class Drums(keras.layers.Layer):
+class Drums(DetectorPart):
     """Spectra -> logits of strokes in each frame.
 
     Call arguments:
@@ -38,39 +44,18 @@ class Drums(keras.layers.Layer):
     def __init__(
         self, config: BodyConfig | dict[str, Any], unroll: bool = False, **kwargs: Any
     ) -> None:
-        """`unroll` builds the recurrent layer without a loop; T must be static."""
-        super().__init__(**kwargs)
-        self.config = config = BodyConfig(**config) if isinstance(config, dict) else config
-        self.unroll = unroll
-        steps, width, policy = config.frames_per_step, config.drum_width, self.dtype_policy
-        self.reduce = keras.layers.Dense(
-            width // 2,
-            activation="relu",
-            kernel_initializer="he_normal",
-            dtype=policy,
-            name="reduce",
-        )
+        super().__init__(config, unroll, **kwargs)
+        net = self.config
+        steps, width, policy = net.frames_per_step, net.drum_width, self.dtype_policy
+        self.reduce = rectified_dense(width // 2, "reduce", policy)
         self.strokes = [
-            keras.layers.Conv1D(
-                width,
-                size,
-                strides=strides,
-                padding="same",
-                data_format="channels_last",
-                use_bias=False,
-                kernel_initializer="he_normal",
-                dtype=policy,
-                name=f"strokes_{i}",
+            convolution_along_time(
+                width, size, f"strokes_{i}", policy, strides=strides, use_bias=False
             )
             for i, (size, strides) in enumerate([(2 * steps + 1, steps), (3, 1)])
         ]
-        self.norms = [
-            keras.layers.BatchNormalization(momentum=0.98, dtype=policy, name=f"norm_{i}")
-            for i in range(2)
-        ]
-        self.recurrent = Recurrent(
-            config.drum_context_width, config.directions, unroll, dtype=policy, name="recurrent"
-        )
+        self.norms = [batch_norm(f"norm_{i}", policy) for i in range(2)]
+        self.recurrent = self.recurrent_over_steps(net.drum_context_width, "recurrent")
         self.hidden = keras.layers.Dense(width, activation="relu", dtype=policy, name="hidden")
         initial = np.tile([*[INITIAL_LOGIT] * NUM_DRUMS, 0.0], steps)
         self.logits = initial_logits("logits", initial, policy)
@@ -109,7 +94,3 @@ class Drums(keras.layers.Layer):
             "drum_strength": logits[..., NUM_DRUMS:],
             "states": context[..., : self.config.drum_context_width],
         }
-
-    def get_config(self) -> dict[str, Any]:
-        own = {"config": dataclasses.asdict(self.config), "unroll": self.unroll}
-        return {**super().get_config(), **own}

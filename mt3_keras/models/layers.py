@@ -6,6 +6,7 @@ K head width.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,6 +14,24 @@ import keras
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
+
+
+class Configured(keras.layers.Layer):
+    """A layer that one config describes.
+
+    Args:
+      config: a `config_type`, or a dict of its fields.
+    """
+
+    config_type: type[Any]
+    config: Any  # a `config_type`
+
+    def __init__(self, config: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = self.config_type(**config) if isinstance(config, dict) else config
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "config": dataclasses.asdict(self.config)}
 
 
 def sinusoid_frequencies(width: int) -> NDArray[np.float64]:
@@ -410,6 +429,9 @@ class DecoderLayer(keras.layers.Layer):
         x_BD = x_BD + attended
         x_BD = x_BD + self.cross_attention.attend_memory(self.cross_norm(x_BD), *memory)
         return x_BD + self.mlp(self.mlp_norm(x_BD)), key, value
+
+    def attentions(self) -> list[Attention]:
+        return [self.self_attention, self.cross_attention]
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self.sizes}

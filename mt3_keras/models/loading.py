@@ -15,10 +15,8 @@ from mt3_keras.models.preset_config import read_config
 
 if TYPE_CHECKING:
     from mt3_keras.models.detector import NoteDetector
-    from mt3_keras.models.mt3 import MT3Backbone
-    from mt3_keras.models.recurrent import RecurrentBackbone
+    from mt3_keras.models.token_backbone import TokenBackbone
 
-    TokenBackbone = MT3Backbone | RecurrentBackbone
     Backbone = TokenBackbone | NoteDetector
 
 

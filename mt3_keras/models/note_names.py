@@ -5,7 +5,6 @@ Shape letters: B batch, T frames, P steps of the body, N pitches, C channels, K 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import keras
@@ -13,8 +12,13 @@ import numpy as np
 from keras import ops
 
 from mt3_keras.models.config import NUM_CLASSES, NUM_PITCHES, PROGRAMS_PER_CLASS, BodyConfig
-from mt3_keras.models.detector_body import INPUT_SCALE
-from mt3_keras.models.layers import Logits
+from mt3_keras.models.detector_layers import (
+    INPUT_SCALE,
+    batch_norm,
+    convolution_along_time,
+    rectified_dense,
+)
+from mt3_keras.models.layers import Configured, Logits
 
 # Frames before and from an onset on, and the pitches whose harmonics are compared: the note's own,
 # and those of which the first harmonic is its third and fourth.
@@ -24,7 +28,7 @@ STEPS = (0, 3, 8)  # from an onset on, at which the features of the body are see
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class NoteNames(keras.layers.Layer):
+class NoteNames(Configured):
     """What plays each note found: logits of instrument classes and of the programs within each.
 
     It looks at the harmonics of the note's pitch for half a second around its onset, at those of
@@ -40,43 +44,25 @@ class NoteNames(keras.layers.Layer):
       float32 logits [B, K, NUM_CLASSES] and [B, K, NUM_CLASSES, PROGRAMS_PER_CLASS].
     """
 
+    config_type = BodyConfig
+    config: BodyConfig
+
     def __init__(self, config: BodyConfig | dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.config = config = BodyConfig(**config) if isinstance(config, dict) else config
-        width, policy = config.names_width, self.dtype_policy
-        self.spectrum = keras.layers.Dense(
-            width // 2,
-            activation="relu",
-            kernel_initializer="he_normal",
-            dtype=policy,
-            name="spectrum",
-        )
+        super().__init__(config, **kwargs)
+        net = self.config
+        width, policy = net.names_width, self.dtype_policy
+        self.spectrum = rectified_dense(width // 2, "spectrum", policy)
         self.course = [
-            keras.layers.Conv1D(
-                width,
-                5 if i == 0 else 3,
-                strides=2,
-                padding="same",
-                data_format="channels_last",
-                activation="relu",
-                kernel_initializer="he_normal",
-                dtype=policy,
-                name=f"course_{i}",
+            convolution_along_time(
+                width, 5 if i == 0 else 3, f"course_{i}", policy, strides=2, activation="relu"
             )
             for i in range(4)
         ]
-        self.norms = [
-            keras.layers.BatchNormalization(momentum=0.98, dtype=policy, name=f"norm_{i}")
-            for i in range(4)
-        ]
-        self.hidden = keras.layers.Dense(
-            width, activation="relu", kernel_initializer="he_normal", dtype=policy, name="hidden"
-        )
-        self.dropout = keras.layers.Dropout(config.dropout, dtype=policy, name="dropout")
+        self.norms = [batch_norm(f"norm_{i}", policy) for i in range(4)]
+        self.hidden = rectified_dense(width, "hidden", policy)
+        self.dropout = keras.layers.Dropout(net.dropout, dtype=policy, name="dropout")
         self.pitches = keras.layers.Embedding(NUM_PITCHES, width, dtype=policy, name="pitches")
-        self.context = keras.layers.Dense(
-            width, activation="relu", kernel_initializer="he_normal", dtype=policy, name="context"
-        )
+        self.context = rectified_dense(width, "context", policy)
         self.classes = Logits(NUM_CLASSES, dtype=policy, name="classes")
         self.programs = Logits(NUM_CLASSES * PROGRAMS_PER_CLASS, dtype=policy, name="programs")
 
@@ -144,6 +130,3 @@ class NoteNames(keras.layers.Layer):
         x = self.hidden(ops.concatenate([flat, columns, context], axis=-1))
         x = self.dropout(x, training=training)
         return self.classes(x), self.programs(x)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "config": dataclasses.asdict(self.config)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import keras
@@ -16,6 +15,7 @@ from mt3_keras.models.config import (
     HarmonicConfig,
     LogMelConfig,
 )
+from mt3_keras.models.layers import Configured
 
 EPSILON = 1e-5
 NUM_BANDS = 8
@@ -60,7 +60,7 @@ def mel_matrix(config: LogMelConfig) -> NDArray[np.float32]:
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class LogMel(keras.layers.Layer):
+class LogMel(Configured):
     """Natural logarithm of the mel spectrum of magnitudes, float32 whatever the dtype policy.
 
     Frame i covers samples [i * hop, i * hop + window); nothing is centred, normalised or padded:
@@ -76,11 +76,13 @@ class LogMel(keras.layers.Layer):
       float32 [B, T, M].
     """
 
+    config_type = LogMelConfig
+    config: LogMelConfig
+
     def __init__(self, config: LogMelConfig | dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(**{"autocast": False, **kwargs})
-        self.config = config = LogMelConfig(**config) if isinstance(config, dict) else config
-        self._window = hann(config.window_samples)
-        self._mel_matrix = mel_matrix(config)
+        super().__init__(config, **{"autocast": False, **kwargs})
+        self._window = hann(self.config.window_samples)
+        self._mel_matrix = mel_matrix(self.config)
 
     def call(self, samples: Any, num_frames: Any = None) -> Any:
         config = self.config
@@ -98,9 +100,6 @@ class LogMel(keras.layers.Layer):
     def compute_output_spec(self, samples: Any, num_frames: Any = None) -> Any:
         frames = (samples.shape[1] - self.config.window_samples) // self.config.hop_samples + 1
         return keras.KerasTensor((samples.shape[0], frames, self.config.num_mels), dtype="float32")
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "config": dataclasses.asdict(self.config)}
 
 
 def log_frequency_matrix(config: HarmonicConfig, window_samples: int) -> NDArray[np.float32]:
@@ -132,7 +131,7 @@ def _bands(matrix: NDArray[np.float32]) -> list[tuple[slice, NDArray[np.float32]
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class Harmonics(keras.layers.Layer):
+class Harmonics(Configured):
     """For each pitch of the piano the strength of its harmonics, seen through two windows.
 
     Harmonic stacking as in Basic Pitch (Bittner et al., ICASSP 2022), here of two logarithmic
@@ -147,16 +146,19 @@ class Harmonics(keras.layers.Layer):
       float32 [B, T, NUM_PITCHES, channels], whatever the dtype policy.
     """
 
+    config_type = HarmonicConfig
+    config: HarmonicConfig
+
     def __init__(self, config: HarmonicConfig | dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(**{"autocast": False, **kwargs})
-        self.config = config = HarmonicConfig(**config) if isinstance(config, dict) else config
-        self._lengths = (config.window_samples, config.short_window_samples)
+        super().__init__(config, **{"autocast": False, **kwargs})
+        own = self.config
+        self._lengths = (own.window_samples, own.short_window_samples)
         self._windows = [hann(n) / (n / 4) for n in self._lengths]  # a full-scale sine becomes 1
-        matrices = [log_frequency_matrix(config, n) / config.floor for n in self._lengths]
+        matrices = [log_frequency_matrix(own, n) / own.floor for n in self._lengths]
         self._bands = [_bands(matrix) for matrix in matrices]
-        per_octave = config.bins_per_octave
+        per_octave = own.bins_per_octave
         width = per_octave // 12
-        first = np.array([round(per_octave * np.log2(h)) - width // 2 for h in config.harmonics])
+        first = np.array([round(per_octave * np.log2(h)) - width // 2 for h in own.harmonics])
         bins = first[:, None] + np.arange(width)  # of the lowest pitch
         pitches = np.arange(NUM_PITCHES)[:, None, None] * width
         num_bins = matrices[0].shape[1]
@@ -192,6 +194,3 @@ class Harmonics(keras.layers.Layer):
     def compute_output_spec(self, samples: Any) -> Any:
         frames = (samples.shape[1] - self.config.window_samples) // self.config.hop_samples + 1
         return keras.KerasTensor((samples.shape[0], frames, *self._indices.shape), dtype="float32")
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "config": dataclasses.asdict(self.config)}
