@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -179,6 +180,8 @@ def progress(
 ) -> Iterator[None]:
     """Shows how many files have appeared, whatever machine writes them.
 
+    Meanwhile nothing is logged: what Beam logs comes as an error too.
+
     Args:
       label: what is shown before the bar.
       unit: what is counted.
@@ -192,13 +195,17 @@ def progress(
             bar.update(count() - bar.n)
 
     done = threading.Event()
+    log = logging.getLogger()
+    level = log.level
     with tqdm(desc=label, initial=count(), total=total, unit=f" {unit}", disable=None) as bar:
         watcher = threading.Thread(target=watch, daemon=True)
         if not bar.disable:
             watcher.start()
+        log.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
+            log.setLevel(level)
             done.set()
             if not bar.disable:
                 watcher.join()

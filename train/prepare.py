@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import logging
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -242,7 +241,6 @@ def _prepare_split(values: flags.FlagValues, split: str, beam_args: Sequence[str
     num_shards = values.num_shards
     if values.dataset == SYNTHETIC and not num_shards:
         num_shards = -(-len(sources) // EXAMPLES_PER_SYNTHETIC_SHARD)
-    logging.getLogger().setLevel(logging.CRITICAL)  # What Beam logs comes as an error too.
     folder, prefix = pathlib.Path(values.out_dir), f"{values.dataset}-{split}"
 
     def count() -> int:

@@ -12,7 +12,6 @@ Beam's; what follows `--` are its flags.
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -73,7 +72,6 @@ def _archive(values: flags.FlagValues, arguments: list[str], beam_args: list[str
     stores.configure(beam_args)
     options = {k: v for k, v in transcriber_options(values).items() if v not in (None, "auto")}
     recordings = _find(values, arguments)
-    logging.getLogger().setLevel(logging.CRITICAL)  # what Beam logs comes as an error too
     began = time.time()
 
     def count() -> int:
