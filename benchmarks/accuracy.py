@@ -160,6 +160,7 @@ def find_losses(
 
     Args:
       reference: holds at least one pitched note.
+      estimate: what was transcribed.
       onset_tolerance: in seconds.
     """
     left = [

@@ -211,7 +211,9 @@ def time_training(model: TrainingModel, batches: Any, steps: int) -> dict[str, f
     """Trains through `fit` as a run does: the first loss, seconds of first and later steps.
 
     Args:
+      model: compiled.
       batches: a stream of batches, or a list to repeat.
+      steps: to train in all.
     """
     import time
 

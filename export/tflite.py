@@ -116,7 +116,8 @@ def _convert(model: Backbone, folder: pathlib.Path) -> bytes:
 
 def _detector_signatures(model: NoteDetector) -> dict[str, Any]:
     signatures = {}
-    for name, config in _detector_configs(model).items():
+    configs = {"detect": model.model_config, "stream": model.model_config.for_streams()}
+    for name, config in configs.items():
         unrolled = NoteDetector(**config.to_dict(), unroll=True)
         unrolled.set_weights(model.get_weights())
         shapes = {"samples": (1, config.input_samples)}
@@ -126,10 +127,6 @@ def _detector_signatures(model: NoteDetector) -> dict[str, Any]:
         specs = {key: tf.TensorSpec(shape, tf.float32, key) for key, shape in shapes.items()}
         signatures[name] = _freeze(unrolled, _detect).get_concrete_function(**specs)
     return signatures
-
-
-def _detector_configs(model: NoteDetector) -> dict[str, DetectorConfig]:
-    return {"detect": model.model_config, "stream": model.model_config.for_streams()}
 
 
 def _detect(model: NoteDetector, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -174,6 +174,8 @@ def onset_scores(
     Zeros where either side has no such note.
 
     Args:
+      reference: the true notes.
+      estimate: the notes found.
       onset_tolerance: largest distance of two onsets, in seconds.
 
     Raises:
@@ -217,7 +219,8 @@ def match_notes(
     since notes of different pitch cannot be paired.
 
     Args:
-      reference: notes of positive duration; so is `estimate`.
+      reference: the true notes, of positive duration.
+      estimate: the notes found, likewise.
       onset_tolerance: largest distance of two onsets, in seconds.
       offset_ratio: largest distance of two offsets as a fraction of the reference note's length;
         None ignores offsets.
@@ -267,9 +270,10 @@ def frame_scores(
     """Precision, recall and F1 over the cells of two piano rolls.
 
     Args:
-      reference_roll: [pitches, T]; a cell is active above `velocity_threshold`.
+      reference_roll: MIDI velocities [pitches, T].
       estimate_roll: [pitches, T'], at the same frame rate; a cell is active above 0. The shorter
         roll counts as silent from its end.
+      velocity_threshold: above which a cell of the reference is active.
     """
     return _precision_recall_f1(
         _count_frames(reference_roll > velocity_threshold, estimate_roll > 0)

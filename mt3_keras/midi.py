@@ -176,6 +176,7 @@ def read_midi(path: str | os.PathLike[str], *, sustain: bool = True) -> list[Not
     """Reads all notes of a MIDI file, ordered by onset.
 
     Args:
+      path: of the file.
       sustain: lengthen notes as the sustain pedal does.
 
     Raises:

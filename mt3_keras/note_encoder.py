@@ -78,12 +78,14 @@ def encode_notes(
 
     Args:
       notes: any order; drums' programs and offsets are ignored.
+      codec: of the vocabulary.
       segment_frames: spectrogram frames in a segment; the last segment may hold fewer.
       num_frames: frames in the piece.
       ties: begin each segment with the list of notes still sounding.
       granularity: "full", "midi_class" or "flat" (see `notes.map_program`; with "flat" there are
         no program tokens).
       onsets_only: encode only the pitches of onsets, without velocities, offsets and programs.
+      frames_per_second: of the spectrogram.
 
     Raises:
       ValueError: a note or an argument is out of range.
@@ -116,9 +118,14 @@ def encode_segments(
     Args:
       events: of the piece, or of a part that holds the segments and the notes that sound at
         their starts.
+      codec: of the vocabulary.
+      starts: of the segments, in seconds, ascending.
       end: of the last segment, in seconds; None includes all events that remain, as at the end of
         a piece.
       last_step: step of the last event of the whole piece, if `events` are a part of it.
+      ties: as in `encode_notes`.
+      granularity: likewise.
+      onsets_only: likewise.
       to_mix: keep repeated states and omit EOS, for `mix_segments`.
     """
     steps = [event.step for event in events]

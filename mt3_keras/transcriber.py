@@ -119,7 +119,9 @@ class Transcriber:
         """Loads a model by the name of a shipped one, or its preset or T5X folder.
 
         Args:
+          name: of a shipped model, or a folder.
           engine: what runs the network (see `catalog.pick_engine`).
+          exact: the original's path to the token (see the class), which needs Keras.
           log_floor: replaces the model's own (see `LogMelConfig`).
           **options: of `Transcriber`.
 

@@ -25,6 +25,8 @@ def write_clips(
     """Writes examples one by one, and the manifest of those that could be used in the end.
 
     Args:
+      sources: of the examples.
+      out_dir: folder of the clips, made if missing.
       name: first word of the ids, before the number of instruments.
       kind: "real" or "rendered".
 

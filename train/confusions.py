@@ -122,6 +122,9 @@ class Findings:
         """Adds a piece.
 
         Args:
+          reference: its true notes.
+          estimate: the notes found.
+          onset_tolerance: largest distance of two onsets, in seconds.
           only_drums: leave pitched notes out on both sides.
         """
         reference, estimate = (

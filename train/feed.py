@@ -93,6 +93,8 @@ def training_dataset(feed: Feed, start: int, *, length_varies: bool = False) -> 
     """Batches from `start` on for `fit`: a `tf.data.Dataset` under TensorFlow, else a generator.
 
     Args:
+      feed: where batches come from.
+      start: number of the first batch.
       length_varies: whether batches have token sequences of different lengths.
     """
     if keras.backend.backend() != "tensorflow":

@@ -163,6 +163,8 @@ def make_optimizer(
     """An optimizer of the given name.
 
     Args:
+      name: of the optimizer.
+      schedule: of its rate.
       clip_norm: largest norm of all gradients together, 0 for none.
       ema: momentum of the averaged weights it keeps beside the weights, 0 for none.
       num_replicas: devices that share a batch (see `strategy.mend_gradients`).

@@ -1,16 +1,16 @@
-"""Prepares a data set for training: shards of 16-second pieces, audio and notes together.
+r"""Prepares a data set for training: shards of 16-second pieces, audio and notes together.
 
     python -m train.prepare --dataset maestro --root DIR --out_dir DIR
-    python -m train.prepare --dataset synthetic --root DIR_OF_MIDI --soundfonts a.sf2,b.sf3 \\
+    python -m train.prepare --dataset synthetic --root DIR_OF_MIDI --soundfonts a.sf2,b.sf3 \
         --num_examples 8000 --out_dir DIR
-    python -m train.prepare --dataset slakh --root DIR --out_dir DIR --runner FlinkRunner \\
+    python -m train.prepare --dataset slakh --root DIR --out_dir DIR --runner FlinkRunner \
         -- --flink_master=HOST:8081
 
 --clips writes FLAC and MIDI files and their manifest instead of shards: a folder for train.evaluate
 --data. The fixed set by which the naming of instruments and drums is judged, 120 pieces of known or
 unknown sounds, is such a folder:
 
-    python -m train.prepare --flagfile=train/configs/names.flags --root DIR_OF_MIDI \\
+    python -m train.prepare --flagfile=train/configs/names.flags --root DIR_OF_MIDI \
         --soundfonts ... --option recordings=... --option drum_kits=... --out_dir DIR
 
 Stopped, it is resumed where it was by the same command. An example that cannot be used

@@ -141,7 +141,10 @@ def evaluate(
     """Transcribes and scores all items.
 
     Args:
+      transcriber: a `Transcriber`, or what has its `transcribe`.
+      items: recordings with their true notes.
       granularity: how finely programs are distinguished in the scores by instrument.
+      is_quiet: show no progress.
 
     Returns:
       "items" (scores by id), "instruments" (scores by name), "summary" (means by group),

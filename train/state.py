@@ -56,6 +56,7 @@ def save_state(
       step: updates of the weights so far.
       variables: of the model, then of the optimizer.
       data: the data's state, JSON.
+      keep: checkpoints that stay.
 
     Raises:
       StateError: a value is not finite, or the disk is full or read-only.
@@ -107,6 +108,7 @@ def load_newest(folder: pathlib.Path, tell: Callable[[str], None]) -> RunState |
     """The newest checkpoint that is whole, or None if there never was one.
 
     Args:
+      folder: of the checkpoints.
       tell: is given a line for each damaged checkpoint passed over.
 
     Raises:

@@ -107,6 +107,7 @@ def mend_gradients(optimizer: keras.optimizers.Optimizer, *, sum_first: bool) ->
     """Makes gradients dense, and sums them over the devices before the optimizer clips them.
 
     Args:
+      optimizer: its `apply` is replaced.
       sum_first: whether to sum. The optimizer sums over the devices once more, so it is given the
         sum divided by their number; the norm to clip at must be divided likewise.
     """

@@ -31,7 +31,9 @@ def find(
 
     Args:
       root: a folder of Slakh2100.
+      split: "train", "validation" or "test".
       bass: "written" or "sounding", see `mt3_keras.data.slakh`.
+      skip_missing: leave incomplete examples out instead of raising, for partial copies.
 
     Raises:
       ValueError: no such split, or an unknown value of `bass`.

@@ -155,6 +155,9 @@ def check_files(
     """Sorts examples by id and checks that all their files exist.
 
     Args:
+      examples: found in any order.
+      source: the data set's name, for messages.
+      root: its folder, for messages.
       skip_missing: leave incomplete examples out instead of raising, for partial copies.
 
     Raises:

@@ -47,7 +47,10 @@ def find(
     """Lists the excerpts of a split.
 
     Args:
+      root: folder of the data set.
+      split: one of `SPLITS`.
       audio: "mic" for the microphone, "mix" for the summed pickup, "both" for an example of each.
+      skip_missing: leave incomplete examples out instead of raising, for partial copies.
 
     Raises:
       ValueError: no such split or audio version.

@@ -19,6 +19,7 @@ def mixture_rates(
 
     Args:
       counts: records of each data set.
+      exponent: of the number of records.
 
     Raises:
       ValueError: a count or the exponent is out of range.

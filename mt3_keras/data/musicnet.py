@@ -57,7 +57,10 @@ def find(
     """Lists the pieces of a split.
 
     Args:
+      root: folder of the data set.
+      split: one of `SPLITS`.
       labels: "csv" for MusicNet's own, "em" for MusicNetEM's.
+      skip_missing: leave incomplete examples out instead of raising, for partial copies.
 
     Raises:
       ValueError: no such split or kind of labels.

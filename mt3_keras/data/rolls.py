@@ -34,6 +34,7 @@ def roll_targets(
       first_frame: of the excerpt, counted from the start of the example.
       num_frames: of the excerpt.
       window_frames: of the rolls; those after the excerpt's are -1, not to be learned from.
+      frames_per_second: of the rolls.
 
     Returns:
       int8 rolls [window_frames, N] by head of `config.HEADS`: "onset", "unison" (onsets of a second
@@ -88,8 +89,11 @@ def name_targets(
     """Notes of an excerpt to be named, at most `max_notes` of them, drawn at random.
 
     Args:
-      notes, first_frame, num_frames: as of `roll_targets`.
+      notes: of the example, times from its start.
+      first_frame: of the excerpt, counted from the start of the example.
+      num_frames: of the excerpt.
       max_notes: rows of the result.
+      frames_per_second: of the cells.
       rng: draws the notes.
 
     Returns:

@@ -223,6 +223,9 @@ def write_records(
 
     Args:
       sources: the examples; a shard gets consecutive ones.
+      out_dir: folder of the shards, made if missing.
+      name: of the data set, first word of the shards' names.
+      split: the second.
       num_shards: 0 is one for each four examples, at most 256.
       options: other settings that determine the records; stored, and compared when resuming.
       num_workers: processes of the local runner; 0 is one for each core.

@@ -127,9 +127,12 @@ def find(
     """Lists the examples of a split.
 
     Args:
+      root: folder of the data set.
+      split: "train", "validation" or "test".
       num_mixes: random sub-mixes of each training song; 0 uses the songs' own mixes.
       seed: of the sub-mixes; those of a song do not depend on the other songs present.
       bass: "written" or "sounding", see the module's text.
+      skip_missing: leave incomplete examples out instead of raising, for partial copies.
 
     Raises:
       ValueError: no such split, or an invalid value of `bass` or `num_mixes`.

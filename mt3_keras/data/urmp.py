@@ -60,6 +60,8 @@ def find(root: str | pathlib.Path, split: str, *, skip_missing: bool = False) ->
 
     Args:
       root: the folder of pieces, or the one that holds it as "Dataset".
+      split: one of `SPLITS`.
+      skip_missing: leave incomplete examples out instead of raising, for partial copies.
 
     Raises:
       ValueError: no such split.

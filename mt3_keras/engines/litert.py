@@ -228,6 +228,7 @@ class EdgeModel:
 
         Args:
           rows: which old row each one was; numbers beyond the old ones are new.
+          length: of the caches, in positions.
         """
         growing = self._cache_names()
         caches = [name for name in growing if name != "bias"]

@@ -212,7 +212,9 @@ class Attention(keras.layers.Layer):
 
         Args:
           query_BD: the position's input.
-          keys, values: of cached positions; those to be ignored have a bias of `grammar.MASKED`.
+          keys: of cached positions, [B, H, K, C].
+          values: likewise.
+          bias_BC: added to the scores; `grammar.MASKED` where a position is to be ignored.
 
         Returns:
           The output [B, D] and the position's own key and value rows [B, H, K], which the caller

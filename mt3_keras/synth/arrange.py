@@ -55,7 +55,10 @@ def vary_parts(
     """Draws parts, their programs, a transposition, and each note's time and velocity.
 
     Args:
+      parts: of the piece.
+      config: how they are varied.
       programs: that parts may be given.
+      rng: draws whatever is varied.
 
     Returns:
       One list of notes for each instrument, as it is to be played: notes inside the excerpt, none
@@ -151,7 +154,9 @@ def strum(notes: Sequence[Note], step: float, rng: np.random.Generator) -> list[
     """Begins the notes of each chord one after the other, upwards or downwards.
 
     Args:
+      notes: in order of onset.
       step: mean time from string to string, in seconds.
+      rng: draws directions and times.
     """
     chords: list[list[Note]] = []
     for note in sort_notes(notes):

@@ -79,6 +79,8 @@ def mix_stems(
 
     Args:
       stems: float32 [num_samples] each, at 16 kHz, at their levels in the mix.
+      settings: how likely each change is, and how strong.
+      rng: draws the changes.
 
     Returns:
       float32 [num_samples], silent or with a peak from `lowest_peak_db` to -0.5 dB.

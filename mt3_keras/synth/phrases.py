@@ -84,6 +84,8 @@ def bend(time: Samples, interval: float, manner: Manner, rng: np.random.Generato
     Args:
       time: float32 [n], seconds from the note's onset.
       interval: from the note's pitch to that of the note it joins, in semitones; 0 for none.
+      manner: how the player glides and vibrates.
+      rng: draws where the vibrato begins.
     """
     curve = np.zeros_like(time)
     if interval and manner.glide:

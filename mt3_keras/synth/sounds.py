@@ -220,6 +220,7 @@ def measure_detuning(tone: Samples, pitch: int) -> float:
 
     Args:
       tone: float32 [n] at 16 kHz, some tenths of a second.
+      pitch: MIDI number.
 
     Returns:
       Semitones, positive if the tone is higher; infinite if it does not repeat with the period of
@@ -252,7 +253,10 @@ def read_recording(path: str, rate_hz: int, what: str, seconds: float | None = N
     """A recording of one sound: float32 [n] at `rate_hz`, mono, at most so long.
 
     Args:
+      path: of the file.
+      rate_hz: of the result.
       what: it is of, for the message.
+      seconds: to read at most; None reads all.
 
     Raises:
       DatasetError: it is missing or damaged.

@@ -298,6 +298,8 @@ def cut_excerpt(
 
     Args:
       parts: at least one, each with notes.
+      config: length of the excerpt, largest stretch.
+      rng: draws tempo and place.
 
     Returns:
       The parts that have notes there; times from the excerpt's start.
