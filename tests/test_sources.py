@@ -2,77 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
 import json
 import pathlib
 import pickle
-import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mt3_keras.data.example import DatasetError
 from mt3_keras.notes import Note
-from mt3_keras.synth import drum_kits, faust, voice
+from mt3_keras.synth import drum_kits
 from mt3_keras.synth.drum_kits import DrumKitSource, find_kits, name_to_pitches, read_kit
-from mt3_keras.synth.faust import FaustSource
-from mt3_keras.synth.phrases import split_lines
 from mt3_keras.synth.recordings import RecordingsSource, find_instruments
-from mt3_keras.synth.sounds import MAX_DETUNING, Samples, Source, measure_detuning
+from mt3_keras.synth.sounds import Samples, Source, measure_detuning
 from mt3_keras.synth.synthetic import SyntheticConfig, open_sources, render
-from mt3_keras.synth.voice import VoiceSource
 
 RATE_HZ = 16_000
-# One of each kind: bowed, plucked, blown by reed, brass, organ, voice.
-PROGRAMS = (40, 25, 71, 56, 16, 53)
-
-
-@pytest.fixture(scope="module")
-def models() -> FaustSource:
-    if importlib.util.find_spec("dawdreamer") is None:
-        pytest.skip("needs dawdreamer: pip install --no-deps -r requirements-fonts.txt")
-    if faust.clashing_module():
-        pytest.skip("played by test_models_hold_in_a_process_of_their_own")
-    return FaustSource()
-
-
-def test_models_hold_in_a_process_of_their_own() -> None:
-    if not faust.clashing_module():
-        pytest.skip("this is one: nothing that clashes with them is loaded")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert "played by" not in run.stdout
-
-
-def test_models_are_refused_where_they_would_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorflow", sys)
-    with pytest.raises(DatasetError, match=r"tensorflow.*python -m train\.prepare"):
-        faust._compile.__wrapped__("process = 0;")
-
-
-@pytest.fixture(scope="module")
-def singers(tmp_path_factory: pytest.TempPathFactory) -> VoiceSource:
-    """A bank of made-up syllables: one formant each, eight frames of consonant."""
-    rng = np.random.default_rng(0)
-    number, frames, bins = len(voice.VOICES) * len(voice.SYLLABLES), 20, np.arange(257)
-    formants = rng.uniform(8, 25, (number, 1, 1))
-    log_power = np.broadcast_to(-(((bins - formants) / 40) ** 2) - bins / 60, (number, frames, 257))
-    path = tmp_path_factory.mktemp("bank") / "voices.npz"
-    np.savez(
-        path,
-        log_power=log_power.reshape(-1, 257).astype(np.float16),
-        breath=np.full((number * frames, 257), 0.1, np.float16),
-        num_frames=np.full(number, frames, np.int32),
-        first_voiced=np.full(number, 6, np.int32),
-    )
-    return VoiceSource(str(path))
 
 
 @pytest.fixture
@@ -98,93 +44,6 @@ def play(source: Source, notes: list[Note], seconds: float = 1.0, seed: int = 0)
     stem = source.play(notes, round(seconds * RATE_HZ), RATE_HZ, np.random.default_rng(seed))
     assert stem.played.all()
     return stem.samples
-
-
-def onset_ms(samples: Samples, onset: int) -> float:
-    """Milliseconds from a sample to where 5 ms reach a tenth of the loudest."""
-    level = np.sqrt(np.convolve(samples**2, np.ones(80) / 80, "full")[: len(samples)])
-    return float(np.flatnonzero(level >= 0.1 * level.max())[0] - onset) / 16
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_models_sound_at_their_onset_and_in_tune(models: FaustSource, program: int) -> None:
-    for seed, pitch in enumerate((48, 60, 67, 79)):
-        note = Note(4001 / RATE_HZ, 1.2, pitch, 90, program)
-        stem = models.play([note], 19_200, RATE_HZ, np.random.default_rng(seed))
-        if not stem.played.all():
-            continue
-        assert not stem.samples[:4001].any()
-        assert onset_ms(stem.samples, 4001) < 35
-        assert abs(measure_detuning(stem.samples[6400:14_592], pitch)) <= MAX_DETUNING
-
-
-def test_a_model_played_again_gives_the_same(models: FaustSource) -> None:
-    notes = [Note(0.1 * i, 0.1 * i + 0.3, 60 + i % 7, 90, 24) for i in range(8)]
-    first = play(models, notes)
-    play(models, [note._replace(program=40) for note in notes])
-    np.testing.assert_array_equal(play(pickle.loads(pickle.dumps(models)), notes), first)
-
-
-def test_detuned_models_are_detuned_by_the_rate(models: FaustSource) -> None:
-    rate_hz = round(RATE_HZ * 2 ** (-40 / 1200))
-    for program in (25, 71):
-        stem = models.play(
-            [Note(0, 1.0, 69, 100, program)], RATE_HZ, rate_hz, np.random.default_rng(0)
-        )
-        assert measure_detuning(stem.samples[2400:10_592], 69) == pytest.approx(0.4, abs=0.1)
-
-
-def test_no_model_plays_a_piano_or_drums(models: FaustSource) -> None:
-    for note in (Note(0, 1, 60, 90, 0), Note(0, 1, 38, 90, 40, True)):
-        assert not models.play([note], RATE_HZ, RATE_HZ, np.random.default_rng(0)).played.any()
-
-
-@settings(deadline=None, max_examples=15)
-@given(pitch=st.integers(45, 80), onset=st.integers(2000, 6000), seed=st.integers(0, 99))
-def test_sung_notes_have_their_pitch_and_onset(
-    singers: VoiceSource, pitch: int, onset: int, seed: int
-) -> None:
-    note = Note(onset / RATE_HZ, onset / RATE_HZ + 0.7, pitch, 100, 54)
-    samples = play(singers, [note], 1.2, seed)
-    assert not samples[: onset - 800].any()  # consonants lead by 40 ms at most, and a window
-    assert onset_ms(samples, onset) < 35
-    early = samples[onset + 800 : onset + 4000]  # before vibrato comes
-    assert abs(measure_detuning(early, pitch)) <= MAX_DETUNING
-
-
-def test_a_bank_must_be_there_and_whole(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "bank.npz"
-    note = Note(0, 1, 60, 100, 53)
-    for _ in range(2):
-        with pytest.raises(DatasetError, match=r"bank.npz: missing or no bank"):
-            play(VoiceSource(str(path)), [note])
-        path.write_bytes(b"nothing")
-
-
-def test_speech_is_taken_apart_into_a_bank(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
-) -> None:
-    if shutil.which("espeak-ng") is None or importlib.util.find_spec("pyworld") is None:
-        pytest.skip("needs espeak-ng and pyworld")
-    monkeypatch.setattr(voice, "VOICES", ("it+f1",))
-    monkeypatch.setattr(voice, "SYLLABLES", ("la", "sa"))
-    voice.make_bank(tmp_path / "bank.npz")
-    with np.load(tmp_path / "bank.npz", allow_pickle=False) as bank:
-        assert len(bank["log_power"]) == bank["num_frames"].sum() == len(bank["breath"])
-        assert bank["first_voiced"][1] > bank["first_voiced"][0]  # the s comes before its vowel
-
-
-@given(
-    st.lists(
-        st.tuples(st.floats(0, 5), st.floats(0.05, 2), st.integers(40, 80)), min_size=1, max_size=30
-    )
-)
-def test_lines_hold_every_note_once_and_none_overlap(drawn: list[tuple[float, float, int]]) -> None:
-    notes = sorted(Note(onset, onset + length, pitch, 90) for onset, length, pitch in drawn)
-    lines = split_lines(notes, 0.03)
-    assert sorted(note for line in lines for note in line) == notes
-    for line in lines:
-        assert all(b.onset >= a.offset - 0.03 for a, b in itertools.pairwise(line))
 
 
 def test_drums_begin_at_their_sample_and_know_their_strength(kit: pathlib.Path) -> None:
@@ -407,22 +266,13 @@ def test_a_stroke_is_named_by_the_key_that_its_file_begins_with(tmp_path: pathli
     assert {drum.pitches for drum in read_kit(str(tmp_path))} == {(54,), (51, 59)}
 
 
-def test_pieces_of_all_sources_come_again(
-    models: FaustSource, singers: VoiceSource, kit: pathlib.Path, recorded: RecordingsSource
-) -> None:
+def test_pieces_of_all_sources_come_again(kit: pathlib.Path, recorded: RecordingsSource) -> None:
     assert open_sources() == ()
-    sources = open_sources(
-        models=True, drum_kits=str(kit), voices=singers.bank, recordings=recorded.folders[0]
-    )
-    assert sources == (models, DrumKitSource((str(kit),)), singers, recorded)
+    sources = open_sources(drum_kits=str(kit), recordings=recorded.folders[0])
+    assert sources == (DrumKitSource((str(kit),)), recorded)
     config = SyntheticConfig(
         seconds=2, other_sources=sources, other_share=0.9, program_redraw_chance=1
     )
     pieces = [render(pickle.loads(pickle.dumps(config)), 3) for _ in range(2)]
     np.testing.assert_array_equal(pieces[0].samples, pieces[1].samples)
     assert pieces[0].notes == pieces[1].notes
-
-
-def test_programs_are_played_by_models_of_their_own() -> None:
-    assert {p for model in faust.MODELS for p in model.programs} >= set(PROGRAMS)
-    assert all(model.attack[0] <= model.attack[1] for model in faust.MODELS)

@@ -17,8 +17,8 @@ Stopped, it is resumed where it was by the same command. An example that cannot 
 is left out and named at the end. What follows `--` are flags of Apache Beam. Options of data sets,
 given as `--option name=value`: slakh num_mixes, seed, bass; cerberus4 bass; musicnet labels;
 guitarset audio; synthetic seed, seconds, max_instruments and the other fields of SyntheticConfig
-and of Augmentation (mt3_keras/synth), and sounds beside soundfonts: models=True,
-drum_kits=FOLDER,..., recordings=FOLDER,... of notes, voices=FILE.npz (made if missing).
+and of Augmentation (mt3_keras/synth), and sounds beside soundfonts: drum_kits=FOLDER,...,
+recordings=FOLDER,... of notes.
 """
 
 from __future__ import annotations

@@ -48,10 +48,8 @@ from mt3_keras.synth.arrange import MIN_NOTE_SECONDS, vary_parts
 from mt3_keras.synth.augment import DEFAULT_AUGMENTATION, Augmentation, mix_stems
 from mt3_keras.synth.composer import compose
 from mt3_keras.synth.drum_kits import DrumKitSource, find_kits
-from mt3_keras.synth.faust import FaustSource
 from mt3_keras.synth.recordings import RecordingsSource, find_instruments
 from mt3_keras.synth.sounds import Samples, SoundFontSource, Source
-from mt3_keras.synth.voice import VoiceSource, make_bank
 
 NAME = "synthetic"
 SOURCE = "your own MIDI files and soundfonts, or none"
@@ -376,32 +374,21 @@ def _draw_sources(config: SyntheticConfig, rng: np.random.Generator) -> list[Sou
     return [groups[g][0][i] for g in order for i in rng.permutation(len(groups[g][0]))]
 
 
-def open_sources(
-    *, models: bool = False, drum_kits: str = "", voices: str = "", recordings: str = ""
-) -> tuple[Source, ...]:
+def open_sources(*, drum_kits: str = "", recordings: str = "") -> tuple[Source, ...]:
     """Sources beyond soundfonts and the synthesizer, for `SyntheticConfig.other_sources`.
 
     Args:
-      models: use the models in Faust.
       drum_kits: folders of drum kits, with commas between them; see `drum_kits.find_kits`.
-      voices: file of sung syllables, made with espeak-ng and pyworld if it is not there; "" for
-        none.
       recordings: folders of recorded notes, with commas between them; see
         `recordings.find_instruments`.
 
     Raises:
-      DatasetError: a folder has no kits or no recordings, or the syllables cannot be made.
+      DatasetError: a folder has no kits or no recordings.
     """
     sources: list[Source] = []
-    if models:
-        sources.append(FaustSource())
     if drum_kits:
         kits = [kit for folder in drum_kits.split(",") for kit in find_kits(folder)]
         sources.append(DrumKitSource(tuple(kits)))
-    if voices:
-        if not pathlib.Path(voices).is_file():
-            make_bank(voices)
-        sources.append(VoiceSource(voices))
     if recordings:
         folders = tuple(recordings.split(","))
         for folder in folders:
