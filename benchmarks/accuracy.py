@@ -1,14 +1,18 @@
 """Scores of several models on the same recordings, by family of instruments, and what they lose.
 
     python -m benchmarks.accuracy --data DIR_WITH_MANIFEST [--model small]
-        [--model official=T5X_DIR_OR_BUNDLE] [--peer_python PYTHON] [--json scores.json]
+        [--model official=T5X_DIR_OR_BUNDLE] [--peer NAME=PYTHON] [--json scores.json]
 
 Recordings, references and scores are those of train.evaluate; real and rendered clips stand apart.
-`--peer_python` adds basic-pitch with its default settings, run by an interpreter that has it. It
-holds on to an old TensorFlow and runs as well without any:
+`--peer` adds another program with its default settings, run by an interpreter that has it:
+`basic-pitch`, or `harmonica-` and a size (nano, small, medium, large, x-large). The first holds on
+to an old TensorFlow and runs as well without any, the second refuses Python 3.11 and runs on it:
 
-    python3.11 -m venv VENV && VENV/bin/pip install --no-deps basic-pitch==0.4.0
-    VENV/bin/pip install onnxruntime librosa mir_eval pretty_midi 'resampy<0.4.3' scikit-learn
+    python3.11 -m venv A && A/bin/pip install --no-deps basic-pitch==0.4.0
+    A/bin/pip install onnxruntime librosa mir_eval pretty_midi 'resampy<0.4.3' scikit-learn
+    python3.11 -m venv B
+    B/bin/pip install --no-deps --ignore-requires-python harmonica-amt==0.3.0
+    B/bin/pip install torch loguru nnaudio omegaconf soundfile symusic typer
 
 A second table shows where the rest is lost, in shares of a clip's pitched notes, averaged over the
 clips like the scores. Each reference note is paired with at most one estimated note, by the first
@@ -38,8 +42,8 @@ from mt3_keras.transcriber import Transcriber
 from train.evaluate import read_manifest
 from train.scores import DRUMS, MULTI, OFFSET, ONSET, Item, Scores, format_table, score, summarize
 
-PEER = "basic-pitch"
-PEER_SCRIPT = """
+# Each writes, by path, rows of onset, offset, pitch and loudness from 0 to 1.
+BASIC_PITCH = """
 import contextlib, json, sys
 from basic_pitch import ICASSP_2022_MODEL_PATH
 from basic_pitch.inference import Model, predict
@@ -48,8 +52,21 @@ with contextlib.redirect_stdout(sys.stderr):
     model = Model(ICASSP_2022_MODEL_PATH)
     notes = {
         path: [[float(value) for value in note[:4]] for note in predict(path, model)[2]]
-        for path in sys.argv[1:]
+        for path in sys.argv[2:]
     }
+print(json.dumps(notes))
+"""
+HARMONICA = """
+import contextlib, json, sys
+from harmonica import Harmonica
+
+with contextlib.redirect_stdout(sys.stderr):
+    model = Harmonica(sys.argv[1], device="cpu")
+    notes = {}
+    for path in sys.argv[2:]:
+        found = model.transcribe(path)
+        notes[path] = [[float(n) for n in row] for row in zip(
+            found.onsets, found.offsets, found.pitches, found.velocities / 127)]
 print(json.dumps(notes))
 """
 
@@ -69,12 +86,13 @@ def main() -> None:
         notes = {}
         for name, folder in arguments.model or [_to_model("small")]:
             notes[name] = transcribe(folder, clips)
-        if arguments.peer_python:
-            notes[PEER] = run_basic_pitch(arguments.peer_python, clips)
+        for name, python in arguments.peer or ():
+            notes[name] = run_peer(name, python, clips)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     items = [item for item, *_ in clips]
-    scores = {name: score_clips(clips, found, name != PEER) for name, found in notes.items()}
+    peers = dict(arguments.peer or ())
+    scores = {name: score_clips(clips, found, name not in peers) for name, found in notes.items()}
     summaries = {name: summarize(items, of_clips) for name, of_clips in scores.items()}
     print(report(items, summaries))
     if arguments.json:
@@ -93,7 +111,13 @@ def _parse() -> argparse.Namespace:
         metavar="[NAME=]MODEL",
         help="a shipped model's name, a preset or T5X folder or an edge bundle; may be repeated",
     )
-    parser.add_argument("--peer_python", help="an interpreter that has basic-pitch")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        type=_to_peer,
+        metavar="NAME=PYTHON",
+        help="basic-pitch or harmonica-SIZE, and an interpreter that has it; may be repeated",
+    )
     parser.add_argument("--json", help="write all scores and notes here")
     return parser.parse_args()
 
@@ -101,6 +125,13 @@ def _parse() -> argparse.Namespace:
 def _to_model(text: str) -> tuple[str, str]:
     name, _, folder = text.partition("=")
     return name, folder or name
+
+
+def _to_peer(text: str) -> tuple[str, str]:
+    name, _, python = text.partition("=")
+    if not python or not (name == "basic-pitch" or name.startswith("harmonica-")):
+        raise argparse.ArgumentTypeError(f"{text}: not basic-pitch=PYTHON or harmonica-SIZE=PYTHON")
+    return name, python
 
 
 def _load(item: Item) -> tuple[str, Sequence[Note]]:
@@ -115,14 +146,16 @@ def transcribe(model: str, clips: Sequence[Clip]) -> dict[str, list[Note]]:
     return {item.id: transcriber.transcribe(audio).notes for item, audio, _ in progress}
 
 
-def run_basic_pitch(python: str, clips: Sequence[Clip]) -> dict[str, list[Note]]:
-    """Notes by clip, all of program 0; velocities as it writes them to its MIDI files."""
+def run_peer(name: str, python: str, clips: Sequence[Clip]) -> dict[str, list[Note]]:
+    """Notes by clip, all of program 0."""
     paths = [audio for _, audio, _ in clips]
-    found: dict[str, Any] = run_json([python, "-I", "-c", PEER_SCRIPT, *paths])
+    script = BASIC_PITCH if name == "basic-pitch" else HARMONICA
+    size = name.removeprefix("harmonica-")
+    found: dict[str, Any] = run_json([python, "-I", "-c", script, size, *paths])
     return {
         item.id: [
-            Note(onset, offset, int(pitch), min(127, max(1, round(127 * amplitude))))
-            for onset, offset, pitch, amplitude in found[audio]
+            Note(onset, offset, int(pitch), min(127, max(1, round(127 * loudness))))
+            for onset, offset, pitch, loudness in found[audio]
         ]
         for item, audio, _ in clips
     }
