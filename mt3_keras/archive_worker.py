@@ -24,6 +24,7 @@ from mt3_keras.beam import Report
 from mt3_keras.cores import on_one_core
 from mt3_keras.models.catalog import find_preset
 from mt3_keras.note_table import note_records, note_schema
+from mt3_keras.recording import describe_source
 from mt3_keras.sections import Section, cut_section, cut_sections, pack, unpack
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def transcribe_shard(shard: Shard) -> Report:
                     continue
                 folder = shard.sections_folder(recording, digest)
                 found = _transcribe(shard, path, folder, tally)
+                midi = b"" if isinstance(found, int) else _to_midi(shard, found)
         except Exception as error:  # of any kind: it affects this recording only
             failed.append({"recording": recording, "reason": describe_failure(error, recording)})
             tally.fail(failed[-1]["reason"])
@@ -141,7 +143,7 @@ def transcribe_shard(shard: Shard) -> Report:
         if isinstance(found, int):
             waiting[folder] = found
             continue
-        lines[recording] = _write_recording(shard, recording, digest, found)
+        lines[recording] = _write_recording(shard, recording, digest, found, midi)
         stores.remove(folder)
         tally.add(found.duration, time.monotonic() - began)
     _write_shard(shard, lines, lines != before, failed, waiting, tally)
@@ -332,16 +334,21 @@ def _to_json_lines(lines: Mapping[str, Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(lines[name]) + "\n" for name in sorted(lines)).encode()
 
 
+def _to_midi(shard: Shard, found: Transcription) -> bytes:
+    """The content of a MIDI file."""
+    with tempfile.TemporaryDirectory() as temporary:
+        written = pathlib.Path(temporary, "notes.mid")
+        found.write_midi(written, text=describe_source(shard.model))
+        return written.read_bytes()
+
+
 def _write_recording(
-    shard: Shard, recording: str, digest: str, found: Transcription
+    shard: Shard, recording: str, digest: str, found: Transcription, content: bytes
 ) -> dict[str, Any]:
     """Writes the MIDI file of a recording; its line."""
     stem = re.sub(r"[^\w.-]+", "_", pathlib.PurePosixPath(recording).stem)[:60]
     midi = f"midi/{shard.name[:5]}/{stem}-{_identify(recording)}.mid"
-    with tempfile.TemporaryDirectory() as temporary:
-        written = pathlib.Path(temporary, "notes.mid")
-        found.write_midi(written)
-        stores.write_whole(f"{shard.folder}/{midi}", written.read_bytes())
+    stores.write_whole(f"{shard.folder}/{midi}", content)
     return {
         "recording": recording,
         "sha256": digest,

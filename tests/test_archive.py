@@ -30,6 +30,7 @@ from mt3_keras.archive_worker import (
 from mt3_keras.models.config import MT3, SMALL
 from mt3_keras.note_table import note_records
 from mt3_keras.outputs import RollOutput, TokenOutput
+from mt3_keras.recording import describe_source
 from mt3_keras.sections import cut_section, cut_sections, pack, unpack
 from mt3_keras.segments import AudioError, cut_segments
 
@@ -84,7 +85,9 @@ def read_rows(folder: pathlib.Path) -> list[dict]:
 
 
 def assert_holds(folder: pathlib.Path, music: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """The archive has the notes, and bytes of MIDI files, of each recording transcribed alone."""
+    """The archive has the notes, and bytes of MIDI files, that `mt3 transcribe` writes."""
+    alone = tmp_path / "alone"
+    assert main(["transcribe", str(music), f"--output_dir={alone}", "--noprogress"]) == 1
     lines = read_lines(folder)
     assert sorted(line["recording"] for line in lines) == [
         str(music / f"{i}.wav") for i in range(4)
@@ -93,8 +96,8 @@ def assert_holds(folder: pathlib.Path, music: pathlib.Path, tmp_path: pathlib.Pa
     for line in lines:
         path = pathlib.Path(line["recording"])
         assert line["notes"] == notes_of(path) != []
-        transcriber().transcribe(path).write_midi(tmp_path / "alone.mid")
-        assert (folder / line["midi"]).read_bytes() == (tmp_path / "alone.mid").read_bytes()
+        expected = alone / f"{path.stem}.mid"
+        assert (folder / line["midi"]).read_bytes() == expected.read_bytes()
         own = [row for row in rows if row["recording"] == line["recording"]]
         assert [row["onset"] for row in own] == [note["onset"] for note in line["notes"]]
     (failed,) = read_lines(folder, "failed-*.jsonl")
@@ -321,7 +324,7 @@ def test_a_long_recording_that_workers_share_has_the_notes_of_the_whole(tmp_path
     whole = transcriber().transcribe(name)
     assert copied["notes"] == line["notes"] == note_records(whole.notes, whole.confidences) != []
     assert line["duration"] == whole.duration
-    whole.write_midi(tmp_path / "whole.mid")
+    whole.write_midi(tmp_path / "whole.mid", text=describe_source("small"))
     assert (out / line["midi"]).read_bytes() == (tmp_path / "whole.mid").read_bytes()
     assert not list(out.glob("sections/*"))
 
