@@ -1,6 +1,6 @@
 """Archives of recordings: the same notes on every runner, killed or not; throughput and memory.
 
-    python -m benchmarks.archives --folder DIR --steps alone local dask spark kills long
+    python -m benchmarks.archives --folder DIR --steps alone local dask spark local-kills long
 
 Renders short recordings of mixed lengths and damages some (DIR/music, kept for the next call), then
 
@@ -8,7 +8,8 @@ Renders short recordings of mixed lengths and damages some (DIR/music, kept for 
     local   `mt3 archive` on Beam's local runner
     dask    the same on a Dask cluster of three processes
     spark   `mt3_keras.spark` on Spark's local-cluster mode with two executors
-    kills   of the first recordings: `kill -9` of drivers and of workers at random moments
+    local-kills, dask-kills, spark-kills
+            of the first recordings: `kill -9` of drivers and of workers at random moments
     long    a long recording, in sections and whole
 
 Each checks that every recording has the notes of `alone`, MIDI files to the byte, and every damaged
@@ -22,6 +23,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import csv
+import functools
 import json
 import os
 import pathlib
@@ -64,25 +66,26 @@ def main() -> None:
     print(f"machine: {describe_machine()}", flush=True)
     steps = {
         "alone": lambda: _run_alone(root, music),
-        "local": lambda: _run_archive(root / "local", root, music, ["--num_workers", cores()]),
+        "local": lambda: _run_archive(
+            root / "local", root, music, ["--num_workers", str(count_cores())]
+        ),
         "dask": lambda: _run_dask(root, music),
         "spark": lambda: _run_spark(root, music),
     }
     audio = sum(map(_duration, music))
-    base: Usage | None = None
     for step in (step for step in steps if step in arguments.steps):
         shutil.rmtree(root / step, ignore_errors=True)
         usage = steps[step]()
-        base = usage if step == "alone" else base
+        stored = root / "alone.json"
+        if step == "alone":
+            stored.write_text(json.dumps(usage))
+        base = Usage(*json.loads(stored.read_text())) if stored.exists() else None
         _report(step, usage, base, audio)
-    if "kills" in arguments.steps:
-        _kill(root, music[: arguments.kill_recordings], arguments.kills)
+    for runner in ("local", "dask", "spark"):
+        if f"{runner}-kills" in arguments.steps:
+            _kill(root, music[: arguments.kill_recordings], arguments.kills, runner)
     if "long" in arguments.steps:
         _run_long(root / "long", arguments.hours)
-
-
-def cores() -> str:
-    return str(count_cores())
 
 
 def _parse() -> argparse.Namespace:
@@ -92,14 +95,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--recordings", type=int, default=2000)
     parser.add_argument("--damaged", type=int, default=40, help="of the recordings")
     parser.add_argument("--kills", type=int, default=10, help="of a driver, and of a worker")
-    parser.add_argument("--kill_recordings", type=int, default=300)
+    parser.add_argument("--kill_recordings", type=int, default=200)
     parser.add_argument("--hours", type=float, default=3.0, help="of the long recording")
     return parser.parse_args()
 
 
 def _report(step: str, usage: Usage, base: Usage | None, audio: float) -> None:
     speeds = f"{audio / usage.processor_seconds:.0f} audio hours a core hour"
-    if base and base is not usage:
+    if base and base != usage:
         clock, processor = (ours / theirs for ours, theirs in zip(base[:2], usage[:2], strict=True))
         speeds += f", throughput {clock:.2f} of alone by the clock, {processor:.2f} by processor"
     memory = ", ".join(f"{number:.0f}" for number in usage.memory)
@@ -119,11 +122,11 @@ def _write_music(folder: pathlib.Path, count: int, num_damaged: int) -> list[pat
     if (folder / "done").exists():
         return paths
     folder.mkdir(parents=True, exist_ok=True)
-    every = count // num_damaged if num_damaged else count + 1
+    every = count // num_damaged if num_damaged else 0
     with concurrent.futures.ProcessPoolExecutor(count_cores()) as pool:
         list(pool.map(_write_recording, paths, chunksize=20))
-    for number, path in enumerate(paths[every - 1 :: every][:num_damaged]):
-        _damage(path, number % 4)
+    for number in range(num_damaged):
+        _damage(paths[number * every + number % every], number % 4)
     (folder / "done").touch()
     return paths
 
@@ -153,7 +156,7 @@ def _duration(path: pathlib.Path) -> float:
 
 
 def _run(
-    *commands: Sequence[str], code: int = 0, environment: dict[str, str] | None = None
+    *commands: Sequence[str], codes: Sequence[int] = (0,), environment: dict[str, str] | None = None
 ) -> Usage:
     """Runs commands side by side and watches them."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
@@ -164,8 +167,8 @@ def _run(
         samples.append(max((size for size in sizes if size == size), default=0.0))
         time.sleep(1.0)
     for command, process in zip(commands, running, strict=True):
-        if process.returncode != code:
-            sys.exit(f"{' '.join(command)[:200]}: ended with {process.returncode}, not {code}")
+        if process.returncode not in codes:
+            sys.exit(f"{' '.join(command)[:200]}: ended with {process.returncode}")
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Usage(seconds, used, [max(part) for part in np.array_split(samples, 4) if len(part)])
@@ -180,7 +183,6 @@ def _start(
         stdout=log,
         stderr=log,
         env=os.environ | (environment or {}),
-        start_new_session=True,
     )
 
 
@@ -209,7 +211,7 @@ def _run_alone(root: pathlib.Path, music: Sequence[pathlib.Path]) -> Usage:
         ["taskset", "-c", str(core), *MT3, "transcribe", listed, *flags, shard]
         for core, shard in zip(sorted(os.sched_getaffinity(0)), shards, strict=True)
     ]
-    return _run(*commands, code=1)
+    return _run(*commands, codes=(0, 1))  # 1: some failed
 
 
 def _archive_command(
@@ -249,11 +251,13 @@ class Dask:
         self.beam_flags = [f"--dask_client_address={address}"]
         return self
 
-    def kill_worker(self, rng: random.Random) -> None:
+    def kill_worker(self, rng: random.Random) -> bool:
+        """Kills one; another takes its place."""
         index = rng.randrange(3)
         self.workers[index].kill()
         self.workers[index].wait()
         self.workers[index] = _start(self._worker)
+        return True
 
     def __exit__(self, *_: object) -> None:
         for process in (*self.workers, self._scheduler):
@@ -282,7 +286,7 @@ def _run_dask(root: pathlib.Path, music: Sequence[pathlib.Path]) -> Usage:
 
 def _watch(pids: Sequence[int], peaks: list[float], over: threading.Event) -> None:
     while not over.wait(1.0):
-        peaks.append(max(resident_mb(pid) for pid in pids))
+        peaks.append(max(map(resident_mb, pids)))
 
 
 SPARK = """
@@ -387,63 +391,69 @@ def _read_lines(folder: pathlib.Path, pattern: str) -> list[dict[str, Any]]:
 # --- kills ---
 
 
-def _kill(root: pathlib.Path, music: Sequence[pathlib.Path], count: int) -> None:
-    rng, listed = random.Random(29), _list(root, music)
-    check: Callable[[pathlib.Path], None] = lambda out: _check_archive(out, root, music)  # noqa: E731
-    local = lambda out: (_archive_command(out, listed, ["--num_workers", cores()]), None)  # noqa: E731
-    _kill_runs(root / "local-kills", local, "spawn_main", count, rng, check)
-    with Dask(root / "dask-cluster") as cluster:
-        dask = lambda out: (_archive_command(out, listed, cluster.flags, cluster.beam_flags), None)  # noqa: E731
-        _kill_runs(root / "dask-kills", dask, lambda: cluster.kill_worker(rng), count, rng, check)
-    spark = lambda out: _spark_command(out, listed)  # noqa: E731
-    _kill_runs(
-        *(root / "spark-kills", spark, "CoarseGrainedExecutorBackend", count, rng),
-        lambda out: _check_spark(out, root, music),
-    )
+class Job(NamedTuple):
+    """What is killed: its command, `kill_worker` given the driver's pid, and what must come out."""
+
+    out: pathlib.Path
+    command: list[str]
+    environment: dict[str, str]
+    kill_worker: Callable[[int], bool]
+    check: Callable[[pathlib.Path, pathlib.Path, Sequence[pathlib.Path]], None]
 
 
-def _kill_runs(
-    out: pathlib.Path,
-    build: Callable[[pathlib.Path], tuple[list[str], dict[str, str] | None]],
-    worker: str | Callable[[], None],
-    count: int,
-    rng: random.Random,
-    check: Callable[[pathlib.Path], None],
+def _kill(root: pathlib.Path, music: Sequence[pathlib.Path], count: int, runner: str) -> None:
+    rng, listed, out = random.Random(29), _list(root, music), root / f"{runner}-kills"
+    if runner == "local":
+        flags = ["--num_workers", str(count_cores())]
+        command = _archive_command(out, listed, flags)
+        kill = functools.partial(_kill_one, name="spawn_main", rng=rng)
+        _kill_often(Job(out, command, {}, kill, _check_archive), root, music, count, rng)
+    elif runner == "spark":
+        kill = functools.partial(_kill_one, name="CoarseGrainedExecutorBackend", rng=rng)
+        job = Job(out, *_spark_command(out, listed), kill, _check_spark)
+        _kill_often(job, root, music, count, rng)
+    else:
+        with Dask(root / "dask-kills-cluster") as cluster:
+            command = _archive_command(out, listed, cluster.flags, cluster.beam_flags)
+            job = Job(out, command, {}, lambda _: cluster.kill_worker(rng), _check_archive)
+            _kill_often(job, root, music, count, rng)
+
+
+def _kill_often(
+    job: Job, root: pathlib.Path, music: Sequence[pathlib.Path], count: int, rng: random.Random
 ) -> None:
-    """One archive whose drivers are killed, and one whose workers are; both are then completed."""
-    command, environment = build(out)
-    for victim in ("driver", "workers"):
-        shutil.rmtree(out, ignore_errors=True)
-        num_killed = num_runs = 0
-        while num_killed < count or num_runs == 0:
-            process, num_runs = _start(command, environment), num_runs + 1
-            while num_killed < count and process.poll() is None:
-                time.sleep(rng.uniform(3.0, 10.0))
-                if process.poll() is not None:
-                    break
-                if victim == "driver":
-                    _kill_all(process)
-                    num_killed += 1
-                elif callable(worker):
-                    worker()
-                    num_killed += 1
-                else:
-                    num_killed += _kill_one(process.pid, worker, rng)
-            process.wait()
-            if victim == "workers" and num_killed < count:
-                shutil.rmtree(out, ignore_errors=True)  # it was quicker than the kills
-        last = _start(command, environment)
-        assert last.wait() == 0
-        check(out)
-        print(f"{out.name}: {num_killed} kills of {victim} in {num_runs} runs", flush=True)
+    """Kills drivers, then workers; what is left after each turn is completed and checked."""
+    shutil.rmtree(job.out, ignore_errors=True)
+    usual = _run(job.command, environment=job.environment).seconds
+    for victim, pause in (("driver", usual), ("worker", 2 * usual / count)):
+        shutil.rmtree(job.out, ignore_errors=True)
+        num_killed = num_whole = 0
+        process = _start(job.command, job.environment)
+        while num_killed < count:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert process.wait(rng.uniform(0, pause)) == 0
+                job.check(job.out, root, music)  # it was quicker: once more, from nothing
+                num_whole += 1
+                shutil.rmtree(job.out)
+                process = _start(job.command, job.environment)
+                continue
+            if victim == "worker":
+                num_killed += job.kill_worker(process.pid)
+                continue
+            _kill_driver(process)
+            num_killed += 1
+            process = _start(job.command, job.environment)
+        assert process.wait() == 0
+        job.check(job.out, root, music)
+        print(f"{job.out.name}: {num_killed} kills of a {victim}, {num_whole + 1} ends", flush=True)
 
 
-def _kill_all(process: subprocess.Popen[bytes]) -> None:
+def _kill_driver(process: subprocess.Popen[bytes]) -> None:
     """The driver alone is killed; what it started must end by itself."""
     started = _tree(process.pid)[1:]
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + 120.0
     while any(_is_running(pid) for pid in started):
         assert time.monotonic() < deadline, "a killed driver's processes go on"
         time.sleep(0.5)
@@ -455,9 +465,10 @@ def _is_running(pid: int) -> bool:
     return False
 
 
-def _kill_one(pid: int, name: str, rng: random.Random) -> bool:
+def _kill_one(driver: int, name: str, rng: random.Random) -> bool:
+    """Kills one of the processes that a driver started and whose command holds a name."""
     found = []
-    for process in _tree(pid)[1:]:
+    for process in _tree(driver)[1:]:
         with contextlib.suppress(OSError):
             if name in pathlib.Path(f"/proc/{process}/cmdline").read_text():
                 found.append(process)
@@ -486,7 +497,7 @@ def _run_long(root: pathlib.Path, hours: float) -> None:
     base = _run([*MT3, "transcribe", str(recording), *flags])
     _report("long, whole, one core", base, None, 3600 * hours)
     command = [*MT3, "archive", str(recording), f"--output_dir={root / 'sections'}"]
-    usage = _run([*command, "--num_workers", cores()])
+    usage = _run([*command, "--num_workers", str(count_cores())])
     _report("long, in sections", usage, None, 3600 * hours)
     _check_archive(root / "sections", root, [recording])
     (line,) = _read_lines(root / "sections", "recordings-*.jsonl")

@@ -365,8 +365,11 @@ def test_a_dask_cluster_gives_the_same_archive(music, tmp_path):
     from distributed import LocalCluster
 
     out = tmp_path / "out"
+    # Workers in this process: new ones take a minute to start where the machine is busy, and Dask
+    # does not wait so long. `benchmarks.archives` has processes.
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        **{"n_workers": 2, "threads_per_worker": 1, "processes": False},
+        **{"protocol": "tcp", "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"},
     ) as cluster:
         transcribe_archive(
             stores.find_recordings([str(music)]),
