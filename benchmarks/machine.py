@@ -25,12 +25,13 @@ def run_json(command: list[str]) -> dict[str, float]:
 
 
 def resident_mb(pid: int | None = None) -> float:
-    """Memory of a process, by default this one; NaN where the system does not tell."""
-    status = pathlib.Path(f"/proc/{pid or 'self'}/status")
-    if not status.exists():
-        return float("nan")
-    lines = status.read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+    """Memory of a process, by default this one; NaN where it has ended or no system tells."""
+    try:
+        lines = pathlib.Path(f"/proc/{pid or 'self'}/status").read_text().splitlines()
+    except OSError:
+        return math.nan
+    sizes = [line.split()[1] for line in lines if line.startswith("VmRSS")]
+    return int(sizes[0]) / 1024 if sizes else math.nan
 
 
 def describe_machine() -> str:

@@ -46,7 +46,7 @@ __all__ = ["ArchiveError", "transcribe_archive"]
 VERSION = 1
 RECORDINGS_PER_SHARD = 50
 LEAST_SHARDS = 16
-SECTION_MINUTES = 30.0
+SECTION_MINUTES = 10.0
 
 
 def transcribe_archive(
@@ -88,7 +88,7 @@ def transcribe_archive(
     stores.configure(beam_args)
     given = list(dict.fromkeys(recordings))
     fingerprint = fingerprint_model(model)
-    config = _write_config(folder, len(given), num_shards, fingerprint, options, section_minutes)
+    config = _write_config(folder, len(given), num_shards, fingerprint, options)
     run = secrets.token_hex(8)
     names = sorted({shard_of(recording, config["num_shards"]) for recording in given})
     seconds = 60.0 * section_minutes
@@ -130,11 +130,10 @@ def _write_config(
     num_shards: int,
     fingerprint: str,
     options: Mapping[str, Any] | None,
-    section_minutes: float,
 ) -> dict[str, Any]:
     """Writes `archive.json` of a new archive, or compares that of one to be resumed."""
     path = f"{folder}/archive.json"
-    config = {"version": VERSION, "model": fingerprint, "section_minutes": section_minutes}
+    config: dict[str, Any] = {"version": VERSION, "model": fingerprint}
     config["options"] = json.loads(json.dumps(options or {}, default=_to_json, sort_keys=True))
     stored = stores.read_json(path)
     if stored is None:

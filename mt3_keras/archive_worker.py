@@ -6,6 +6,7 @@ import collections
 import functools
 import hashlib
 import io
+import itertools
 import json
 import pathlib
 import re
@@ -20,14 +21,14 @@ import numpy as np
 from mt3_keras import __version__, stores
 from mt3_keras.audio import duration, read_blocks
 from mt3_keras.beam import Report
-from mt3_keras.models.catalog import find_preset, pick_engine
-from mt3_keras.models.config import DetectorConfig
+from mt3_keras.cores import on_one_core
+from mt3_keras.models.catalog import find_preset
 from mt3_keras.note_table import note_records, note_schema
-from mt3_keras.notes import Note
-from mt3_keras.recording import Transcription
-from mt3_keras.sections import Section, cut_sections, join_sections
+from mt3_keras.recording import describe_source
+from mt3_keras.sections import Section, cut_section, cut_sections, pack, unpack
 
 if TYPE_CHECKING:
+    from mt3_keras.recording import Transcription
     from mt3_keras.transcriber import Transcriber
 
 LINES, NOTES, FAILED = "recordings-%s.jsonl", "notes-%s.parquet", "failed-%s.jsonl"
@@ -129,6 +130,7 @@ def transcribe_shard(shard: Shard) -> Report:
                     continue
                 folder = shard.sections_folder(recording, digest)
                 found = _transcribe(shard, path, folder, tally)
+                midi = b"" if isinstance(found, int) else _to_midi(shard, found)
         except Exception as error:  # of any kind: it affects this recording only
             failed.append({"recording": recording, "reason": describe_failure(error, recording)})
             tally.fail(failed[-1]["reason"])
@@ -141,7 +143,7 @@ def transcribe_shard(shard: Shard) -> Report:
         if isinstance(found, int):
             waiting[folder] = found
             continue
-        lines[recording] = _write_recording(shard, recording, digest, found)
+        lines[recording] = _write_recording(shard, recording, digest, found, midi)
         stores.remove(folder)
         tally.add(found.duration, time.monotonic() - began)
     _write_shard(shard, lines, lines != before, failed, waiting, tally)
@@ -149,20 +151,21 @@ def transcribe_shard(shard: Shard) -> Report:
 
 
 def transcribe_part(part: Part) -> Report:
-    """Transcribes a section of a long recording."""
+    """Has the network predict a section of a long recording."""
     stores.configure(part.shard.beam_args)
     path = f"{part.folder}/{part.number:05d}"
+    plan = stores.read_json(f"{part.folder}/plan.json")
+    if plan is None:
+        raise ArchiveError(f"{part.folder}: is gone; run the same command again")
     if stores.read_json(f"{path}.json") is None:
-        content = stores.read_whole(f"{path}.npy")
+        content = stores.read_whole(f"{path}.f32")
         if content is None:
-            raise ArchiveError(f"{path}.npy: is gone; run the same command again")
-        began = time.monotonic()
-        samples = np.load(io.BytesIO(content), allow_pickle=False)
-        found = load_engine(part.shard).transcribe(samples)
-        rows = [[*note, found.confidences.get(note)] for note in found.notes]
-        values = {"notes": rows, "duration": found.duration}
-        values |= {"invalid": found.invalid_events, "dropped": found.dropped_events}
-        values["work"] = time.monotonic() - began
+            raise ArchiveError(f"{path}.f32: is gone; run the same command again")
+        began, engine = time.monotonic(), load_engine(part.shard)
+        section = Section(*plan[part.number], np.frombuffer(content, np.float32))
+        outputs, end = engine.predict(cut_section(section, engine.model_config, engine.context))
+        stores.write_whole(f"{path}.npz", pack(outputs))
+        values = {"end": end, "work": time.monotonic() - began}
         stores.write_whole(f"{path}.json", json.dumps(values).encode())
     return {"sections": 1}
 
@@ -191,24 +194,12 @@ def engine_of_thread(model: str, options: Mapping[str, Any]) -> Transcriber:
     """
     key = (model, repr(options))
     if getattr(_engines, "key", None) != key:
-        _engines.transcriber, _engines.key = _load_on_one_core(model, options), key
+        from mt3_keras.transcriber import Transcriber
+
+        with on_one_core():
+            _engines.transcriber = Transcriber.from_preset(model, **options)
+        _engines.key = key
     return _engines.transcriber
-
-
-def _load_on_one_core(model: str, options: Mapping[str, Any]) -> Transcriber:
-    from mt3_keras.transcriber import Transcriber
-
-    options = dict(options)
-    folder = find_preset(model)
-    needs_keras = any(options.get(name) for name in ("exact", "log_floor"))
-    needs_keras = needs_keras or options.get("method") == "beam1"
-    engine = pick_engine(folder, options.get("engine", "auto"), needs_keras=needs_keras)
-    if engine == "litert" and options.get("batch_size") is None:
-        from mt3_keras.engines.litert import ROWS, read_bundle_config
-
-        is_detector = isinstance(read_bundle_config(folder), DetectorConfig)
-        options["batch_size"] = 1 if is_detector else ROWS
-    return Transcriber.from_preset(model, **options)
 
 
 def describe_failure(error: Exception, recording: str) -> str:
@@ -234,30 +225,18 @@ def _transcribe(
         plan = []
         config = load_engine(shard).model_config
         for section in cut_sections(read_blocks(path), config, shard.section_seconds):
-            samples = io.BytesIO()
-            np.save(samples, section.samples, allow_pickle=False)
-            stores.write_whole(f"{folder}/{len(plan):05d}.npy", samples.getvalue())
-            plan.append([section.start, section.first, section.end])
+            stores.write_whole(f"{folder}/{len(plan):05d}.f32", section.samples.tobytes())
+            plan.append(section[:-1])
         stores.write_whole(f"{folder}/plan.json", json.dumps(plan).encode())
     found = [stores.read_json(f"{folder}/{number:05d}.json") for number in range(len(plan))]
     if None in found:
         return len(plan)
     tally.work_of_sections += sum(values["work"] for values in found)
-    nothing = np.zeros(0, np.float32)
-    sections = [Section(start, first, end, nothing) for start, first, end in plan]
-    return join_sections(list(zip(sections, map(_read_part, found), strict=True)))
-
-
-def _read_part(values: dict[str, Any]) -> Transcription:
-    rows = [(Note(*row[:-1]), row[-1]) for row in values["notes"]]
-    return Transcription(
-        notes=[note for note, _ in rows],
-        segments=[],
-        invalid_events=values["invalid"],
-        dropped_events=values["dropped"],
-        duration=values["duration"],
-        confidences={note: confidence for note, confidence in rows if confidence is not None},
+    outputs = itertools.chain.from_iterable(
+        unpack(stores.read_whole(f"{folder}/{number:05d}.npz") or b"")
+        for number in range(len(plan))
     )
+    return load_engine(shard).read(outputs, found[-1]["end"])
 
 
 class _Deaths:
@@ -355,16 +334,21 @@ def _to_json_lines(lines: Mapping[str, Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(lines[name]) + "\n" for name in sorted(lines)).encode()
 
 
+def _to_midi(shard: Shard, found: Transcription) -> bytes:
+    """The content of a MIDI file."""
+    with tempfile.TemporaryDirectory() as temporary:
+        written = pathlib.Path(temporary, "notes.mid")
+        found.write_midi(written, text=describe_source(shard.model))
+        return written.read_bytes()
+
+
 def _write_recording(
-    shard: Shard, recording: str, digest: str, found: Transcription
+    shard: Shard, recording: str, digest: str, found: Transcription, content: bytes
 ) -> dict[str, Any]:
     """Writes the MIDI file of a recording; its line."""
     stem = re.sub(r"[^\w.-]+", "_", pathlib.PurePosixPath(recording).stem)[:60]
     midi = f"midi/{shard.name[:5]}/{stem}-{_identify(recording)}.mid"
-    with tempfile.TemporaryDirectory() as temporary:
-        written = pathlib.Path(temporary, "notes.mid")
-        found.write_midi(written)
-        stores.write_whole(f"{shard.folder}/{midi}", written.read_bytes())
+    stores.write_whole(f"{shard.folder}/{midi}", content)
     return {
         "recording": recording,
         "sha256": digest,

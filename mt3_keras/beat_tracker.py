@@ -282,7 +282,7 @@ def _number_beats(log_odds: Floats) -> tuple[NDArray[np.int64], float]:
 
     others = [(number - k) % meter == 0 for meter in METERS for k in range(meter)]
     others = [begins for begins in others if 2 * begins[starts].sum() < starts.sum()]
-    lead = log_chance(starts) - max(map(log_chance, others))
+    lead = log_chance(starts) - max(map(log_chance, others), default=np.inf)
     return bars.numbers, float(1 - np.exp(-_CONFIDENCE_BEATS * max(lead, 0.0)))
 
 

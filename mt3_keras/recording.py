@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from mt3_keras import __version__
 from mt3_keras.beats import Beats
 from mt3_keras.codec import Codec
 from mt3_keras.grammar import Rules
@@ -75,11 +76,16 @@ class Transcription:
 
         return track_beats(self.notes)
 
-    def write_midi(self, path: str | os.PathLike[str]) -> None:
-        """Writes the notes as a MIDI file, one named track for each instrument, and their beats."""
+    def write_midi(self, path: str | os.PathLike[str], *, text: str = "") -> None:
+        """Writes the notes as a MIDI file, one named track for each instrument, and their beats.
+
+        Args:
+          path: the file.
+          text: that the file states, such as `describe_source`.
+        """
         from mt3_keras.midi import write_midi
 
-        write_midi(self.notes, path, beats=self.beats, track_names=self.track_names)
+        write_midi(self.notes, path, beats=self.beats, text=text, track_names=self.track_names)
 
     def write_score(self, path: str | os.PathLike[str], *, title: str = "") -> None:
         """Writes the notes as sheet music, by the suffix .musicxml, .svg or .pdf.
@@ -90,6 +96,11 @@ class Transcription:
         from mt3_keras.engraving import write_score
 
         write_score(self.notes, path, beats=self.beats, title=title)
+
+
+def describe_source(model: str) -> str:
+    """What transcribed, as the MIDI files of the commands state it."""
+    return f"mt3-keras {__version__}, model {model}"
 
 
 def make_decoder(

@@ -1,105 +1,98 @@
-"""Long recordings in sections, which workers transcribe side by side, and their notes joined.
+"""Long recordings in sections, for several workers, and their notes: those of the whole recording.
 
-A section begins `WARM_UP` before the notes that it is to give and ends `RUN_OUT` after them: what
-a network and its decoder remember (the level of the music, a recurrent state) is then about what it
-would be had they begun at the start, and notes that sound past the border end where they end.
-How near the notes are to those of the whole recording is measured, not implied.
+A network predicts a segment from the samples in and around it. So a section is a run of segments
+with the samples around them, and its outputs are the very ones that these segments have in the
+whole recording. What goes from one segment to the next (notes that still sound, the instruments
+of the piece) is the decoder's, which reads the outputs of all sections as those of one recording.
 """
 
 from __future__ import annotations
 
+import io
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mt3_keras.models.config import SAMPLE_RATE_HZ, STEPS_PER_SECOND, ModelConfig
-from mt3_keras.notes import Note, sort_notes
-from mt3_keras.recording import Transcription
-
-WARM_UP = 60.0  # seconds
-RUN_OUT = 20.0
+from mt3_keras.models.config import SAMPLE_RATE_HZ, ModelConfig
+from mt3_keras.outputs import Output, RollOutput, TokenOutput
+from mt3_keras.segments import AudioSegment, cut_segments
 
 
 class Section(NamedTuple):
-    """A section of a recording.
+    """A run of a recording's segments.
 
     Attributes:
-      start: seconds in the recording at which `samples` begin.
-      first: seconds; onsets before it belong to the section before.
-      end: seconds; onsets from it on belong to the section after. Infinite in the last one.
+      first: number of its first segment.
+      num_segments: None is all to the end of the recording.
+      num_before: segments that `samples` hold before the first.
       samples: float32 [n], 16 kHz mono.
     """
 
-    start: float
-    first: float
-    end: float
+    first: int
+    num_segments: int | None
+    num_before: int
     samples: NDArray[np.float32]
 
 
 def cut_sections(
     blocks: Iterable[NDArray[np.float32]], config: ModelConfig, seconds: float
 ) -> Iterator[Section]:
-    """Cuts a recording; holds one section and one block at a time.
-
-    All begin where a segment of the whole recording begins, and on the grid of a token network's
-    times, so that both cut the same segments and round times alike.
+    """Cuts a recording where segments begin; holds one section and one block at a time.
 
     Args:
       blocks: float32 [n] of 16 kHz mono, any lengths.
       config: of the network.
-      seconds: length of a section without warm-up and run-out, about.
+      seconds: length of a section, about.
     """
-    num_samples = config.network.segment_frames * config.spectrogram.hop_samples
-    segment = Fraction(num_samples, SAMPLE_RATE_HZ)
-    grid = segment * (segment * STEPS_PER_SECOND).denominator
-
-    def on_grid(length: float) -> int:
-        return int(math.ceil(length / grid) * grid * SAMPLE_RATE_HZ)
-
-    size, warm_up, run_out = map(on_grid, (seconds, WARM_UP, RUN_OUT))
-    start = first = 0
+    step = config.segment_samples
+    size = max(1, round(seconds * SAMPLE_RATE_HZ / step))
+    num_around = math.ceil(config.lead_samples / step)
+    first = start = 0  # segments; that of `held` is `start`
     held = np.zeros(0, np.float32)
     for block in blocks:
         held = np.concatenate([held, block])
-        while start + held.size >= first + size + run_out:
-            end = first + size
-            samples = held[: end + run_out - start]
-            yield _make_section(start, first, end, samples)
-            first, begin = end, max(0, end - warm_up)
-            held, start = held[begin - start :], begin
-    yield _make_section(start, first, math.inf, held)
+        while held.size >= (end := (first + size - start) * step + config.overhang_samples):
+            yield Section(first, size, first - start, held[:end])
+            first += size
+            begin = max(0, first - num_around)
+            held, start = held[(begin - start) * step :], begin
+    yield Section(first, None, first - start, held)
 
 
-def _make_section(start: int, first: int, end: float, samples: NDArray[np.float32]) -> Section:
-    rate = SAMPLE_RATE_HZ
-    return Section(start / rate, first / rate, end / rate, samples)
+def cut_section(section: Section, config: ModelConfig, context: str) -> Iterator[AudioSegment]:
+    """The segments of a section, as `cut_segments` has them for the whole recording."""
+    first, rate = section.num_before, config.spectrogram.frames_per_second
+    end = None if section.num_segments is None else first + section.num_segments
+    segments = itertools.islice(cut_segments([section.samples], config, context), first, end)
+    for number, segment in enumerate(segments, section.first):
+        yield segment._replace(start=number * config.network.segment_frames / rate)
 
 
-def join_sections(parts: Sequence[tuple[Section, Transcription]]) -> Transcription:
-    """The notes of a recording, of its sections' notes in order; sections may lack their samples.
+def pack(outputs: Sequence[Output]) -> bytes:
+    """The outputs of a section's segments, at least one, as the content of a file."""
+    kind, content = type(outputs[0]), io.BytesIO()
+    arrays = {}
+    for name in kind._fields:
+        column = [np.asarray(getattr(output, name)) for output in outputs]
+        arrays[name] = np.concatenate(column)
+        arrays[f"{name}_ends"] = np.cumsum([len(array) for array in column])
+    np.savez(content, allow_pickle=False, **arrays)
+    return content.getvalue()
 
-    Each gives the notes whose onsets are its own. Token networks' segments are not joined.
-    """
-    notes: list[Note] = []
-    confidences: dict[Note, float] = {}
-    for section, found in parts:
-        for note in found.notes:
-            onset, offset = (round(section.start + time, 7) for time in note[:2])
-            if section.first <= onset < section.end:
-                moved = note._replace(onset=onset, offset=offset)
-                notes.append(moved)
-                if note in found.confidences:
-                    confidences[moved] = found.confidences[note]
-    section, found = parts[-1]
-    return Transcription(
-        notes=sort_notes(notes),
-        segments=[],
-        invalid_events=sum(found.invalid_events for _, found in parts),
-        dropped_events=sum(found.dropped_events for _, found in parts),
-        duration=round(section.start + found.duration, 7),
-        confidences=confidences,
-    )
+
+def unpack(content: bytes) -> list[Output]:
+    """What `pack` was given."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        is_tokens = "tokens" in arrays
+        columns = [
+            np.split(arrays[name], arrays[f"{name}_ends"][:-1])
+            for name in (TokenOutput if is_tokens else RollOutput)._fields
+        ]
+    rows = zip(*columns, strict=True)
+    if is_tokens:
+        return [TokenOutput(tokens.tolist()) for (tokens,) in rows]
+    return [RollOutput(*arrays) for arrays in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import os
 import pathlib
@@ -169,24 +170,46 @@ class Transcriber:
         Raises:
           AudioError: the audio cannot be used; one line, naming the file.
         """
-        config, duration = self.model_config, 0.0
-        rate = config.spectrogram.frames_per_second
-
-        def watch(segments: Iterable[AudioSegment]) -> Iterator[AudioSegment]:
-            nonlocal duration
-            for segment in segments:
-                duration = segment.start + segment.num_frames / rate
-                yield segment
-
-        recording = Recording(self._make_decoder(), config.network.segment_frames, rate)
-        segments = cut_segments(_to_blocks(audio), config, self.context)
+        recording = self._open_recording()
+        segments = self._watch(cut_segments(_to_blocks(audio), self.model_config, self.context))
         report = on_segment or (lambda _: None)
-        for index, output in self._engine.run(watch(segments)):
+        for index, output in self._engine.run(segments):
             for progress in recording.add(index, output):
                 report(progress)
-        for progress in recording.end(duration):
+        for progress in recording.end(segments.end):
             report(progress)
+        return recording.finish(segments.end)
+
+    def predict(self, segments: Iterable[AudioSegment]) -> tuple[list[Output], float]:
+        """What the network predicts of each segment, in their order, and where the last one ends.
+
+        Args:
+          segments: of a recording, in order of time.
+        """
+        watched = self._watch(segments)
+        found = dict(self._engine.run(watched))
+        return [found[index] for index in range(len(found))], watched.end
+
+    def read(self, outputs: Iterable[Output], duration: float) -> Transcription:
+        """The notes of a recording, given the output of each of its segments in order of time.
+
+        Args:
+          outputs: at least one.
+          duration: seconds of the recording.
+        """
+        recording = self._open_recording()
+        for index, output in enumerate(outputs):
+            collections.deque(recording.add(index, output), maxlen=0)
+        collections.deque(recording.end(duration), maxlen=0)
         return recording.finish(duration)
+
+    def _watch(self, segments: Iterable[AudioSegment]) -> _Watched:
+        return _Watched(segments, self.model_config.spectrogram.frames_per_second)
+
+    def _open_recording(self) -> Recording:
+        config = self.model_config
+        rate = config.spectrogram.frames_per_second
+        return Recording(self._make_decoder(), config.network.segment_frames, rate)
 
     def _make_decoder(self) -> Any:
         return make_decoder(
@@ -197,6 +220,18 @@ class Transcriber:
             rules=self.rules,
             num_instruments=self.num_instruments,
         )
+
+
+class _Watched:
+    """Segments on their way to an engine; `end` is where the last one so far ends, in seconds."""
+
+    def __init__(self, segments: Iterable[AudioSegment], rate: float) -> None:
+        self._segments, self._rate, self.end = segments, rate, 0.0
+
+    def __iter__(self) -> Iterator[AudioSegment]:
+        for segment in self._segments:
+            self.end = segment.start + segment.num_frames / self._rate
+            yield segment
 
 
 def make_engine(

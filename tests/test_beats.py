@@ -264,3 +264,9 @@ def test_read_midi_gives_the_notes_of_a_file_with_beats(tmp_path):
     write_midi(notes, tmp_path / "a.mid", beats=unsteady(5))
     for got, expected in zip(read_midi(tmp_path / "a.mid"), notes, strict=True):
         assert got == pytest.approx(expected, abs=2e-3)
+
+
+def test_beats_of_which_none_is_a_downbeat_have_uncertain_bars():
+    no_downbeat = np.array([[9.0, -99.0]] * 3, np.float32)
+    _, confidence = beat_tracker._number_beats(no_downbeat)
+    assert confidence == 0

@@ -52,7 +52,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     text("runner", "", "Beam's runner, such as DaskRunner; by default on this machine.")
     flags.DEFINE_float(
         "section_minutes",
-        30.0,
+        10.0,
         "Longer recordings are cut into sections of about this length, for several workers.",
         lower_bound=1.0,
         flag_values=values,

@@ -21,7 +21,6 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
-from mt3_keras import __version__
 from mt3_keras.cli.archive import define_list_flag
 from mt3_keras.cli.command_line import Command, UsageError, complain, describe_error
 from mt3_keras.cli.model_flags import DEFAULT_MODEL, define_model_flags, load_transcriber
@@ -318,6 +317,7 @@ def _transcribe_one(
 ) -> None:
     from mt3_keras.cli.note_files import write_lines, write_notes, write_wav
     from mt3_keras.notes import describe_notes
+    from mt3_keras.recording import describe_source
 
     _check_outputs(job)
     lines = next((path for path in job.outputs if path.suffix == ".jsonl"), None)
@@ -340,7 +340,7 @@ def _transcribe_one(
     beats = None
     if any(name in NEED_BEATS for name in _parse_formats(values.formats)):
         beats = _find_beats(result, parse_beats(values.beats))
-    source = f"mt3-keras {__version__}, model {values.model or DEFAULT_MODEL}"
+    source = describe_source(values.model or DEFAULT_MODEL)
     for path in job.outputs:
         if path.suffix == ".wav":
             write_wav(result, job.recording, path, values.font, values.compare)
