@@ -6,13 +6,15 @@
 The model is the page's, which Python runs on LiteRT. "Equal": notes of the same key and instrument
 whose ends are within a frame of 16 ms and whose velocity within 1. Times are of the tab's process:
 "s" on the clock, "cpu" of all its threads; memory is its peak. `--pictures` writes those of the
-documentation, from the example: page.png, page_dark.png, page_phone.png, page_phone_dark.png.
+documentation (`make pictures`), from the example: page.png, page_dark.png, page_phone.png,
+page_phone_dark.png and, drawn by Python, band.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import pathlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from typing import Any
 
 from benchmarks.browser import ROOT, count_same, drive, to_notes
 from benchmarks.machine import describe_machine
+from mt3_keras import __main__
 from mt3_keras.transcriber import Transcriber
 from train.evaluate import read_manifest
 
@@ -30,6 +33,7 @@ PICTURES = {
     "page_phone.png": (390, 844, "light"),
     "page_phone_dark.png": (390, 844, "dark"),
 }
+ROLL = "band.png"
 TIMEOUT = 3600.0  # seconds
 
 
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=pathlib.Path)
     arguments = parser.parse_args(argv)
     if arguments.pictures:
-        take_pictures(arguments.page, arguments.pictures)
+        take_pictures(arguments.page, arguments.pictures, arguments.model)
         return
     paths = list(arguments.audio)
     if arguments.data:
@@ -52,12 +56,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(report(arguments.page, paths or [EXAMPLE], arguments.model))
 
 
-def take_pictures(page: pathlib.Path, out_dir: pathlib.Path) -> None:
-    """Writes `PICTURES` of the example's notes."""
+def take_pictures(page: pathlib.Path, out_dir: pathlib.Path, model: str) -> None:
+    """Writes `PICTURES` of the example's notes, and `ROLL`."""
     pictures = [[*size, name] for name, size in PICTURES.items()]
     task = {"do": "transcribe", "file": str(EXAMPLE), "pictures": pictures}
     drive(page, out_dir, [task], TIMEOUT)
-    print("wrote " + ", ".join(str(out_dir / name) for name in PICTURES))
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["transcribe", str(EXAMPLE), "--model", model, "--formats", "png"]
+        if __main__.main([*arguments, "--output_dir", folder]):
+            sys.exit(1)
+        shutil.copyfile(pathlib.Path(folder) / "band.png", out_dir / ROLL)
+    print("wrote " + ", ".join(str(out_dir / name) for name in (*PICTURES, ROLL)))
 
 
 def report(page: pathlib.Path, paths: Sequence[pathlib.Path], model: str) -> str:

@@ -8,7 +8,7 @@ taken. "Kept" is the share of the score's notes that MuseScore plays at their pl
 all of the score's bar lines are MuseScore's; "found" and "played" are F1 of what MuseScore plays
 against the transcribed and the rendered notes, onsets within half a beat.
 
-`--pictures` writes those of the documentation: score_piano.png, score_drums.png and
+`--pictures` writes those of the documentation: score_song.png, score_drums.png and
 score_strings.png, of one recording each, and bars.png.
 """
 
@@ -35,10 +35,11 @@ from mt3_keras.score import QUARTER, Score, make_score
 from mt3_keras.tempo import read_beats
 
 PICTURES = {  # folder of the piece, and its title
-    "score_piano.png": ("openscore_lieder", "Song"),
+    "score_song.png": ("openscore_lieder", "Song"),
     "score_drums.png": ("groove", "Drums"),
     "score_strings.png": ("openscore_quartets", "String quartet"),
 }
+MOST_PIXELS, GAP_PIXELS = 1500, 30  # of a score's height; between its systems
 PLAIN_BAR = 2.0  # seconds, of four beats where none are known
 
 
@@ -156,7 +157,11 @@ def _draw_score(excerpt: Excerpt, beats: Beats, title: str, path: pathlib.Path) 
         png = cairosvg.svg2png(url=os.fspath(svg), output_width=1000, background_color="white")
     image = Image.open(io.BytesIO(png)).convert("L")
     left, top, right, bottom = ImageOps.invert(image).getbbox() or (0, 0, *image.size)
-    box = (max(0, left - 10), max(0, top - 10), right + 10, min(bottom + 10, top + 1200))
+    is_blank = (np.asarray(image) == 255).all(axis=1)
+    if bottom > MOST_PIXELS:  # as many systems as fit
+        gaps = np.convolve(is_blank[:MOST_PIXELS], np.ones(GAP_PIXELS), "valid") == GAP_PIXELS
+        bottom = int(np.flatnonzero(gaps)[-1])
+    box = (max(0, left - 10), max(0, top - 10), right + 10, bottom + 10)
     image.crop(box).quantize(16).save(path, optimize=True)
 
 

@@ -255,8 +255,8 @@ export class Roll {
         context.roundRect(x, y + 0.5, width, this.row - 1, 2);
         context.fill();
         if (this.row >= LEAST_NAMED_ROW && width > 26 && !lane.isFaded) {
+          context.fillStyle = inkOn(lane.color, theme.surface, context.globalAlpha);
           context.globalAlpha = 1;
-          context.fillStyle = inkOn(lane.color);
           context.font = `${Math.min(11, this.row + 1)}px system-ui, sans-serif`;
           context.fillText(pitchName(note.pitch), x + 4, y + this.row / 2 + 0.5);
         }
@@ -402,8 +402,11 @@ function clockLabel(seconds: number, step: number): string {
   return `${clock(seconds + 1e-6)}${rest}`;
 }
 
-/** Black or white, whichever can be read on a color. */
-function inkOn(color: string): string {
-  const channels = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16) / 255);
-  return 0.3 * channels[0] + 0.59 * channels[1] + 0.11 * channels[2] > 0.5 ? "#111" : "#fff";
+/** Black or white, whichever can be read on a color that lets some of what is below through. */
+function inkOn(color: string, below: string, alpha: number): string {
+  const luminance = (hex: string) =>
+    [0.3, 0.59, 0.11]
+      .map((weight, i) => (weight * parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16)) / 255)
+      .reduce((sum, part) => sum + part, 0);
+  return alpha * luminance(color) + (1 - alpha) * luminance(below) > 0.45 ? "#111" : "#fff";
 }
