@@ -18,7 +18,7 @@ override OUT := $(value OUT)
 export AUDIO MODEL OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help transcribe web test lint docs format clean
+.PHONY: help transcribe web pictures test lint docs format clean
 
 help:
 	@echo 'make transcribe AUDIO=song.mp3   write the notes of a recording, or of a folder of them, as MIDI'
@@ -26,6 +26,7 @@ help:
 	@echo '       MODEL=...  another model, or its folder       OUT=...  folder to write to'
 	@echo '       ARGS=...   further flags: $(RUN) -m mt3_keras transcribe --help'
 	@echo 'make web                         build the page that transcribes in a browser: build/web, for mt3 serve'
+	@echo 'make pictures                    take the pictures of the page again that the documentation shows'
 	@echo 'make test                        lint, then run all tests; ARGS=... goes to pytest'
 	@echo 'make lint                        check style, types and who imports what'
 	@echo 'make docs                        build the documentation: site/index.html'
@@ -52,6 +53,10 @@ web: $(CORE)
 	cd web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent check && npm run --silent build
 	$(RUN) -m export.page --out_dir build/web
 	@echo 'Open it with: $(RUN) -m mt3_keras serve'
+
+# The documentation's, of the page and of the example's notes, with the weights that are there.
+pictures: web
+	$(RUN) -m benchmarks.page --pictures docs
 
 test: lint
 	$(RUN) -m pytest -n 2 --dist loadfile -rs $(ARGS)

@@ -150,12 +150,18 @@ _BEAT_BIAS, _DOWNBEAT_BIAS = np.log(3.0), np.log(6.0)
 _CONFIDENCE_BEATS = 8  # over which bars are compared with the next best ones
 
 
-def track_beats(notes: Sequence[Note], *, beats_per_minute: float | None = None) -> Beats | None:
+def track_beats(
+    notes: Sequence[Note],
+    *,
+    beats_per_minute: float | None = None,
+    least_confidence: float = LEAST_CONFIDENCE,
+) -> Beats | None:
     """Finds the beats of a piece, and its bars.
 
     Args:
       notes: of the whole piece, as transcribed.
       beats_per_minute: a tempo that is known and constant; None finds tempo and its changes.
+      least_confidence: of beats whose tempo is not known; those below it are none.
 
     Returns:
       The beats from before the first note to after the last, and the most probable bars. None
@@ -174,7 +180,7 @@ def track_beats(notes: Sequence[Note], *, beats_per_minute: float | None = None)
         return None
     at_beats = _near(logits, times)
     confidence = float(_logistic(at_beats[:, 0]).mean())
-    if beats_per_minute is None and confidence < LEAST_CONFIDENCE:
+    if beats_per_minute is None and confidence < least_confidence:
         return None
     numbers, bar_confidence = _number_beats(at_beats)
     if beats_per_minute is None:

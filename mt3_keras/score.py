@@ -82,6 +82,7 @@ class Score:
       fifths: sharps of the key signature, flats below 0.
       is_minor: whether the key is minor.
       quarters_per_minute: the tempo at the start.
+      origin: number of the beat at which the first bar begins, as `Beats.positions` counts.
     """
 
     bars: list[Bar]
@@ -90,6 +91,7 @@ class Score:
     fifths: int
     is_minor: bool
     quarters_per_minute: float
+    origin: int
     title: str = ""
 
 
@@ -131,7 +133,7 @@ def make_score(notes: Sequence[Note], beats: Beats, title: str = "") -> Score:
     fifths, is_minor = find_key(pitched)
     tempo = beats.beats_per_minute * beat / QUARTER
     bars = _bars(beats, origin, beat, last)
-    return Score(bars, parts, beat, fifths, is_minor, tempo, title)
+    return Score(bars, parts, beat, fifths, is_minor, tempo, origin, title)
 
 
 def _first_bar(beats: Beats, first: float) -> int:

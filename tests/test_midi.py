@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
+import subprocess
 import time
 
 import mido
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mt3_keras.beats import Beats
 from mt3_keras.midi import (
     MidiError,
     instrument_name,
@@ -501,3 +504,70 @@ def test_damaged_files_are_read_or_refused_in_a_line(tmp_path, seed):
         assert all(0 <= n.pitch <= 127 and 0 < n.velocity <= 127 for n in notes)
         assert all(a.onset <= b.onset for a, b in itertools.pairwise(notes))
     assert time.process_time() - start < 5
+
+
+def read_by_pretty_midi(path):
+    read = pretty_midi.PrettyMIDI(str(path))
+    notes = [(n.start, n.pitch) for part in read.instruments for n in part.notes]
+    return notes, len(read.instruments), [s.numerator for s in read.time_signature_changes]
+
+
+def read_by_mido(path):
+    file, clock, notes = mido.MidiFile(path), 0.0, []
+    for message in file:
+        clock += message.time
+        if message.type == "note_on" and message.velocity:
+            notes.append((clock, message.note))
+    signatures = [m.numerator for t in file.tracks for m in t if m.type == "time_signature"]
+    return notes, len(file.tracks) - 1, signatures
+
+
+def read_by_music21(path):
+    music21 = pytest.importorskip("music21")
+    score = music21.converter.parse(path, quantizePost=False, forceSource=True)
+    notes = []
+    for event in score.flatten().secondsMap:
+        own = event["element"]
+        if not isinstance(own, music21.note.NotRest) or (own.tie and own.tie.type != "start"):
+            continue
+        for note in own.notes if isinstance(own, music21.chord.ChordBase) else [own]:
+            is_drum = isinstance(note, music21.note.Unpitched)
+            pitch = note.storedInstrument.percMapPitch if is_drum else note.pitch.midi
+            notes.append((event["offsetSeconds"], pitch))
+    bars = score.parts[0].getElementsByClass("Measure")
+    signatures = [bar.timeSignature.numerator for bar in bars if bar.timeSignature]
+    return notes, len(score.parts), signatures
+
+
+def read_by_musescore(path):
+    musescore = shutil.which("musescore3") or shutil.which("mscore3")
+    if not musescore:
+        pytest.skip("needs MuseScore (Debian: musescore3)")
+    again = path.with_name("again.mid")
+    subprocess.run(
+        [musescore, "-o", again, path],
+        env={**os.environ, "QT_QPA_PLATFORM": "offscreen"},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    return read_by_pretty_midi(again)
+
+
+@pytest.mark.parametrize(
+    "read", [read_by_pretty_midi, read_by_mido, read_by_music21, read_by_musescore]
+)
+def test_other_programs_read_notes_parts_and_bars_as_written(tmp_path, read):
+    beats = Beats(tuple(0.5 * k for k in range(24)), tuple(k % 3 + 1 for k in range(24)))
+    notes = [
+        Note(k / 2, k / 2 + 0.4, pitch, 80, program, is_drum)
+        for k in range(20)
+        for pitch, program, is_drum in ((60 + k % 8, 0, False), (40, 33, False), (36, 0, True))
+    ]
+    write_midi(notes, tmp_path / "trio.mid", beats=beats)
+    found, num_parts, signatures = read(tmp_path / "trio.mid")
+    assert sorted((round(time, 2), pitch) for time, pitch in found) == sorted(
+        (note.onset, note.pitch) for note in notes
+    )
+    assert num_parts == 3
+    assert signatures == [3]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import json
 import os
 import pathlib
 import shutil
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 import wave
@@ -18,28 +15,21 @@ import numpy as np
 import pytest
 import soundfile
 
+from benchmarks.browser import (
+    BROWSERS,
+    STEP,
+    count_same,
+    drive,
+    find_browser,
+    serving,
+    to_notes,
+)
 from mt3_keras import Transcriber, __main__, read_midi
-from mt3_keras.cli.serve import PageServer
 from mt3_keras.notes import Note
+from mt3_keras.tempo import read_beats
 from tests.conftest import ROOT
 
 EXAMPLE = ROOT / "examples" / "band.flac"
-STEP = 0.016  # seconds, of a frame
-CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SIZES = [(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light"), (390, 844, "dark")]
-
-
-@contextlib.contextmanager
-def serving(folder: pathlib.Path):
-    server = PageServer(folder, 0)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server.address
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -62,43 +52,15 @@ def page(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-def drive(page: pathlib.Path, folder: pathlib.Path, *tasks: dict) -> list[dict]:
+def ask(page: pathlib.Path, folder: pathlib.Path, *tasks: dict) -> list[dict]:
     """What the page answers; it asks nobody else and raises nothing."""
-    chromium = next(filter(None, map(shutil.which, CHROMIUMS)), None)
-    if chromium is None:
-        pytest.skip(f"needs a browser: {' or '.join(CHROMIUMS[:2])}")
-    with serving(page) as address:
-        done = subprocess.run(
-            ["node", str(ROOT / "web/test/drive.mjs"), chromium, address, str(folder)],
-            input=json.dumps(tasks),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout)
-    for answer in answers:
-        assert not answer["foreign"] and not answer["failures"], answer
-    return answers
-
-
-def to_notes(found: list[dict]) -> list[Note]:
-    names = ("onset", "offset", "pitch", "velocity", "program", "isDrum")
-    return [Note(*(note[name] for name in names)) for note in found]
-
-
-def by_key(note: Note) -> tuple:
-    return note.is_drum, note.program, note.pitch, note.onset
+    if find_browser() is None:
+        pytest.skip(f"needs a browser: {' or '.join(BROWSERS[:2])}")
+    return drive(page, folder, tasks, timeout=900)
 
 
 def assert_same(found: list[Note], expected: list[Note], tolerance: float = STEP) -> None:
-    """Each note has its like: the same key and instrument, its times within a frame."""
-    keys = [by_key(note)[:3] for note in sorted(found, key=by_key)]
-    assert keys == [by_key(note)[:3] for note in sorted(expected, key=by_key)]
-    for note, other in zip(sorted(found, key=by_key), sorted(expected, key=by_key), strict=True):
-        assert note.onset == pytest.approx(other.onset, abs=tolerance), (note, other)
-        assert note.offset == pytest.approx(other.offset, abs=tolerance), (note, other)
-        assert abs(note.velocity - other.velocity) <= 1, (note, other)
+    assert count_same(found, expected, tolerance) == len(found) == len(expected)
 
 
 def write_silence(path: pathlib.Path, seconds: int, rate: int = 8000) -> pathlib.Path:
@@ -133,15 +95,14 @@ def recordings(tmp_path_factory) -> list[pathlib.Path]:
 def test_the_page_reads_and_saves_the_notes_that_python_reads(
     page, transcriber, recordings, tmp_path
 ):
-    shots = os.environ.get("MT3_PICTURES")  # a folder, to look at the page
-    folder = pathlib.Path(shots) if shots else tmp_path
     first, *others = ({"do": "transcribe", "file": str(path)} for path in recordings)
-    first |= {"saves": ["midi", "musicxml", "csv"], "pictures": SIZES if shots else SIZES[:1]}
-    answers = drive(page, folder, first, *others)
+    first |= {"saves": ["midi", "musicxml", "csv"], "pictures": [[390, 844, "dark", "page.png"]]}
+    answers = ask(page, tmp_path, first, *others)
     for path, answer in zip(recordings, answers, strict=True):
         expected = transcriber.transcribe(path).notes
         assert expected, path
         assert_same(to_notes(answer["notes"]), expected)
+    assert (tmp_path / "page.png").stat().st_size
     notes = to_notes(answers[0]["notes"])
     saved = {kind: pathlib.Path(path) for kind, path in answers[0]["saved"].items()}
     assert_same(read_midi(saved["midi"]), notes, tolerance=0.002)
@@ -156,8 +117,17 @@ def test_the_page_reads_and_saves_the_notes_that_python_reads(
     assert text.count("<measure ") % text.count("<score-part ") == 0
 
 
+@pytest.mark.skipif("MT3_SHARED" not in os.environ, reason="needs the clips of MT3_SHARED")
+def test_the_page_reads_the_notes_of_real_clips_that_python_reads(page, transcriber, tmp_path):
+    audio = pathlib.Path(os.environ["MT3_SHARED"]) / "data/dev/audio"
+    paths = sorted(audio.glob("*.flac"), key=lambda path: path.stat().st_size)[:4]
+    answers = ask(page, tmp_path, *({"do": "transcribe", "file": str(path)} for path in paths))
+    for path, answer in zip(paths, answers, strict=True):
+        assert_same(to_notes(answer["notes"]), transcriber.transcribe(path).notes)
+
+
 def test_what_a_user_does_with_a_result(page, tmp_path):
-    (answer,) = drive(page, tmp_path, {"do": "use", "file": str(EXAMPLE)})
+    (answer,) = ask(page, tmp_path, {"do": "use", "file": str(EXAMPLE)})
     fewer = Transcriber.from_preset("small", engine="litert", least_confidence=0.8)
     expected = fewer.transcribe(EXAMPLE).notes
     shown = [note for note in to_notes(answer["fewer"]) if not note.is_drum]
@@ -165,6 +135,12 @@ def test_what_a_user_does_with_a_result(page, tmp_path):
     assert answer["played"]["time"].startswith("0:01"), answer
     assert "Only the recording" not in answer["played"]["status"]
     assert {note.program for note in read_midi(answer["midi"])} == {40}
+    bars = read_beats(answer["inBars"]["midi"])
+    assert bars.beats_per_bar == 3
+    at = min(abs(time - float(answer["inBars"]["seconds"])) for time in bars.downbeats)
+    assert at < 60 / bars.beats_per_minute / 2
+    text = pathlib.Path(answer["inBars"]["musicxml"]).read_text()
+    assert "<beats>3</beats>" in text and "<beats>4</beats>" not in text
     assert "Fiddle" in answer["note"]
     assert answer["rows"] and not answer["nameless"]
 
@@ -182,7 +158,7 @@ def test_what_cannot_be_transcribed_is_a_sentence(page, tmp_path):
         silent: "silent.wav is silent",
         write_silence(tmp_path / "long.wav", 32 * 60): "long.wav is 32 minutes long",
     }
-    refused, microphone, heard, stopped = drive(
+    refused, microphone, heard, stopped = ask(
         page,
         tmp_path,
         {"do": "refuse", "files": [str(path) for path in files]},

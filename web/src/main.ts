@@ -7,7 +7,7 @@ import { clock, pitchName, type ModelFacts, type Note } from "./notes";
 import { Parts } from "./parts";
 import { Player } from "./player";
 import { Roll } from "./roll";
-import { alignTempo, findTempo, type Tempo } from "./tempo";
+import { alignBars, alignTempo, findTempo, USUAL_BAR, type Tempo } from "./tempo";
 import type { Reply, Request } from "./worker";
 
 const MOST_ROWS = 2000; // of the list of notes
@@ -22,11 +22,16 @@ function element<T extends HTMLElement = HTMLElement>(id: string): T {
 const button = (id: string) => element<HTMLButtonElement>(id);
 const input = (id: string) => element<HTMLInputElement>(id);
 const show = (id: string, isShown: boolean) => (element(id).hidden = !isShown);
-const say = (text: string) => (element("status").textContent = text);
+/** What the page is doing; a screen reader speaks it, unless it is but a count that goes on. */
+const say = (text: string, isCount = false) => {
+  element("status").setAttribute("aria-live", isCount ? "off" : "polite");
+  element("status").textContent = text;
+};
 
 let facts: ModelFacts;
 let recorded: Recorded | undefined;
 let notes: Note[] = [];
+let isReady = false;
 let isWhole = false;
 let startedAt = 0;
 let firstUpdate: { at: number; seconds: number } | undefined;
@@ -47,9 +52,20 @@ Object.assign(globalThis, {
     get notes() {
       return notes;
     },
+    get isReady() {
+      return isReady;
+    },
     get isWhole() {
       return isWhole;
     },
+    get cursor() {
+      return roll.cursor;
+    },
+    /** Of the recording. */
+    get duration() {
+      return recorded?.seconds;
+    },
+    /** That transcribing it has taken. */
     get seconds() {
       return (performance.now() - startedAt) / 1000;
     },
@@ -59,6 +75,7 @@ Object.assign(globalThis, {
 function startWorker(): Worker {
   const started = new Worker("wasm/worker.js");
   started.onmessage = ({ data }: MessageEvent<Reply>) => {
+    if (data.kind === "ready") isReady = true;
     if (data.kind === "notes") take(data.notes, data.seconds, data.isWhole);
     if (data.kind === "failed") fail(`The network could not be run here: ${data.message}`);
   };
@@ -95,16 +112,15 @@ function begin(read: Recorded): void {
   recorded = read;
   notes = [];
   isWhole = hasOwnTempo = false;
-  tempo = null;
   parts.forget();
   document.body.classList.add("has-result");
   show("result", true);
   show("working", true);
-  Object.assign(roll, { duration: read.seconds, done: 0, cursor: 0, tempo, selected: undefined });
+  Object.assign(roll, { duration: read.seconds, done: 0, cursor: 0, selected: undefined });
   setRange(undefined);
   input("limit").value = String(facts.reading.onset_limit);
   showLimit();
-  input("tempo").value = "";
+  setTempo(null);
   showNotes();
   roll.zoomTo(Math.min(read.seconds, 20));
   showTime(0);
@@ -125,7 +141,7 @@ function showProgress(seconds: number): void {
   const speed = firstUpdate ? (seconds - firstUpdate.seconds) / (now - firstUpdate.at) : 0;
   const left = speed > 0 ? `, ${describeTime((total - seconds) / speed)} left` : "";
   const long = total > LONG_SECONDS ? ` It is ${Math.round(total / 60)} minutes long.` : "";
-  say(`Transcribing ${recorded.name}: ${clock(seconds)} of ${clock(total)}${left}.${long}`);
+  say(`Transcribing ${recorded.name}: ${clock(seconds)} of ${clock(total)}${left}.${long}`, seconds > 0);
 }
 
 function describeTime(seconds: number): string {
@@ -228,7 +244,16 @@ function setRange(range: [number, number] | undefined): void {
 function setTempo(found: Tempo | null): void {
   tempo = roll.tempo = found;
   input("tempo").value = found ? String(Math.round(found.beatsPerMinute * 100) / 100) : "";
+  input("per-bar").value = String(found?.beatsPerBar ?? USUAL_BAR);
+  input("per-bar").disabled = button("bar-here").disabled = !found;
   roll.draw();
+}
+
+/** Bars of so many beats, one of which begins at a time. */
+function setBars(beatsPerBar: number, seconds: number): void {
+  if (!tempo) return;
+  hasOwnTempo = true;
+  setTempo(alignBars(tempo, beatsPerBar, seconds));
 }
 
 async function play(): Promise<void> {
@@ -249,7 +274,6 @@ async function play(): Promise<void> {
 
 function showPlaying(): void {
   button("play").textContent = player.isPlaying ? "Pause" : "Play";
-  button("play").setAttribute("aria-pressed", String(player.isPlaying));
 }
 
 function togglePlay(): void {
@@ -298,9 +322,9 @@ function selectedParts(): Part[] {
 
 function selectedTempo(): Tempo | null {
   if (!tempo || !roll.range) return tempo;
-  const bar = (4 * 60) / tempo.beatsPerMinute;
-  const first = (tempo.firstBeat - roll.range[0]) % bar;
-  return { ...tempo, firstBeat: (first + bar) % bar };
+  const bar = (tempo.beatsPerBar * 60) / tempo.beatsPerMinute;
+  const first = (tempo.firstBar - roll.range[0]) % bar;
+  return { ...tempo, firstBar: (first + bar) % bar };
 }
 
 function save(content: BlobPart, type: string, suffix: string): void {
@@ -350,14 +374,24 @@ async function record(): Promise<void> {
   } else {
     try {
       microphone = await Microphone.start();
-      say("Recording … press Stop recording when you are done.");
+      countRecording(microphone, performance.now());
     } catch (error) {
       if (!(error instanceof AudioProblem)) throw error;
       fail(error.message);
     }
   }
   button("record").textContent = microphone ? "Stop recording" : "Record";
-  button("record").setAttribute("aria-pressed", String(Boolean(microphone)));
+}
+
+/** Says how long a recording is, until it ends. */
+function countRecording(running: Microphone, start: number): void {
+  const count = () => {
+    if (microphone !== running) return clearInterval(timer);
+    const seconds = (performance.now() - start) / 1000;
+    say(`Recording … ${clock(seconds)}. Press Stop recording when you are done.`, seconds >= 1);
+  };
+  const timer = window.setInterval(count, 1000);
+  count();
 }
 
 button("choose").onclick = () => input("file").click();
@@ -400,8 +434,15 @@ input("tempo").onchange = () => {
   const value = Number(input("tempo").value);
   hasOwnTempo = true;
   const isTempo = value >= 30 && value <= 300;
-  setTempo(isTempo ? alignTempo(notes.map(({ onset }) => onset), value) : null);
+  const beatsPerBar = tempo?.beatsPerBar ?? USUAL_BAR;
+  const found = isTempo ? alignTempo(notes.map(({ onset }) => onset), value) : null;
+  setTempo(found && { ...found, beatsPerBar });
 };
+input("per-bar").onchange = () => {
+  const count = Math.round(Number(input("per-bar").value));
+  if (tempo) setBars(count >= 1 && count <= 12 ? count : tempo.beatsPerBar, tempo.firstBar);
+};
+button("bar-here").onclick = () => setBars(tempo?.beatsPerBar ?? USUAL_BAR, roll.cursor);
 button("zoom-in").onclick = () => roll.zoomBy(1.5);
 button("zoom-out").onclick = () => roll.zoomBy(1 / 1.5);
 button("zoom-all").onclick = () => roll.zoomTo(recorded?.seconds ?? 1);
@@ -442,6 +483,7 @@ element("scroller").addEventListener("keydown", (event) => {
   else if (event.key === "-") roll.zoomBy(1 / 1.5);
   else if (event.key === " ") togglePlay();
   else if (event.key === "Escape") setRange(undefined);
+  else if (event.key === "b") setBars(tempo?.beatsPerBar ?? USUAL_BAR, roll.cursor);
   else if (event.key === "n" || event.key === "p") stepToNote(event.key === "n");
   else return;
   event.preventDefault();

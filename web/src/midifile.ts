@@ -22,22 +22,24 @@ const NUM_MELODIC = 15;
 /**
  * The bytes of a MIDI file; times are moved by less than a tick, about 1 ms.
  *
- * Before the first bar line stands a bar of one beat that lasts as long as it takes. MIDI has 15
- * melodic channels: further parts go to a second port, which has 15 more.
+ * Before the first bar line stands a bar of as many beats as fit, and there is no time signature
+ * without a tempo. MIDI has 15 melodic channels: further parts go to a second port, which has 15
+ * more.
  */
 export function toMidi(parts: Part[], tempo: Tempo | null, comment: string): Uint8Array {
   const beat = Math.round(60e6 / (tempo?.beatsPerMinute ?? PLAIN_TEMPO)); // microseconds
-  const before = Math.round((tempo?.firstBeat ?? 0) * 1e6);
-  const hasPickup = before > LEAST_PICKUP;
-  const start = hasPickup ? before : 0;
-  const firstTick = hasPickup ? TICKS_A_BEAT : 0;
+  const before = Math.round((tempo?.firstBar ?? 0) * 1e6);
+  const pickup = before > LEAST_PICKUP ? Math.max(1, Math.round(before / beat)) : 0; // beats
+  const start = pickup ? before : 0;
+  const firstTick = pickup * TICKS_A_BEAT;
   const toTicks = (seconds: number) => {
     const after = seconds * 1e6 - start;
-    return firstTick + Math.round((after * TICKS_A_BEAT) / (after < 0 ? start : beat));
+    return firstTick + Math.round(after < 0 ? (after * firstTick) / start : (after * TICKS_A_BEAT) / beat);
   };
   const head: MidiEvent[] = [{ deltaTime: 0, meta: true, type: "text", text: comment }];
-  if (hasPickup) head.push(...startBars(0, before, 1));
-  head.push(...startBars(firstTick, beat, 4), { deltaTime: 0, meta: true, type: "endOfTrack" });
+  if (pickup) head.push(...startBars(0, Math.round(before / pickup), pickup));
+  head.push(...startBars(firstTick, beat, tempo?.beatsPerBar));
+  head.push({ deltaTime: 0, meta: true, type: "endOfTrack" });
   let melodic = 0;
   const tracks = parts.map((part) => {
     const index = part.isDrum ? 0 : melodic++;
@@ -49,15 +51,12 @@ export function toMidi(parts: Part[], tempo: Tempo | null, comment: string): Uin
   return Uint8Array.from(writeMidi({ header, tracks: [head, ...tracks] }));
 }
 
-/** Tempo and time signature, so many ticks after the event before. */
-function startBars(deltaTime: number, beat: number, numerator: number): MidiEvent[] {
-  return [
-    { deltaTime, meta: true, type: "setTempo", microsecondsPerBeat: beat },
-    {
-      ...{ deltaTime: 0, meta: true, type: "timeSignature", numerator, denominator: 4 },
-      ...{ metronome: 24, thirtyseconds: 8 },
-    } as MidiEvent,
-  ];
+/** Tempo, and time signature where one is known, so many ticks after the event before. */
+function startBars(deltaTime: number, beat: number, numerator: number | undefined): MidiEvent[] {
+  const speed: MidiEvent = { deltaTime, meta: true, type: "setTempo", microsecondsPerBeat: beat };
+  if (!numerator) return [speed];
+  const shape = { numerator, denominator: 4, metronome: 24, thirtyseconds: 8 } as const;
+  return [speed, { deltaTime: 0, meta: true, type: "timeSignature", ...shape }];
 }
 
 function toTrack(

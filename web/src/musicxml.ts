@@ -1,12 +1,12 @@
 // Notes -> MusicXML on a grid of sixteenths: one voice for each part, its chords cut where the
-// next begin. mt3 transcribe --formats musicxml quantises with more care.
+// next begin. Times are counted in steps of the grid. mt3 transcribe --formats musicxml quantises
+// with more care.
 
 import type { Part } from "./midifile";
 import type { Note } from "./notes";
-import type { Tempo } from "./tempo";
+import { USUAL_BAR, type Tempo } from "./tempo";
 
 const STEPS_A_BEAT = 4;
-const BAR = 16; // steps
 const LENGTHS: [number, string, boolean][] = [
   ...([[16, "whole", false], [12, "half", true], [8, "half", false]] as const),
   ...([[6, "quarter", true], [4, "quarter", false], [3, "eighth", true]] as const),
@@ -31,16 +31,17 @@ interface Chord {
 export function toMusicXml(parts: Part[], tempo: Tempo | null, title: string): string {
   const beatsPerMinute = tempo?.beatsPerMinute ?? 120;
   const step = 60 / beatsPerMinute / STEPS_A_BEAT;
-  const first = tempo?.firstBeat ?? 0;
+  const bar = (tempo?.beatsPerBar ?? USUAL_BAR) * STEPS_A_BEAT;
+  const first = tempo?.firstBar ?? 0;
   const earliest = Math.min(...parts.flatMap(({ notes }) => notes.map(({ onset }) => onset)));
-  const origin = earliest < first - step / 2 ? first - BAR * step : first; // the first bar line
+  const origin = earliest < first - step / 2 ? first - bar * step : first; // the first bar line
   const toStep = (seconds: number) => Math.round((seconds - origin) / step);
   const chords = parts.map((part) => toChords(part.notes, toStep));
   const last = Math.max(1, ...chords.map((some) => some.at(-1)?.end ?? 0));
-  const numBars = Math.ceil(last / BAR);
+  const numBars = Math.ceil(last / bar);
   const list = parts.map((part, i) => describe(part, i + 1));
   const written = parts.map((part, i) => {
-    const bars = toBars(chords[i], part, i + 1, numBars, i === 0 ? beatsPerMinute : null);
+    const bars = toBars(chords[i], part, i + 1, [numBars, bar], i === 0 ? beatsPerMinute : null);
     return `<part id="P${i + 1}">${bars}</part>`;
   });
   return (
@@ -100,17 +101,17 @@ function toBars(
   chords: Chord[],
   part: Part,
   place: number,
-  numBars: number,
+  [numBars, bar]: [number, number],
   tempo: number | null,
 ): string {
   const bars: string[] = Array.from({ length: numBars }, () => "");
   const write = (begin: number, end: number, notes: Note[]) => {
     for (let at = begin; at < end; ) {
-      const room = Math.min(end, (Math.floor(at / BAR) + 1) * BAR) - at;
+      const room = Math.min(end, (Math.floor(at / bar) + 1) * bar) - at;
       const [length, type, isDotted] = LENGTHS.find(([steps]) => steps <= room) ?? LENGTHS[7];
       const ties = { start: at + length < end, stop: at > begin };
       const shape = `<type>${type}</type>${isDotted ? "<dot/>" : ""}`;
-      bars[Math.floor(at / BAR)] += toElements(notes, place, length, shape, ties);
+      bars[Math.floor(at / bar)] += toElements(notes, place, length, shape, ties);
       at += length;
     }
   };
@@ -120,14 +121,14 @@ function toBars(
     write(chord.begin, chord.end, chord.notes);
     at = chord.end;
   }
-  write(at, numBars * BAR, []);
+  write(at, numBars * bar, []);
   return bars
-    .map((bar, i) => `<measure number="${i + 1}">${i ? "" : begin(part, tempo)}${bar}</measure>`)
+    .map((text, i) => `<measure number="${i + 1}">${i ? "" : begin(part, bar, tempo)}${text}</measure>`)
     .join("\n");
 }
 
 /** What stands before the first note of a part. */
-function begin(part: Part, tempo: number | null): string {
+function begin(part: Part, bar: number, tempo: number | null): string {
   const pitches = part.notes.map(({ pitch }) => pitch).sort((a, b) => a - b);
   const isLow = pitches[Math.floor(pitches.length / 2)] < 58;
   const clef = part.isDrum
@@ -142,7 +143,7 @@ function begin(part: Part, tempo: number | null): string {
     : "";
   return (
     `<attributes><divisions>${STEPS_A_BEAT}</divisions><key><fifths>0</fifths></key>` +
-    `<time><beats>4</beats><beat-type>4</beat-type></time><clef>${clef}</clef></attributes>${speed}`
+    `<time><beats>${bar / STEPS_A_BEAT}</beats><beat-type>4</beat-type></time><clef>${clef}</clef></attributes>${speed}`
   );
 }
 

@@ -19,8 +19,9 @@ const DRUM_ROW = 13;
 const LEAST_ROW = 6;
 const MOST_ROW = 16;
 const LEAST_NOTE = 3;
-const BEATS_A_BAR = 4;
+const LEAST_NAMED_ROW = 8; // in which a note's name can be read
 const LABEL_GAP = 64; // pixels between labels of the ruler
+const LABELS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300]; // seconds between them
 const LEAST_SCALE = 4; // pixels a second
 const MOST_SCALE = 600;
 
@@ -214,21 +215,21 @@ export class Roll {
 
   /** Lines of seconds, or of bars and beats where there is a tempo, with their labels. */
   private paintGrid(context: CanvasRenderingContext2D, theme: Theme): void {
-    const [first, step] = this.tempo
-      ? [this.tempo.firstBeat, 60 / this.tempo.beatsPerMinute]
-      : [0, niceStep(24 / this.scale)];
-    const group = this.tempo ? BEATS_A_BAR : Math.max(1, Math.ceil(LABEL_GAP / this.scale / step));
+    const [first, step, group] = this.tempo
+      ? [this.tempo.firstBar, 60 / this.tempo.beatsPerMinute, this.tempo.beatsPerBar]
+      : secondsGrid(this.scale);
     const from = Math.floor((this.timeAt(this.left) - first) / step);
     const to = Math.ceil((this.timeAt(this.width) - first) / step);
     const labelEach = Math.ceil(LABEL_GAP / (group * step * this.scale));
-    for (let i = Math.max(0, from); i <= to; i++) {
+    for (let i = from; i <= to; i++) {
       const x = Math.round(this.x(first + i * step));
       const isMain = i % group === 0;
+      if (first + i * step < 0) continue;
       if (x < this.left || (!isMain && step * this.scale < 10)) continue;
       context.fillStyle = isMain ? theme.strong : theme.line;
       context.fillRect(x, isMain ? RULER - 7 : RULER, 1, this.canvas.height);
       const number = i / group;
-      if (!isMain || number % labelEach) continue;
+      if (!isMain || number < 0 || number % labelEach) continue;
       context.fillStyle = theme.faint;
       const label = this.tempo ? `${number + 1}` : clockLabel(i * step, step * group);
       context.fillText(label, x + 4, RULER / 2);
@@ -253,9 +254,10 @@ export class Roll {
         context.beginPath();
         context.roundRect(x, y + 0.5, width, this.row - 1, 2);
         context.fill();
-        if (this.row >= 11 && width > 26 && !lane.isFaded) {
+        if (this.row >= LEAST_NAMED_ROW && width > 26 && !lane.isFaded) {
+          context.fillStyle = inkOn(lane.color, theme.surface, context.globalAlpha);
           context.globalAlpha = 1;
-          context.fillStyle = inkOn(lane.color);
+          context.font = `${Math.min(11, this.row + 1)}px system-ui, sans-serif`;
           context.fillText(pitchName(note.pitch), x + 4, y + this.row / 2 + 0.5);
         }
       }
@@ -388,19 +390,23 @@ export class Roll {
   }
 }
 
-/** The next larger of 1, 2 and 5 times a power of ten. */
-function niceStep(least: number): number {
-  const power = 10 ** Math.floor(Math.log10(least));
-  return power * ([1, 2, 5].find((factor) => factor * power >= least) ?? 10);
+/** Start, distance of lines in seconds, and lines from label to label. */
+function secondsGrid(scale: number): [number, number, number] {
+  const label = LABELS.find((step) => step * scale >= LABEL_GAP) ?? LABELS[LABELS.length - 1];
+  const parts = [5, 4, 2].find((parts) => (label * scale) / parts >= 16) ?? 1;
+  return [0, label / parts, parts];
 }
 
 function clockLabel(seconds: number, step: number): string {
-  const rest = step < 1 ? (seconds % 1).toFixed(1).slice(1) : "";
+  const rest = step < 1 ? ((seconds + 1e-6) % 1).toFixed(1).slice(1) : "";
   return `${clock(seconds + 1e-6)}${rest}`;
 }
 
-/** Black or white, whichever can be read on a color. */
-function inkOn(color: string): string {
-  const channels = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16) / 255);
-  return 0.3 * channels[0] + 0.59 * channels[1] + 0.11 * channels[2] > 0.5 ? "#111" : "#fff";
+/** Black or white, whichever can be read on a color that lets some of what is below through. */
+function inkOn(color: string, below: string, alpha: number): string {
+  const luminance = (hex: string) =>
+    [0.3, 0.59, 0.11]
+      .map((weight, i) => (weight * parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16)) / 255)
+      .reduce((sum, part) => sum + part, 0);
+  return alpha * luminance(color) + (1 - alpha) * luminance(below) > 0.45 ? "#111" : "#fff";
 }

@@ -6,9 +6,13 @@ const FASTEST = 200;
 const LEAST_COHERENCE = 0.6;
 const LEAST_ONSETS = 16;
 
+/** How many beats a bar is taken to have where the user has not said so. */
+export const USUAL_BAR = 4;
+
 export interface Tempo {
   beatsPerMinute: number;
-  firstBeat: number; // seconds, below one beat
+  beatsPerBar: number;
+  firstBar: number; // seconds, below one bar
 }
 
 function coherence(onsets: number[], beatsPerMinute: number): [number, number] {
@@ -49,5 +53,14 @@ export function alignTempo(onsets: number[], beatsPerMinute: number): Tempo {
     }).length;
     if (count > best.count) best = { count, firstBeat };
   }
-  return { beatsPerMinute, firstBeat: best.firstBeat };
+  return { beatsPerMinute, beatsPerBar: USUAL_BAR, firstBar: best.firstBeat };
+}
+
+/** The same beats in other bars, one of which begins at the beat nearest to `seconds`. */
+export function alignBars(tempo: Tempo, beatsPerBar: number, seconds: number): Tempo {
+  const beat = 60 / tempo.beatsPerMinute;
+  const first = tempo.firstBar % beat;
+  const number = Math.round((seconds - first) / beat);
+  const place = ((number % beatsPerBar) + beatsPerBar) % beatsPerBar;
+  return { ...tempo, beatsPerBar, firstBar: first + place * beat };
 }

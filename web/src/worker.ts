@@ -17,7 +17,7 @@ export type Request =
   | { kind: "stop" };
 
 export type Reply =
-  | { kind: "ready"; seconds: number }
+  | { kind: "ready" }
   | { kind: "notes"; notes: Note[]; seconds: number; isWhole: boolean }
   | { kind: "failed"; message: string };
 
@@ -33,7 +33,6 @@ let isStopped = false;
 let limits: { onsets?: number; strokes?: number } = {};
 
 async function load(): Promise<Loaded> {
-  const start = performance.now();
   const answer = await fetch("../model/model.json");
   if (!answer.ok) throw new Error(`model/model.json: ${answer.status} ${answer.statusText}`);
   const facts = (await answer.json()) as ModelFacts;
@@ -58,7 +57,7 @@ async function load(): Promise<Loaded> {
   for (const { name, shape } of inputs) {
     if (name !== "samples") state[name] = shape.reduce((product, size) => product * size, 1);
   }
-  send({ kind: "ready", seconds: (performance.now() - start) / 1000 });
+  send({ kind: "ready" });
   return { facts, network, state };
 }
 

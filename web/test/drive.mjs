@@ -1,5 +1,5 @@
 // Drives the page in a real Chromium: node drive.mjs CHROMIUM ADDRESS FOLDER < tasks.json
-// Each task is done in a fresh page; answers are printed as a JSON list. tests/test_page.py asks.
+// Each task is done in a fresh page; answers are printed as a JSON list. benchmarks/browser.py asks.
 
 import { chromium } from "playwright-core";
 import { readFileSync } from "node:fs";
@@ -7,7 +7,7 @@ import { basename, join } from "node:path";
 
 const [executablePath, address, folder] = process.argv.slice(2);
 const tasks = JSON.parse(readFileSync(0, "utf8"));
-const PATIENCE_MS = 300_000;
+const PATIENCE_MS = 1_200_000;
 
 /** Drops a file on the page, as a user does. */
 async function drop(page, path) {
@@ -30,6 +30,26 @@ const whole = (page) =>
   page.waitForFunction(() => globalThis.mt3.isWhole, null, { timeout: PATIENCE_MS });
 const readNotes = (page) => page.evaluate(() => globalThis.mt3.notes);
 
+/** Of the page's process: seconds of its threads so far, and most bytes it has taken. */
+async function measure() {
+  const { processInfo } = await devices.send("SystemInfo.getProcessInfo");
+  const tabs = processInfo.filter(({ type }) => type === "renderer");
+  const peaks = tabs.map(({ id }) => {
+    const text = readFileSync(`/proc/${id}/status`, "utf8"); // of Linux
+    return 1024 * Number(/VmHWM:\s*(\d+)/.exec(text)[1]);
+  });
+  const cpuSeconds = Math.max(...tabs.map(({ cpuTime }) => cpuTime));
+  return { cpuSeconds, peakBytes: Math.max(...peaks) };
+}
+
+async function play(page) {
+  await page.click("#play");
+  await page.waitForFunction(() => document.querySelector("#play").textContent === "Pause");
+  await page.waitForFunction(() => !document.querySelector("#time").textContent.startsWith("0:00"));
+  await page.click("#play");
+  return { time: await page.textContent("#time"), status: await status(page) };
+}
+
 async function save(page, kind, name) {
   const [download] = await Promise.all([
     page.waitForEvent("download"),
@@ -41,19 +61,26 @@ async function save(page, kind, name) {
 }
 
 const actions = {
-  /** Notes, files saved, time taken. */
-  async transcribe(page, { file, saves = [], name = "saved", pictures = [] }) {
+  /** Notes, files saved, what it took. */
+  async transcribe(page, { file, saves = [], pictures = [], isPlayed = false }) {
+    await page.waitForFunction(() => globalThis.mt3.isReady);
+    const { cpuSeconds: before } = await measure();
     await drop(page, file);
     await whole(page);
-    const answer = { notes: await readNotes(page), status: await status(page), saved: {} };
-    answer.seconds = await page.evaluate(() => globalThis.mt3.seconds);
-    for (const kind of saves) answer.saved[kind] = await save(page, kind, name);
-    for (const [width, height, scheme] of pictures) {
+    const facts = await page.evaluate(() => {
+      const { notes, seconds, duration } = globalThis.mt3;
+      return { notes, seconds, duration };
+    });
+    const { cpuSeconds, peakBytes } = await measure();
+    const answer = { ...facts, cpuSeconds: cpuSeconds - before, peakBytes, saved: {} };
+    for (const kind of saves) answer.saved[kind] = await save(page, kind, "saved");
+    for (const [width, height, scheme, name] of pictures) {
       await page.setViewportSize({ width, height });
       await page.emulateMedia({ colorScheme: scheme });
-      await page.waitForTimeout(300);
-      await page.screenshot({ path: join(folder, `${width}-${scheme}.png`), fullPage: true });
+      await page.waitForTimeout(500);
+      await page.screenshot({ path: join(folder, name), fullPage: true });
     }
+    if (isPlayed) answer.played = await play(page);
     return answer;
   },
   /** What the page says of files that it does not transcribe. */
@@ -99,17 +126,20 @@ const actions = {
     await page.fill("#limit", "0.8");
     await page.waitForFunction((n) => globalThis.mt3.notes.length < n, before.length);
     const fewer = await readNotes(page);
-    await page.click("#play");
-    await page.waitForFunction(() => document.querySelector("#play").textContent === "Pause");
-    await page.waitForFunction(() => !document.querySelector("#time").textContent.startsWith("0:00"));
-    await page.click("#play");
-    const played = { time: await page.textContent("#time"), status: await status(page) };
+    const played = await play(page);
     const first = page.locator(".part").first();
     await first.locator("select").selectOption("40");
     await first.locator("input").fill("Fiddle");
     await first.locator("input").blur();
     await first.getByRole("button", { name: /Solo/ }).click();
     const midi = await save(page, "midi", "solo");
+    await page.focus("#scroller");
+    for (const key of ["Home", "ArrowRight", "b"]) await page.keyboard.press(key);
+    const seconds = await page.evaluate(() => globalThis.mt3.cursor);
+    await page.fill("#per-bar", "3");
+    await page.locator("#per-bar").blur();
+    const inBars = { seconds, midi: await save(page, "midi", "bars") };
+    inBars.musicxml = await save(page, "musicxml", "bars");
     await page.focus("#scroller");
     for (const key of ["Home", "n", "n"]) await page.keyboard.press(key);
     const note = await page.textContent("#note");
@@ -123,7 +153,7 @@ const actions = {
           one.getAttribute("aria-labelledby")))
         .map((one) => one.outerHTML),
     );
-    return { fewer, played, midi, note, rows, nameless };
+    return { fewer, played, midi, inBars, note, rows, nameless };
   },
 };
 
@@ -131,6 +161,7 @@ const browser = await chromium.launch({
   executablePath,
   args: ["--no-sandbox", "--use-fake-device-for-media-stream"],
 });
+const devices = await browser.newBrowserCDPSession();
 const answers = [];
 for (const task of tasks) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 } });
@@ -142,10 +173,19 @@ for (const task of tasks) {
   );
   const page = await context.newPage();
   page.setDefaultTimeout(PATIENCE_MS);
+  const downloaded = { before: 0, sounds: 0 }; // bytes
+  const sizes = [];
+  page.on("requestfinished", (request) => {
+    if (/^(blob|data):/.test(request.url())) return;
+    const kind = request.url().includes("/sounds/") ? "sounds" : "before";
+    sizes.push(request.sizes().then(({ responseBodySize }) => (downloaded[kind] += responseBodySize)));
+  });
   page.on("pageerror", (error) => failures.push(error.message));
   await page.goto(address);
   await page.waitForFunction(() => document.querySelector("#model").textContent);
-  answers.push({ ...(await actions[task.do](page, task)), foreign, failures });
+  const answer = await actions[task.do](page, task);
+  await Promise.all(sizes);
+  answers.push({ ...answer, downloaded, foreign, failures });
   await context.close();
 }
 await browser.close();
