@@ -18,6 +18,7 @@ from mt3_keras.wav import to_wav
 
 Tensors = dict[str, Any]
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
+MOST_SECONDS = 600  # of a recording in one request, which bounds the server's memory
 
 
 def from_bytes(transcribe: Callable[[Any], Tensors]) -> tuple[Callable[[Any], Tensors], list[Any]]:
@@ -51,14 +52,27 @@ def decode_wav(contents: Any) -> Any:
     Any rate and any number of channels, whose mean is taken.
 
     Raises:
-      InvalidArgumentError: it is no such file.
+      InvalidArgumentError: it is no such file, or too long.
     """
     channels, rate = tf.audio.decode_wav(contents)
     known = (rate >= LOWEST_RATE_HZ) & (rate <= HIGHEST_RATE_HZ)
     message = [f"rate must be {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz: got ", rate]
     with tf.control_dependencies([tf.debugging.Assert(known, message)]):
+        rate = tf.identity(rate)
+    with tf.control_dependencies([check_length(tf.shape(channels)[0], rate)]):
         mono = tf.reduce_mean(channels, axis=1)
     return tf.cond(rate == SAMPLE_RATE_HZ, lambda: mono, lambda: resample(mono, rate))
+
+
+def check_length(num_samples: Any, rate: Any) -> Any:
+    """An operation that fails where a recording is too long for one request."""
+    seconds = num_samples // rate
+    message = [
+        f"a request holds at most {MOST_SECONDS} s of audio, this one ",
+        seconds,
+        " s: cut it, or leave that to `mt3 client`, which joins the notes again",
+    ]
+    return tf.debugging.Assert(num_samples <= MOST_SECONDS * rate, message)
 
 
 def resample(samples: Any, rate: Any) -> Any:

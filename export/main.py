@@ -100,17 +100,11 @@ def _export_saved_model(
     }
     served: Any
     if isinstance(transcriber.model_config, DetectorConfig):
-        served = ServedDetector(transcriber.model, **options)
+        served = ServedDetector(transcriber.model, **options, decoding=transcriber.decoding)
     else:
         served = ServedModel(transcriber.model, **options, max_tokens=values.max_tokens)
     name = values.name or pathlib.Path(values.model or "small").resolve().name
-    written = export_saved_model(
-        served,
-        folder / "saved_model",
-        name=name,
-        exact=values.exact,
-        decoding=transcriber.decoding,
-    )
+    written = export_saved_model(served, folder / "saved_model", name=name, exact=values.exact)
     print(f"wrote {written}")
 
 

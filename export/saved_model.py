@@ -15,7 +15,6 @@ import tensorflow as tf
 from export.served_model import ServedDetector, ServedModel
 from mt3_keras.extras import require
 from mt3_keras.files import replacing
-from mt3_keras.note_rolls import RollDecoding
 
 Served = ServedModel | ServedDetector
 
@@ -26,7 +25,6 @@ def export_saved_model(
     *,
     name: str,
     exact: bool = False,
-    decoding: RollDecoding | None = None,
 ) -> pathlib.Path:
     """Writes a model as TF Serving's next version of it, which appears whole or not at all.
 
@@ -35,7 +33,7 @@ def export_saved_model(
         FOLDER/                 models.config, of all models there; files of server settings
 
     Signatures are those of `served.endpoints()`, "serving_default" the whole way from "audio" to
-    tokens or rolls, "serving_bytes" the same from WAV files; all tensors are named and all batches
+    tokens or notes, "serving_bytes" the same from WAV files; all tensors are named and all batches
     open.
 
     Args:
@@ -43,7 +41,6 @@ def export_saved_model(
       folder: may hold other models and versions already.
       name: of the model, for the server: letters, digits, "_", "." and "-".
       exact: whether the notes are to be read as the original reads them (`Transcriber.exact`).
-      decoding: how clients are to read a detector's rolls.
 
     Returns:
       The version's folder.
@@ -66,8 +63,8 @@ def export_saved_model(
         write_warmup(served, name, partial / "assets.extra" / "tf_serving_warmup_requests")
         description = _describe(served, name, exact)
         (partial / "config.json").write_text(json.dumps(description, indent=2) + "\n")
-        if decoding is not None:
-            (partial / "decoding.json").write_text(decoding.to_json())
+        if served.decoding is not None:
+            (partial / "decoding.json").write_text(served.decoding.to_json())
         partial.rename(versions / str(version))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -93,7 +90,7 @@ def _describe(served: Served, name: str, exact: bool) -> dict[str, Any]:
         rules["programs"] = sorted(rules["programs"])
     serving = {"name": name, "context": served.context, "exact": exact, "rules": rules}
     serving |= {"max_tokens": served.max_tokens, "batch_size": served.batch_size}
-    serving["takes_bytes"] = "serving_bytes" in served.endpoints()
+    serving["signatures"] = served.client_signatures._asdict()
     return {
         "class_name": served.config.class_name,
         "config": served.config.to_dict(),

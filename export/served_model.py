@@ -1,4 +1,4 @@
-"""What a served model computes: samples in, tokens or rolls out, all in the graph.
+"""What a served model computes: samples or WAV files in, tokens or notes out, all in the graph.
 
 Nothing of this project is needed to serve it. Its graphs hold no XLA operation: the published
 binaries of TF Serving cannot run them on a GPU, on a CPU not by default (tensorflow/serving, issues
@@ -16,10 +16,13 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from export.audio_bytes import example_bytes, from_bytes
+from export.audio_bytes import check_length, example_bytes, from_bytes
+from export.served_notes import FIELDS, NoteReading
+from mt3_keras.engines.serving import Signatures
 from mt3_keras.grammar import MASKED, Grammar, Rules
-from mt3_keras.models.config import NUM_PITCHES, ModelConfig
+from mt3_keras.models.config import NUM_PITCHES, SAMPLE_RATE_HZ, ModelConfig
 from mt3_keras.models.detector import NoteDetector
+from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.segments import MAX_ABS_SAMPLE, check_context
 
 if TYPE_CHECKING:
@@ -36,11 +39,12 @@ class ServedDetector:
 
     Args:
       model: the network, weights loaded.
-      context, rules: as in `Transcriber`.
+      context, rules, decoding: as in `Transcriber`.
       batch_size: segments at a time, whatever the number of a request's.
     """
 
     max_tokens = None
+    client_signatures = Signatures("candidates", "candidates_bytes")
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class ServedDetector:
         *,
         context: Literal["segment", "full"] = "full",
         rules: Rules | None = None,
+        decoding: RollDecoding | None = None,
         batch_size: int = 16,
     ) -> None:
         check_context(context)
@@ -55,10 +60,48 @@ class ServedDetector:
             raise ValueError(f"batch_size must be positive: got {batch_size}")
         self.model, self.config = model, model.model_config
         self.context, self.batch_size = context, batch_size
-        self.rules = rules or Rules()
+        self.rules, self.decoding = rules or Rules(), decoding or RollDecoding()
+        self._reading = NoteReading(self.config, self.decoding, self.rules)
+        self._window = tf.TensorSpec([None, self.config.input_samples], tf.float32, "samples")
+        self._network = _trace_once(self.detect, self._window)
 
     def transcribe(self, audio: Any) -> Tensors:
-        """Recordings of one length -> the rolls of their segments.
+        """Recordings of one length -> their notes.
+
+        Args:
+          audio: float32 [B, n], 16 kHz mono.
+
+        Returns:
+          "onset_seconds", "offset_seconds", "confidence" float32 [B, N], "pitch", "velocity",
+          "program" int32 [B, N], "is_drum" bool [B, N], ordered by onset; "num_notes" int32 [B],
+          after which a recording's rows are zeros.
+
+        Raises:
+          InvalidArgumentError: a sample is no number or out of all bounds, or there are too many.
+        """
+        found, num_frames = self._detect(
+            audio,
+            programs=tf.float32,
+            ended=tf.bool,
+            convert=lambda name, x: x >= self.decoding.end_limit if name == "ended" else x,
+        )
+        specs = {
+            name: tf.RaggedTensorSpec([None], dtype, ragged_rank=0)
+            for name, dtype in FIELDS.items()
+        }
+        notes = tf.map_fn(
+            lambda one: self._reading.read(one | {"num_frames": num_frames}),
+            found,
+            fn_output_signature=specs,
+            parallel_iterations=1,
+        )
+        num_notes = tf.cast(notes["pitch"].row_lengths(), tf.int32)
+        return {name: rows.to_tensor() for name, rows in notes.items()} | {"num_notes": num_notes}
+
+    def find_candidates(self, audio: Any) -> Tensors:
+        """Recordings of one length -> what may be notes in each of their segments.
+
+        For clients that cut a recording into several requests and read its notes as a whole.
 
         Args:
           audio: float32 [B, n], 16 kHz mono.
@@ -69,34 +112,47 @@ class ServedDetector:
           "ended" uint8 [B, S, F, NUM_PITCHES], times 255; "num_segments" int32 [B], S each.
 
         Raises:
-          InvalidArgumentError: a sample is no number or out of all bounds.
+          InvalidArgumentError: as of `transcribe`.
         """
-        windows_BSN, _ = cut_windows(audio, self.config, self.context)
+
+        def convert(name: str, values: Any) -> Any:
+            in_bytes = name in ("programs", "ended")
+            return tf.cast(tf.round(255 * values), tf.uint8) if in_bytes else values
+
+        found, num_frames = self._detect(audio, programs=tf.uint8, ended=tf.uint8, convert=convert)
+        num_segments = tf.fill([tf.shape(audio)[0]], tf.size(num_frames))
+        return found | {"num_segments": num_segments}
+
+    def _detect(
+        self, audio: Any, *, programs: Any, ended: Any, convert: Callable[[str, Any], Any]
+    ) -> tuple[Tensors, Any]:
+        """What the network predicts of all segments, [B, S, ...], and the frames of each, [S].
+
+        Args:
+          audio: float32 [B, n].
+          programs, ended: types of these outputs.
+          convert: of a name and the network's output, what is kept of it.
+        """
+        windows_BSN, num_frames = cut_windows(audio, self.config, self.context)
         batch, segments = tf.shape(windows_BSN)[0], tf.shape(windows_BSN)[1]
         windows = tf.reshape(windows_BSN, [batch * segments, self.config.input_samples])
         network = self.config.network
         specs = {
             "onsets": (tf.float32, (network.max_onsets, 5)),
-            "programs": (tf.uint8, (network.max_onsets, 128)),
+            "programs": (programs, (network.max_onsets, 128)),
             "strokes": (tf.float32, (network.max_strokes, 4)),
-            "ended": (tf.uint8, (network.segment_frames, NUM_PITCHES)),
+            "ended": (ended, (network.segment_frames, NUM_PITCHES)),
         }
 
         def predict(rows: Any) -> Tensors:
-            found = self.model.detect(windows[rows])
-            return {
-                name: tf.cast(tf.round(255 * found[name]), dtype)
-                if dtype == tf.uint8
-                else found[name]
-                for name, (dtype, _) in specs.items()
-            }
+            found = self._network(windows[rows])
+            return {name: convert(name, found[name]) for name in specs}
 
         found = _in_batches(predict, tf.shape(windows)[0], self.batch_size, specs)
-        apart = {
+        return {
             name: tf.reshape(found[name], [batch, segments, *shape])
             for name, (_, shape) in specs.items()
-        }
-        return apart | {"num_segments": tf.fill([batch], segments)}
+        }, num_frames
 
     def detect(self, samples: Any) -> Tensors:
         """`NoteDetector.detect`: float32 [B, input_samples] -> its tensors by name."""
@@ -105,13 +161,26 @@ class ServedDetector:
 
     def endpoints(self) -> dict[str, Endpoint]:
         """Signatures by name."""
-        window = tf.TensorSpec([None, self.config.input_samples], tf.float32, "samples")
-        return {"serving_default": (self.transcribe, [_AUDIO]), "detect": (self.detect, [window])}
+        transcribe = _trace_once(self.transcribe, _AUDIO)
+        find_candidates = _trace_once(self.find_candidates, _AUDIO)
+        return {
+            "serving_default": (transcribe, [_AUDIO]),
+            "serving_bytes": from_bytes(transcribe),
+            "candidates": (find_candidates, [_AUDIO]),
+            "candidates_bytes": from_bytes(find_candidates),
+            "detect": (self._network, [self._window]),
+        }
 
     def example_inputs(self) -> dict[str, dict[str, Any]]:
         """Small inputs of every signature."""
-        window = np.zeros((1, self.config.input_samples), np.float32)
-        return {"serving_default": _quiet_noise(self.config), "detect": {"samples": window}}
+        audio, content = _quiet_noise(self.config), example_bytes()
+        return {
+            "serving_default": audio,
+            "serving_bytes": content,
+            "candidates": audio,
+            "candidates_bytes": content,
+            "detect": {"samples": np.zeros((1, self.config.input_samples), np.float32)},
+        }
 
 
 class ServedModel:
@@ -123,6 +192,9 @@ class ServedModel:
       batch_size: segments decoded side by side, whatever the number of a request's. Memory grows
         with it, and with nothing else but the request itself.
     """
+
+    decoding = None
+    client_signatures = Signatures("serving_default", "serving_bytes")
 
     def __init__(
         self,
@@ -153,7 +225,7 @@ class ServedModel:
           int32 [B], S each.
 
         Raises:
-          InvalidArgumentError: a sample is no number or out of all bounds.
+          InvalidArgumentError: a sample is no number or out of all bounds, or there are too many.
         """
         windows_BSN, num_frames_S = cut_windows(audio, self.config, self.context)
         batch, segments = tf.shape(windows_BSN)[0], tf.shape(windows_BSN)[1]
@@ -213,9 +285,10 @@ class ServedModel:
         """Signatures by name."""
         window = tf.TensorSpec([None, self.config.input_samples], tf.float32, "samples")
         num_frames = tf.TensorSpec([None], tf.int32, "num_frames")
+        transcribe = _trace_once(self.transcribe, _AUDIO)
         return {
-            "serving_default": (self.transcribe, [_AUDIO]),
-            "serving_bytes": from_bytes(self.transcribe),
+            "serving_default": (transcribe, [_AUDIO]),
+            "serving_bytes": from_bytes(transcribe),
             "encode": (self.encode, [window, num_frames]),
             "decode_step": (self.decode_step, [self.step_inputs()]),
         }
@@ -327,6 +400,12 @@ class ServedModel:
 _AUDIO = tf.TensorSpec([None, None], tf.float32, "audio")
 
 
+def _trace_once(function: Callable[..., Tensors], *specs: Any) -> Callable[..., Tensors]:
+    """A function whose graph all signatures share that call it."""
+    traced: Callable[..., Tensors] = tf.function(function, input_signature=specs, autograph=False)
+    return traced
+
+
 def _quiet_noise(config: ModelConfig) -> dict[str, Any]:
     noise = np.random.default_rng(0).normal(scale=0.01, size=config.segment_samples + 1)
     return {"audio": noise[None].astype(np.float32)}
@@ -336,12 +415,11 @@ def cut_windows(audio_BN: Any, config: ModelConfig, context: str) -> tuple[Any, 
     """As `segments.cut_segments`: windows [B, S, input_samples], frames of each segment [S].
 
     Raises:
-      InvalidArgumentError: a sample is no number or out of all bounds.
+      InvalidArgumentError: a sample is no number or out of all bounds, or there are too many.
     """
     sound = tf.reduce_all(tf.abs(audio_BN) <= MAX_ABS_SAMPLE)  # NaN fails every comparison
-    with tf.control_dependencies(
-        [tf.debugging.Assert(sound, ["audio must be finite and nominally in [-1, 1]"])]
-    ):
+    is_sound = tf.debugging.Assert(sound, ["audio must be finite and nominally in [-1, 1]"])
+    with tf.control_dependencies([is_sound, check_length(tf.shape(audio_BN)[1], SAMPLE_RATE_HZ)]):
         audio_BN = tf.identity(audio_BN)
     length, hop_samples = config.segment_samples, config.spectrogram.hop_samples
     lead, overhang = config.lead_samples, config.overhang_samples

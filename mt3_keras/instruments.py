@@ -2,13 +2,15 @@
 
 A network names each note by itself, from half a second of sound, and often wrongly. A piece is
 played by few instruments, so its notes are a mixture of few kinds: expectation-maximisation finds
-how many notes each instrument has, and with them which one plays each note. NumPy alone.
+how many notes each instrument has, and with them which one plays each note. NumPy alone; `weigh`,
+`mix` and `find_programs` also compute in a served graph, with `keras.ops` (`xp`) and its loop.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,22 +108,11 @@ class PiecePrograms:
     def _decide(self, first: int, end: int | None = None) -> list[list[int]]:
         """The likeliest programs, `most` of each, of the notes first to end."""
         chances = np.array(self._chances[first:end], np.float32)
-        by_class = chances.reshape(-1, NUM_CLASSES, PROGRAMS_PER_CLASS)
-        own = by_class.sum(axis=-1)
+        own = chances.reshape(-1, NUM_CLASSES, PROGRAMS_PER_CLASS).sum(axis=-1)
         piece = self._open_piece()
         piece.add(own, np.array(self._pitches[first:end], np.float32))
-        shares = piece.shares()
-        within = np.log(np.maximum(by_class, LEAST))
-        scores = np.einsum("nc,ncp->cp", shares, within - within.max(axis=-1, keepdims=True))
-        barred = np.ones(scores.size, bool)
-        barred[self._allowed] = False
-        scores[barred.reshape(scores.shape)] = -np.inf
-        program_of = PROGRAMS_PER_CLASS * np.arange(NUM_CLASSES) + scores.argmax(axis=1)
-        classes = np.array(self._classes)
-        # Of those that have no share in the note, the likelier one by its own chances.
-        order = np.lexsort((-own[:, classes], -shares[:, classes]))
-        likeliest = classes[order[:, : self.most]]
-        programs: list[list[int]] = program_of[likeliest].tolist()
+        found = find_programs(chances, piece.shares(), self._allowed, self.most, np)
+        programs: list[list[int]] = found.tolist()
         return programs
 
 
@@ -172,21 +163,16 @@ class PieceNames:
         pitches = np.concatenate(self._pitches) if self._pitches else np.zeros(0, np.float32)
         if not len(chances):
             return chances
-        if self.allowed is not None:
-            if self.allowed[0] < 0 or self.allowed[-1] >= chances.shape[1]:
-                raise ValueError(f"allowed must be 0 to {chances.shape[1] - 1}: got {self.allowed}")
-            barred = np.ones(chances.shape[1], bool)
-            barred[self.allowed] = False
-            chances = np.where(barred, 0, np.maximum(chances, LEAST))
-        else:
-            chances = np.maximum(chances, LEAST)
-        own = (chances**self.temper).astype(np.float64)
-        found = _mix(own, pitches, self.shrink, self.use_register)
+        columns = self.allowed or list(range(chances.shape[1]))
+        if columns[0] < 0 or columns[-1] >= chances.shape[1]:
+            raise ValueError(f"allowed must be 0 to {chances.shape[1] - 1}: got {columns}")
+        own = weigh(chances, columns, np, self.temper).astype(np.float64)
+        found = mix(own, pitches, self.shrink, self.use_register)
         if self.num_instruments is not None:
             weights = found.sum(axis=0)
             least = np.sort(weights)[::-1][: self.num_instruments][-1]
             own = np.where(weights >= max(least, 1e-12), own, 0)
-            found = _mix(own, pitches, self.shrink, self.use_register)
+            found = mix(own, pitches, self.shrink, self.use_register)
         return found.astype(np.float32)
 
     def names(self) -> NDArray[np.int64]:
@@ -195,31 +181,88 @@ class PieceNames:
         return found.argmax(axis=1) if len(found) else np.zeros(0, np.int64)
 
 
-def _mix(
-    own: NDArray[np.float64], pitches: NDArray[np.float32], shrink: float, use_register: bool
-) -> NDArray[np.float64]:
-    """Expectation-maximisation: likelihoods [n, instruments] -> responsibilities of each note."""
-    shares = np.ones(own.shape[1]) / own.shape[1]
-    found = own / own.sum(axis=1, keepdims=True)
-    in_range = np.ones_like(own)
-    for _ in range(ROUNDS):
+def weigh(chances: Any, allowed: Sequence[int], xp: Any, temper: float = TEMPER) -> Any:
+    """How far each note's own chances [n, instruments] count; 0 for those not allowed."""
+    is_allowed = np.isin(np.arange(chances.shape[1]), allowed)
+    return xp.where(is_allowed, xp.maximum(chances, LEAST) ** temper, 0.0)
+
+
+def _repeat(first: int, end: int, step: Callable[[int, Any], Any], state: Any) -> Any:
+    for i in range(first, end):
+        state = step(i, state)
+    return state
+
+
+def mix(
+    own: Any,
+    pitches: Any,
+    shrink: float,
+    use_register: bool = True,
+    xp: Any = np,
+    loop: Callable[..., Any] = _repeat,
+) -> Any:
+    """Expectation-maximisation: likelihoods [n, instruments] -> responsibilities of each note.
+
+    Args:
+      own: float64, of each note by itself.
+      pitches: float [n].
+      shrink: share of the notes that an instrument loses in every round.
+      use_register: see `PieceNames`.
+      xp: the module that computes, `numpy` or `keras.ops`.
+      loop: as `keras.ops.fori_loop`.
+    """
+
+    def improve(_: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        _, in_range, shares = state
         found = own * in_range * shares
-        found /= np.maximum(found.sum(axis=1, keepdims=True), 1e-300)
-        shares = np.maximum(found.sum(axis=0) - shrink * len(own), 0)
-        if not shares.sum():  # no instrument has its least share: the likeliest alone
-            shares = (found.sum(axis=0) == found.sum(axis=0).max()).astype(np.float64)
-        shares /= shares.sum()
-        if use_register:
-            in_range = _in_range(found, pitches)
+        found = found / xp.maximum(xp.sum(found, axis=1, keepdims=True), 1e-300)
+        weights = xp.sum(found, axis=0)
+        kept = xp.maximum(weights - shrink * num_notes, 0)
+        alone = xp.where(weights == xp.max(weights), 1.0, 0.0)  # where none has its least share
+        shares = xp.where(xp.sum(kept) > 0, kept, alone)
+        shares = shares / xp.sum(shares)
+        return found, _in_range(found, pitches, xp) if use_register else in_range, shares
+
+    num_notes = xp.sum(xp.ones_like(own[:, 0]))  # in a graph the shape is not known
+    shares = np.full(own.shape[1], 1 / own.shape[1])
+    found, _, _ = loop(0, ROUNDS, improve, (own, xp.ones_like(own), shares))
     return found
 
 
-def _in_range(found: NDArray[np.float64], pitches: NDArray[np.float32]) -> NDArray[np.float64]:
+def _in_range(found: Any, pitches: Any, xp: Any) -> Any:
     """How well each note's pitch fits each instrument's, a normal density [n, instruments]."""
-    weights = found.sum(axis=0)
-    means = (found * pitches[:, None]).sum(axis=0) / np.maximum(weights, 1e-9)
+    weights = xp.sum(found, axis=0)
+    means = xp.sum(found * pitches[:, None], axis=0) / xp.maximum(weights, 1e-9)
     away = (pitches[:, None] - means) ** 2
-    variance = (found * away).sum(axis=0) + SPREAD_WEIGHT * WIDEST**2
-    variance = np.maximum(variance / (weights + SPREAD_WEIGHT), LEAST_SPREAD**2)
-    density: NDArray[np.float64] = np.exp(-0.5 * away / variance) / np.sqrt(variance)
-    return np.maximum(density, 1e-6)
+    variance = xp.sum(found * away, axis=0) + SPREAD_WEIGHT * WIDEST**2
+    variance = xp.maximum(variance / (weights + SPREAD_WEIGHT), LEAST_SPREAD**2)
+    return xp.maximum(xp.exp(-0.5 * away / variance) / xp.sqrt(variance), 1e-6)
+
+
+def find_programs(chances: Any, shares: Any, allowed: Sequence[int], most: int, xp: Any) -> Any:
+    """The likeliest programs of each note, int [n, most], given its classes.
+
+    Args:
+      chances: float32 [n, 128], of each program.
+      shares: float32 [n, NUM_CLASSES], what `mix` found.
+      allowed: programs that may play.
+      most: instruments of a note, at most as many as there are classes of `allowed`.
+      xp: the module that computes, `numpy` or `keras.ops`.
+    """
+    by_class = xp.reshape(chances, (-1, NUM_CLASSES, PROGRAMS_PER_CLASS))
+    within = xp.log(xp.maximum(by_class, LEAST))
+    within = within - xp.max(within, axis=-1, keepdims=True, initial=-np.inf)
+    scores = xp.multiply(shares[:, :, None] * within, np.ones(1))  # to be summed in float64
+    scores = xp.sum(scores, axis=0)
+    is_allowed = np.isin(np.arange(128), allowed).reshape(NUM_CLASSES, PROGRAMS_PER_CLASS)
+    program = xp.argmax(xp.where(is_allowed, scores, -np.inf), axis=1)
+    program = program + np.arange(0, 128, PROGRAMS_PER_CLASS, np.int32)
+    left = xp.where(is_allowed.any(axis=1), shares, -1.0)
+    own, found = xp.sum(by_class, axis=-1), []
+    for _ in range(most):
+        # Of those that have no share in the note, the likelier one by its own chances.
+        is_best = left == xp.max(left, axis=1, keepdims=True, initial=-2.0)
+        best = xp.argmax(xp.where(is_best, own, -1.0), axis=1)
+        found.append(xp.take(program, best))
+        left = xp.where(best[:, None] == np.arange(NUM_CLASSES, dtype=np.int32), -2.0, left)
+    return xp.stack(found, axis=1)

@@ -145,7 +145,7 @@ class Rest(http.server.BaseHTTPRequestHandler):
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RefusedError("INVALID_ARGUMENT", f"JSON Parse error: {error!r}") from error
-        found = {n: a.tolist() for n, a in self.model.predict(signature, arrays).items()}
+        found = {n: to_json(a) for n, a in self.model.predict(signature, arrays).items()}
         if not by_row:
             return {"outputs": found}
         rows = zip(*found.values(), strict=True)
@@ -170,6 +170,11 @@ def decode_bytes(values):
     if isinstance(values, dict):
         return base64.b64decode(values["b64"], validate=True)
     return values
+
+
+def to_json(array):
+    """As TF Serving writes numbers: no more digits of a float32 than it has."""
+    return (array.astype(str).astype(float) if array.dtype == np.float32 else array).tolist()
 
 
 class RestServer(http.server.ThreadingHTTPServer):

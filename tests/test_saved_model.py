@@ -32,6 +32,7 @@ if keras.backend.backend() != "tensorflow":
 from export.main import main  # noqa: E402
 from export.saved_model import export_saved_model, write_server_settings  # noqa: E402
 from export.served_model import ServedDetector, ServedModel  # noqa: E402
+from export.served_notes import FIELDS  # noqa: E402
 
 MAX_TOKENS = 24
 FREE = Rules()  # an untrained network always runs away
@@ -54,12 +55,12 @@ def make_engine(model, rules):
 
 @functools.cache
 def make_served(model, rules=FREE, **options):
-    return trace(ServedModel(model, rules=rules, max_tokens=MAX_TOKENS, **options))
+    return trace(ServedModel(model, rules=rules, max_tokens=MAX_TOKENS, **options).transcribe)
 
 
-def trace(served):
+def trace(function):
     audio = tf.TensorSpec([None, None], tf.float32, "audio")
-    return tf.function(served.transcribe, input_signature=[audio], autograph=False)
+    return tf.function(function, input_signature=[audio], autograph=False)
 
 
 def search(model, samples, context="full", rules=FREE):
@@ -92,7 +93,8 @@ def test_what_a_detector_finds_is_served_with_chances_in_bytes(detector, context
     samples = melody(num_samples)
     segments = list(cut_segments([samples], MINI, context))
     served = ServedDetector(detector, context=context, batch_size=4)
-    found = {name: tensor.numpy() for name, tensor in trace(served)(samples[None]).items()}
+    find = trace(served.find_candidates)
+    found = {name: tensor.numpy() for name, tensor in find(samples[None]).items()}
     assert found.pop("num_segments").tolist() == [len(segments)]
     outputs = dict(RollEngine(detector, batch_size=4).run(segments))
     for name, arrays in found.items():
@@ -107,7 +109,7 @@ def test_what_a_detector_finds_is_served_with_chances_in_bytes(detector, context
 
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_batches_of_recordings_and_of_segments_change_nothing(detector, batch_size):
-    served = trace(ServedDetector(detector, batch_size=batch_size))
+    served = trace(ServedDetector(detector, batch_size=batch_size).find_candidates)
     samples = np.stack([melody(20_000, seed) for seed in range(3)])
     ended = served(samples)["ended"].numpy().astype(int)
     alone = np.stack([served(row[None])["ended"].numpy()[0].astype(int) for row in samples])
@@ -139,9 +141,15 @@ def test_an_empty_batch_has_an_empty_answer(tiny_model):
 def test_samples_out_of_all_bounds_are_refused(tiny_model, detector, bad):
     samples = melody(5000)
     samples[3000] = bad
-    for served in (make_served(tiny_model, batch_size=16), trace(ServedDetector(detector))):
+    find = trace(ServedDetector(detector).find_candidates)
+    for served in (make_served(tiny_model, batch_size=16), find):
         with pytest.raises(tf.errors.InvalidArgumentError, match="audio must be finite"):
             served(samples[None])
+
+
+def test_recordings_of_more_than_ten_minutes_are_refused(tiny_model):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 600 s of audio, this one"):
+        make_served(tiny_model, batch_size=16)(np.zeros((1, 600 * 16_000 + 1), np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +162,7 @@ def exported(tiny_model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported_detector(detector, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    return export_saved_model(ServedDetector(detector), folder, name="mini", decoding=EAGER)
+    return export_saved_model(ServedDetector(detector, decoding=EAGER), folder, name="mini")
 
 
 ALONE = """
@@ -201,15 +209,17 @@ def test_a_detector_is_served_by_itself(exported_detector, detector):
     assert read_config(exported_detector) == MINI
     assert RollDecoding.read(exported_detector) == EAGER
     signatures = tf.saved_model.load(str(exported_detector)).signatures
-    assert set(signatures) == {"serving_default", "detect"}
+    finding = {"candidates", "candidates_bytes", "detect"}
+    assert set(signatures) == {"serving_default", "serving_bytes", *finding}
     (segment, *_) = cut_segments([melody(5000)], MINI, "full")
     found = signatures["detect"](samples=tf.constant(segment.samples[None]))
     expected = detector.detect(segment.samples[None])
     assert set(found) == set(expected) == set(RollOutput._fields)
     for name, tensor in found.items():
         np.testing.assert_allclose(tensor, expected[name], atol=1e-4, err_msg=name)
-    whole = signatures["serving_default"](audio=tf.constant(melody(5000)[None]))
-    assert set(whole) == {*RollOutput._fields, "num_segments"}
+    audio = tf.constant(melody(5000)[None])
+    assert set(signatures["candidates"](audio=audio)) == {*RollOutput._fields, "num_segments"}
+    assert set(signatures["serving_default"](audio=audio)) == {*FIELDS, "num_notes"}
 
 
 def test_the_official_weights_serve_the_originals_tokens(official, shared, tmp_path):

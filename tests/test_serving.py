@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from mt3_keras.engines.serving import (
     RestServer,
     ServedConfig,
     ServingError,
+    Signatures,
     Unavailable,
     _reading,
     _to_outputs,
@@ -43,6 +45,7 @@ from mt3_keras.engines.serving import (
 from mt3_keras.grammar import Rules
 from mt3_keras.midi import read_midi
 from mt3_keras.models.config import MT3, SMALL
+from mt3_keras.notes import Note
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber
 from mt3_keras.wav import fits_wav, to_wav
@@ -78,7 +81,7 @@ def exported_detector(tmp_path_factory):
     from export.served_model import ServedDetector
 
     folder = tmp_path_factory.mktemp("exported")
-    export_saved_model(ServedDetector(build()), folder, name="mini", decoding=EAGER)
+    export_saved_model(ServedDetector(build(), decoding=EAGER), folder, name="mini")
     return folder / "mini"
 
 
@@ -120,9 +123,9 @@ def detector_server(exported_detector):
         yield addresses
 
 
-def connect(addresses, interface, model="tiny", **options):
+def connect(addresses, interface, model="tiny", signatures=None):
     server = {"grpc": GrpcServer, "rest": RestServer}[interface]
-    return server(addresses[interface], model, **options)
+    return server(addresses[interface], model, signatures)
 
 
 @pytest.mark.parametrize("interface", ["grpc", "rest"])
@@ -154,10 +157,10 @@ def test_tokens_do_not_depend_on_how_requests_are_cut(
 def test_both_interfaces_give_what_a_detector_finds(detector_server, exported_detector):
     samples = SAMPLES[:30_000]
     by_grpc, by_rest = (
-        connect(detector_server, interface, "mini").predict(samples, 60)
+        connect(detector_server, interface, "mini", Signatures("candidates")).predict(samples, 60)
         for interface in ("grpc", "rest")
     )
-    graph = tf.saved_model.load(str(exported_detector / "1")).signatures["serving_default"]
+    graph = tf.saved_model.load(str(exported_detector / "1")).signatures["candidates"]
     known = graph(audio=tf.constant(samples[None]))
     assert len(by_grpc) == len(by_rest) == int(known["num_segments"][0])
     for i, (one, other) in enumerate(zip(by_grpc, by_rest, strict=True)):
@@ -176,7 +179,7 @@ def test_a_detectors_recording_gives_its_notes(
     (tmp_path / "song.mid").write_text("of the user's own")
     config = ServedConfig.read(exported_detector)
     assert (config.model, config.name, config.decoding) == (MINI, "mini", EAGER)
-    predict = connect(detector_server, interface, "mini").predict
+    predict = connect(detector_server, interface, "mini", config.signatures).predict
     found = transcribe([SAMPLES[:30_000]], config, lambda samples: predict(samples, 60))
     assert found.notes and set(found.confidences) == set(found.notes)
     assert not any(segment.tokens for segment in found.segments)
@@ -529,17 +532,17 @@ def test_short_and_silent_files_are_resampled_too(decode):
 @pytest.mark.parametrize("num_segments", [2, 100])
 def test_files_give_the_tokens_that_numbers_give(interface, num_segments, server, exported):
     config = ServedConfig.read(exported)
-    assert config.takes_bytes
+    assert config.signatures == Signatures("serving_default", "serving_bytes")
     found = [
         transcribe(
             [WHOLE],
             config,
-            lambda samples, takes=takes_bytes: connect(
-                server[1], interface, takes_bytes=takes
+            lambda samples, signatures=signatures: connect(
+                server[1], interface, signatures=signatures
             ).predict(samples, 60),
             num_segments=num_segments,
         )
-        for takes_bytes in (False, True)
+        for signatures in (None, config.signatures)
     ]
     assert found[0] == found[1]
     assert len(found[0].segments) == 8
@@ -550,9 +553,9 @@ def test_a_request_of_files_is_a_fraction_of_one_of_numbers(server, monkeypatch)
     monkeypatch.setattr(
         RestServer, "_post", lambda _, body, *rest: (sizes.append(len(body)), (503, b""))[1]
     )
-    for takes_bytes in (False, True):
+    for signatures in (None, Signatures(audio_bytes="serving_bytes")):
         with pytest.raises(Unavailable):
-            connect(server[1], "rest", takes_bytes=takes_bytes).predict(WHOLE, 1)
+            connect(server[1], "rest", signatures=signatures).predict(WHOLE, 1)
     assert sizes[1] < sizes[0] / 3
     assert sizes[1] == pytest.approx(4 / 3 * 2 * WHOLE.size, rel=0.01)
 
@@ -564,10 +567,10 @@ def test_what_16_bits_do_not_hold_goes_as_numbers():
     assert not fits_wav(np.full(3, np.nan, np.float32))
 
 
-def post_files(address, *contents):
+def post_files(address, *contents, name="tiny"):
     files = [{"b64": base64.b64encode(content).decode()} for content in contents]
     request = {"signature_name": "serving_bytes", "inputs": {"audio_bytes": files}}
-    return post(address, json.dumps(request).encode())
+    return post(address, json.dumps(request).encode(), f"/v1/models/{name}:predict")
 
 
 def test_recordings_of_other_lengths_go_in_one_request(server):
@@ -586,13 +589,51 @@ BAD_FILES = {
     "cut short": to_wav(WHOLE)[:40],
     "float": wav_of(WHOLE[:100], subtype="FLOAT"),
     "odd rate": wav_of(WHOLE[:100], 900, subtype="PCM_16"),
+    "too long": wav_of(np.zeros(600 * 1000 + 1), 1000, subtype="PCM_16"),
 }
 
 
+@pytest.mark.parametrize("name", ["tiny", "mini"])
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_bytes_that_are_no_recording_are_refused(kind, server):
-    status, answer = post_files(server[1]["rest"], BAD_FILES[kind])
+def test_bytes_that_are_no_recording_are_refused(kind, name, server, detector_server):
+    address = {"tiny": server[1], "mini": detector_server}[name]["rest"]
+    status, answer = post_files(address, BAD_FILES[kind], name=name)
     assert status == 400 and answer["error"]
+    assert kind != "too long" or "a request holds at most 600 s of audio" in answer["error"]
+
+
+def read_command(page):
+    """The lines of a page that ask a server for notes, as a shell runs them."""
+    lines = (ROOT / page).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("    printf '{"))
+    end = next(i for i, line in enumerate(lines) if i > start and "curl" in line)
+    return "\n".join(lines[start : end + 1])
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+def test_the_curl_of_the_pages_returns_notes(page, detector_server, exported_detector, tmp_path):
+    (tmp_path / "song.wav").write_bytes(wav_of(WHOLE[:30_000], subtype="PCM_16"))
+    command = read_command(page)
+    for theirs, ours in (
+        ("http://localhost:8501", detector_server["rest"]),
+        ("models/small:", "models/mini:"),
+    ):
+        assert theirs in command
+        command = command.replace(theirs, ours)
+    run = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    found = json.loads(run.stdout)["outputs"]
+    config = ServedConfig.read(exported_detector)
+    predict = connect(detector_server, "grpc", "mini", config.signatures).predict
+    expected = transcribe([WHOLE[:30_000]], config, lambda samples: predict(samples, 60)).notes
+    fields = ("onset_seconds", "offset_seconds", "pitch", "velocity", "program", "is_drum")
+    notes = [Note(*row) for row in zip(*(found[name][0] for name in fields), strict=True)]
+    assert found["num_notes"] == [len(notes)]
+    # Chances come to the client in 255 steps, so a doubtful end or name may be another.
+    read, known = (sorted((round(n.onset, 3), *n[2:4]) for n in ns) for ns in (notes, expected))
+    assert read == known
 
 
 @pytest.mark.parametrize("clip", ["band", "piano"])

@@ -3,9 +3,9 @@
     mt3 client --server localhost:8500 --config DIR song.mp3 --output song.mid
     mt3 client --server http://localhost:8501 --config DIR song.mp3
 
-Samples go there, as WAV files where the model takes them; tokens or rolls come back and are read as
-notes here. HOST:PORT speaks gRPC, an http address REST. DIR is what `export.main` wrote, or the
-`config.json` in it.
+Samples go there, as WAV files where 16 bits hold them; tokens or candidates of notes come back and
+are read as notes here. HOST:PORT speaks gRPC, an http address REST. DIR is what `export.main`
+wrote, or the `config.json` in it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> None:
     name = values.name or config.name
     is_rest = values.server.startswith(("http://", "https://"))
     server: serving.Server = (serving.RestServer if is_rest else serving.GrpcServer)(
-        values.server, name, takes_bytes=config.takes_bytes
+        values.server, name, config.signatures
     )
 
     def predict(samples: Samples) -> list[Output]:

@@ -1,4 +1,4 @@
-"""Networks on a model server: recordings there in requests, tokens or rolls back, notes here.
+"""Networks on a model server: recordings there in requests, tokens or candidates back, notes here.
 
 A long recording goes in several requests, cut where segments meet and each with the sound around
 it, so that the outputs are those of the whole. Runs without Keras; REST without TensorFlow too.
@@ -41,7 +41,6 @@ from mt3_keras.wav import fits_wav, to_wav
 Samples = NDArray[np.float32]
 Answer = TypeVar("Answer")
 
-BYTES_SIGNATURE = "serving_bytes"
 LONGEST_PAUSE = 20.0  # seconds between two attempts
 # Of an answer in JSON. A detector's takes about 4 characters for each of the 40,000 numbers of a
 # segment of 65,536 samples, and spaces between them. Tokens take less.
@@ -69,6 +68,18 @@ class Server(Protocol):
         """
 
 
+class Signatures(NamedTuple):
+    """Names under which a served model gives the outputs of segments.
+
+    Attributes:
+      audio: of samples.
+      audio_bytes: of WAV files; None where it takes none.
+    """
+
+    audio: str = "serving_default"
+    audio_bytes: str | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class ServedConfig:
     """What a client must know of a served model.
@@ -78,7 +89,7 @@ class ServedConfig:
       name: on the server.
       context, exact, rules: how its segments are cut and its outputs are read (see `Transcriber`).
       decoding: how a detector's rolls are read.
-      takes_bytes: whether it is served with the signature "serving_bytes" too, of WAV files.
+      signatures: that a client asks; None: of samples alone.
     """
 
     model: ModelConfig
@@ -87,7 +98,7 @@ class ServedConfig:
     exact: bool = False
     rules: Rules | None = None
     decoding: RollDecoding | None = None
-    takes_bytes: bool = False
+    signatures: Signatures | None = None
 
     @classmethod
     def read(cls, path: pathlib.Path) -> ServedConfig:
@@ -112,8 +123,8 @@ class ServedConfig:
             )
             name, context, exact = serving["name"], serving["context"], serving["exact"]
             decoding = RollDecoding.read(file.parent)
-            takes_bytes = bool(serving.get("takes_bytes", False))
-            return cls(model, name, context, exact, rules, decoding, takes_bytes)
+            signatures = Signatures(**serving.get("signatures", {}))
+            return cls(model, name, context, exact, rules, decoding, signatures)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file}: not written by export.main ({error}); see --help") from error
 
@@ -162,13 +173,13 @@ class GrpcServer:
     Args:
       address: HOST:PORT.
       model: its name on the server.
-      takes_bytes: send WAV files (see `ServedConfig`) where 16 bits hold the samples.
+      signatures: that are asked: of WAV files, where there is one and 16 bits hold the samples.
 
     Raises:
       ServingError: packages are missing.
     """
 
-    def __init__(self, address: str, model: str, *, takes_bytes: bool = False) -> None:
+    def __init__(self, address: str, model: str, signatures: Signatures | None = None) -> None:
         try:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             with quiet_stderr():  # importing TensorFlow's messages starts TensorFlow
@@ -181,7 +192,8 @@ class GrpcServer:
                 "the server's http address"
             ) from error
         self._grpc, self._tf, self._request = grpc, tf, predict_pb2.PredictRequest
-        self._address, self._model, self._takes_bytes = address, model, takes_bytes
+        self._address, self._model = address, model
+        self._signatures = signatures or Signatures()
         limits = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", _MOST_BYTES),
@@ -193,11 +205,12 @@ class GrpcServer:
         """See `Server`."""
         request = self._request()
         request.model_spec.name = self._model
-        if self._takes_bytes and fits_wav(samples):
-            request.model_spec.signature_name = BYTES_SIGNATURE
+        if self._signatures.audio_bytes and fits_wav(samples):
+            request.model_spec.signature_name = self._signatures.audio_bytes
             contents = self._tf.make_tensor_proto([to_wav(samples)])
             request.inputs["audio_bytes"].CopyFrom(contents)
         else:
+            request.model_spec.signature_name = self._signatures.audio
             request.inputs["audio"].CopyFrom(self._tf.make_tensor_proto(samples[None]))
         try:
             answer = self._stub.Predict(request, timeout=seconds)
@@ -227,14 +240,14 @@ class RestServer:
     Args:
       address: http://HOST:PORT.
       model: its name on the server.
-      takes_bytes: as of `GrpcServer`.
+      signatures: as of `GrpcServer`.
 
     Raises:
       ServingError: the address is none.
     """
 
-    def __init__(self, address: str, model: str, *, takes_bytes: bool = False) -> None:
-        self._address, self._takes_bytes = address, takes_bytes
+    def __init__(self, address: str, model: str, signatures: Signatures | None = None) -> None:
+        self._address, self._signatures = address, signatures or Signatures()
         try:
             self._parts = urllib.parse.urlsplit(address)
             connect = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
@@ -251,13 +264,16 @@ class RestServer:
 
     def predict(self, samples: Samples, seconds: float) -> list[Output]:
         """See `Server`."""
-        if self._takes_bytes and fits_wav(samples):
+        if self._signatures.audio_bytes and fits_wav(samples):
             content = base64.b64encode(to_wav(samples)).decode()
-            inputs = {"audio_bytes": [{"b64": content}]}
-            body = json.dumps({"signature_name": BYTES_SIGNATURE, "inputs": inputs})
+            signature, inputs = (
+                self._signatures.audio_bytes,
+                f'"audio_bytes":[{{"b64":"{content}"}}]',
+            )
         else:
             numbers = ",".join([f"{x:.9g}" for x in samples.tolist()])  # they tell float32 apart
-            body = f'{{"inputs":{{"audio":[[{numbers}]]}}}}'
+            signature, inputs = self._signatures.audio, f'"audio":[[{numbers}]]'
+        body = f'{{"signature_name":"{signature}","inputs":{{{inputs}}}}}'
         try:
             status, text = self._post(
                 body.encode(), seconds, _MARGIN_BYTES + _BYTES_A_SAMPLE * samples.size
