@@ -34,7 +34,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.machine import run_json
+from benchmarks.machine import run_json, run_main
 from mt3_keras.files import replacing
 from mt3_keras.metrics import match_notes, onset_scores
 from mt3_keras.notes import Note, map_program
@@ -242,4 +242,4 @@ def report(items: Sequence[Item], summaries: Mapping[str, Summary]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -19,12 +19,12 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, run_main
 from benchmarks.train_step import time_training
-from mt3_keras.data.pipeline import PipelineConfig, TrainingBatches, training_batches
 from mt3_keras.models.config import CONFIGS
 
 if TYPE_CHECKING:
+    from mt3_keras.data.pipeline import TrainingBatches
     from train.objective import TrainingModel
 
 
@@ -60,6 +60,7 @@ def _render(folder: str) -> str:
 
 
 def _compare(arguments: argparse.Namespace, data: tuple[str, ...]) -> None:
+    from mt3_keras.data.pipeline import PipelineConfig, training_batches
     from mt3_keras.process import load_keras
 
     load_keras()
@@ -117,4 +118,4 @@ def _make_model(arguments: argparse.Namespace) -> TrainingModel:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -18,6 +18,7 @@ import time
 import numpy as np
 import soundfile
 
+from benchmarks.machine import run_main
 from mt3_keras.metrics import further_scores, mean_scores, onset_scores
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note
@@ -115,4 +116,4 @@ def score(reference: list[Note], estimate: list[Note]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

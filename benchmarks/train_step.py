@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.machine import describe_machine, run_json
-from mt3_keras.data.pipeline import NAMED_NOTES
+from benchmarks.machine import describe_machine, run_main, run_json
 from mt3_keras.data.rolls import CERTAIN
 from mt3_keras.models.config import CONFIGS, HEADS, NUM_PITCHES, DetectorConfig, ModelConfig
 from train.config import RunConfig
@@ -137,6 +136,8 @@ def make_batch(config: ModelConfig, batch_size: int, num_tokens: int) -> Batch:
         "samples": 0.1 * chance.standard_normal((batch_size, config.input_samples), np.float32)
     }
     if isinstance(config, DetectorConfig):
+        from mt3_keras.data.pipeline import NAMED_NOTES
+
         for head, size in HEADS.items():
             roll = chance.random((batch_size, frames, size)) < 0.02
             batch[head] = CERTAIN * roll.astype(np.int8)
@@ -279,4 +280,4 @@ def report(runs: dict[str, list[dict[str, float]]], arguments: argparse.Namespac
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -23,7 +23,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.machine import GIGA, describe_machine, matmul_speed, run_json
+from benchmarks.machine import GIGA, describe_machine, matmul_speed, run_json, run_main
 
 
 def main() -> None:
@@ -220,4 +220,4 @@ def _row(name: str, mine: float, other: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

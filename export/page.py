@@ -22,7 +22,7 @@ from mt3_keras import __version__
 from mt3_keras.cli.command_line import Command, UsageError, run
 from mt3_keras.engines.litert import read_bundle_config
 from mt3_keras.files import replacing
-from mt3_keras.midi import instrument_name
+from mt3_keras.instrument_names import instrument_name
 from mt3_keras.models.catalog import find_preset
 from mt3_keras.models.config import LOWEST_DRUM, NUM_DRUMS, SAMPLE_RATE_HZ, DetectorConfig
 from mt3_keras.note_rolls import RollDecoding

@@ -41,6 +41,7 @@ from mt3_keras.codec import EOS
 from mt3_keras.engines.litert import EdgeDetector, EdgeModel
 from mt3_keras.files import replacing
 from mt3_keras.grammar import Grammar, Rules
+from mt3_keras.models.checksums import drop_sums, write_sums
 from mt3_keras.models.config import SAMPLE_RATE_HZ, DetectorConfig
 from mt3_keras.models.detector import NoteDetector
 from mt3_keras.note_rolls import RollDecoding
@@ -85,6 +86,7 @@ def export_bundle(
     if model.compute_dtype != "float32":
         raise ExportError(f"LiteRT export needs a float32 model: got {model.compute_dtype}")
     folder.mkdir(parents=True, exist_ok=True)
+    drop_sums(folder)
     with tempfile.TemporaryDirectory() as scratch:
         graph = pathlib.Path(scratch) / "float32.tflite"
         graph.write_bytes(_convert(model, pathlib.Path(scratch) / "saved_model"))
@@ -100,6 +102,7 @@ def export_bundle(
     if isinstance(config, DetectorConfig) and decoding is not None:
         with replacing(folder / "decoding.json") as path:
             path.write_text(decoding.to_json())
+    write_sums(folder)
     return folder
 
 

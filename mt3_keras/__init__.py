@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mt3_keras.models.recurrent import RecurrentBackbone
     from mt3_keras.notes import Note
     from mt3_keras.streaming import StreamingTranscriber
-    from mt3_keras.transcriber import Transcriber
+    from mt3_keras.transcriber import Transcriber, transcribe
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "StreamingTranscriber",
     "Transcriber",
     "read_midi",
+    "transcribe",
     "write_midi",
 ]
 
@@ -37,6 +38,7 @@ _HOMES = {
     "StreamingTranscriber": "mt3_keras.streaming",
     "Transcriber": "mt3_keras.transcriber",
     "read_midi": "mt3_keras.midi",
+    "transcribe": "mt3_keras.transcriber",
     "write_midi": "mt3_keras.midi",
 }
 

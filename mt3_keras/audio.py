@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.segments import AudioError, check_finite
-from mt3_keras.sound_files import duration, read_channels
+from mt3_keras.sound_files import MAX_RATE_HZ, MIN_RATE_HZ, duration, read_channels
 
-__all__ = ["AUDIO_SUFFIXES", "AudioError", "duration", "find_audio", "read_blocks"]
+__all__ = ["AUDIO_SUFFIXES", "AudioError", "duration", "find_audio", "read_blocks", "resample"]
 
 AUDIO_SUFFIXES = frozenset(
     f".{name}"
@@ -87,6 +87,27 @@ def read_blocks(path: str | os.PathLike[str], block_seconds: float = 30.0) -> It
     if num_left:
         yield np.pad(rest[:num_left], (0, max(0, num_left - rest.size)))
     survey.warn()
+
+
+def resample(samples: _Samples, rate_hz: float) -> _Samples:
+    """Samples at any rate -> 16 kHz, as a file of that rate is read.
+
+    Args:
+      samples: float32 [n], mono.
+      rate_hz: of `samples`.
+
+    Raises:
+      AudioError: no recording has such a rate.
+    """
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise AudioError(
+            f"sample_rate must be {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz, as 44100: got {rate_hz}"
+        )
+    if rate_hz == SAMPLE_RATE_HZ or not samples.size:
+        return samples
+    found: _Samples = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ, "HQ")
+    num_samples = math.ceil(samples.size * (SAMPLE_RATE_HZ / rate_hz))
+    return np.pad(found[:num_samples], (0, max(0, num_samples - found.size)))
 
 
 class _Mixer:

@@ -9,6 +9,7 @@ how many notes each instrument has, and with them which one plays each note. Num
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -26,6 +27,29 @@ LEAST = 1e-4  # of a note's chance for any instrument: one sure mistake should n
 LEAST_SPREAD, SPREAD_WEIGHT = 4.0, 8.0  # semitones; notes' worth of the spread before any is seen
 WIDEST = 12.0  # semitones, the spread of an instrument of which nothing is known
 RECENT = 300  # notes by which one is named while the piece goes on
+IN_MEMORY = 2**22  # bytes of notes' chances; more are in a temporary file
+
+
+class _Rows:
+    """Rows of float32 [width], one after the other; many of them are kept in a file."""
+
+    def __init__(self, width: int) -> None:
+        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - lives as long
+        self._width, self._num_rows = width, 0
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def append(self, rows: Chances) -> None:
+        self._file.seek(4 * self._width * self._num_rows)
+        self._file.write(np.ascontiguousarray(rows, np.float32).tobytes())
+        self._num_rows += len(rows)
+
+    def read(self, first: int, end: int) -> Chances:
+        """Rows first to end, float32 [n, width]."""
+        self._file.seek(4 * self._width * first)
+        content = self._file.read(4 * self._width * (end - first))
+        return np.frombuffer(content, np.float32).reshape(-1, self._width)
 
 
 class PiecePrograms:
@@ -57,8 +81,7 @@ class PiecePrograms:
         )
         self._open_piece()  # refuses what cannot be
         self.most = min(2, len(self._classes), num_instruments or 2)
-        self._chances: list[Chances] = []  # of each note, and so its pitch
-        self._pitches: list[float] = []
+        self._notes = _Rows(NUM_CLASSES * PROGRAMS_PER_CLASS + 1)  # chances, and the pitch
         self._num_forgotten = 0
         self._recent: list[list[int]] | None = None
 
@@ -69,24 +92,23 @@ class PiecePrograms:
           chances: float32 [n, 128], of each program; rows that sum to 1.
           pitches: float [n], MIDI pitches.
         """
-        first = self._num_forgotten + len(self._pitches)
-        self._chances.extend(np.asarray(chances, np.float32))
-        self._pitches.extend(np.asarray(pitches, np.float32).tolist())
+        first = self._num_forgotten + len(self._notes)
+        self._notes.append(np.column_stack((chances, pitches)))
         self._recent = None
         return first
 
     def programs(self, notes: Sequence[tuple[int, int]]) -> list[int]:
         """The program of each note, given all of the piece; (number, 1) is a note's second one."""
-        found = self._decide(0)
+        found = self._decide(0, len(self._notes))
         return [found[number - self._num_forgotten][rank] for number, rank in notes]
 
     def recent_programs(self, notes: Sequence[tuple[int, int]]) -> list[int]:
         """As `programs`, given the newest notes alone; of older ones, each by itself."""
         if not notes:
             return []
-        since = max(0, len(self._pitches) - RECENT)
+        since = max(0, len(self._notes) - RECENT)
         if self._recent is None:
-            self._recent = self._decide(since)
+            self._recent = self._decide(since, len(self._notes))
         found = []
         for number, rank in notes:
             row = number - self._num_forgotten
@@ -98,19 +120,22 @@ class PiecePrograms:
 
     def forget_old(self, needed_from: int | None) -> None:
         """Forgets all but the newest notes and those from a number on."""
-        first = max(0, len(self._pitches) - RECENT)
+        first = max(0, len(self._notes) - RECENT)
         if needed_from is not None:
             first = min(first, needed_from - self._num_forgotten)
         if first:
-            self._chances, self._pitches = self._chances[first:], self._pitches[first:]
+            rest = self._notes.read(first, len(self._notes))
+            self._notes = _Rows(rest.shape[1])
+            self._notes.append(rest)
             self._num_forgotten += first
 
-    def _decide(self, first: int, end: int | None = None) -> list[list[int]]:
+    def _decide(self, first: int, end: int) -> list[list[int]]:
         """The likeliest programs, `most` of each, of the notes first to end."""
-        chances = np.array(self._chances[first:end], np.float32)
+        notes = self._notes.read(first, end)
+        chances, pitches = notes[:, :-1], notes[:, -1]
         own = chances.reshape(-1, NUM_CLASSES, PROGRAMS_PER_CLASS).sum(axis=-1)
         piece = self._open_piece()
-        piece.add(own, np.array(self._pitches[first:end], np.float32))
+        piece.add(own, pitches)
         found = find_programs(chances, piece.shares(), self._allowed, self.most, np)
         programs: list[list[int]] = found.tolist()
         return programs

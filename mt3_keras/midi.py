@@ -1,20 +1,19 @@
-"""MIDI files <-> notes, and the names of the General MIDI instruments."""
+"""MIDI files <-> notes."""
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-import difflib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import mido
-import pretty_midi
 
 from mt3_keras.beats import Beats
 from mt3_keras.files import replacing
+from mt3_keras.instrument_names import instrument_name
 from mt3_keras.midi_file import (
     CONTROL,
     MAX_SECONDS,
@@ -34,7 +33,6 @@ __all__ = [
     "Instrument",
     "MidiError",
     "instrument_name",
-    "parse_instruments",
     "read_instruments",
     "read_midi",
     "write_midi",
@@ -359,50 +357,3 @@ def _set_program(part: _Part, channel: int, delta: int) -> list[mido.Message]:
     messages.append(mido.Message("program_change", channel=channel, program=part.program))
     messages[0].time = delta
     return messages
-
-
-def instrument_name(program: int, is_drum: bool) -> str:
-    """General MIDI name of a program (0 to 127), or "Drums"."""
-    return "Drums" if is_drum else pretty_midi.program_to_instrument_name(program)
-
-
-def parse_instruments(text: str) -> tuple[frozenset[int], bool]:
-    """Reads a list such as "piano, 33, Violin, drums".
-
-    Args:
-      text: names or numbers, separated by commas: a General MIDI instrument ("Acoustic Bass"), a
-        class ("Bass": all eight), a program number (0 to 127) or "drums".
-
-    Returns:
-      The programs named and whether drums are.
-
-    Raises:
-      ValueError: a name is unknown; the message suggests similar ones.
-    """
-    names: dict[str, set[int]] = {}
-    for program in range(128):
-        for name in (
-            pretty_midi.program_to_instrument_class(program),
-            pretty_midi.program_to_instrument_name(program),
-        ):
-            names.setdefault(name.lower(), set()).add(program)
-    programs: set[int] = set()
-    drums = False
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        if item.lower() in ("drums", "drum"):
-            drums = True
-        elif item.isdigit() and int(item) < 128:
-            programs.add(int(item))
-        elif item.lower() in names:
-            programs |= names[item.lower()]
-        else:
-            close = difflib.get_close_matches(item.lower(), [*names, "drums"], n=3, cutoff=0.5)
-            hint = (
-                f"did you mean {' or '.join(close)}?"
-                if close
-                else "use General MIDI names or 0 to 127"
-            )
-            raise ValueError(f"unknown instrument {item!r}: {hint}")
-    if not programs and not drums:
-        raise ValueError("no instrument named: use General MIDI names, 0 to 127 or drums")
-    return frozenset(programs), drums

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from mt3_keras.midi import instrument_name
+from mt3_keras.instrument_names import instrument_name
 from mt3_keras.score import QUARTER, Bar, Chord, Part, Score, Staff
 
 # Units -> note type and dots; lengths that none of them is are written as several, tied.

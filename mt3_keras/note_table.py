@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mt3_keras.midi import instrument_name
+from mt3_keras.instrument_names import instrument_name
 from mt3_keras.notes import Note
 
 NOTE_COLUMNS = (

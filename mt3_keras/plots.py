@@ -23,7 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mt3_keras.files import replacing
-from mt3_keras.midi import instrument_name
+from mt3_keras.instrument_names import instrument_name
 from mt3_keras.notes import Note
 
 COLORS = [*color_sequences["tab20"][::2], *color_sequences["tab20"][1::2]]

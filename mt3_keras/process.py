@@ -10,8 +10,11 @@ import ctypes
 import io
 import logging
 import os
+import pathlib
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
@@ -99,6 +102,23 @@ def any_streams() -> Iterator[None]:
         contextlib.redirect_stderr(cast(Any, errors)),
     ):
         yield
+
+
+@contextlib.contextmanager
+def saved_input() -> Iterator[pathlib.Path]:
+    """What comes on standard input as a file, as long as the block lasts.
+
+    Raises:
+      ValueError: standard input is a terminal, or absent.
+    """
+    source = getattr(sys.stdin, "buffer", None)
+    if source is None or sys.stdin.isatty():
+        raise ValueError("-: nothing comes on standard input: pipe a recording into the command")
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "standard_input")
+        with path.open("wb") as file:
+            shutil.copyfileobj(source, file, 2**20)
+        yield path
 
 
 @contextlib.contextmanager

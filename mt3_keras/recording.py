@@ -38,7 +38,7 @@ class Progress(NamedTuple):
 
     A detector's may have other instruments in the end, when the whole piece is known
     (`Transcription`). The notes still sounding at the end of the recording come with the last
-    segment. `confidences` are those of a `Transcription`, of all notes so far.
+    segment. `confidences` are those of a `Transcription`, of these notes at least.
     """
 
     segment: Segment
@@ -179,6 +179,7 @@ class Recording:
         self._segments: list[Segment] = []
         self._waiting: dict[int, Output] = {}
         self._notes: list[Note] = []
+        self._num_ended = 0
 
     def add(self, index: int, output: Output) -> Iterator[Progress]:
         """Takes the output of segment `index`; yields segments that can be read now.
@@ -215,8 +216,8 @@ class Recording:
         until = duration if end is None and isinstance(output, RollOutput) else end
         notes = feed(self._decoder, start, output, until)
         self._segments.append(segment)
+        self._num_ended += len(notes)
         if end is None:
-            num_ended = len(self._decoder.notes)
             self._notes = self._decoder.finish()
-            notes = notes + self._decoder.notes[num_ended:]
+            notes = notes + self._decoder.notes[self._num_ended :]
         return Progress(segment, duration if end is None else end, notes, self._decoder.confidences)

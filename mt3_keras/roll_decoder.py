@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,25 @@ class _Begun(NamedTuple):
 _Ended = tuple[_Begun, int, float]  # with pitch and end
 
 
+class _Kept:
+    """All notes of a recording in 31 bytes each: a recording may last for days."""
+
+    def __init__(self) -> None:
+        kinds = "dddihhb"  # onset, end, confidence, row, pitch, velocity, rank
+        self._columns = [array.array(kind) for kind in kinds]
+
+    def add(self, begun: _Begun, pitch: int, end: float) -> None:
+        """Takes a note, or with the row -1 a stroke."""
+        onset, velocity, confidence = begun.note
+        values = (onset, end, confidence or 0.0, begun.row, pitch, velocity, begun.rank)
+        for column, value in zip(self._columns, values, strict=True):
+            column.append(value)
+
+    def __iter__(self) -> Iterator[_Ended]:
+        for onset, end, confidence, row, pitch, velocity, rank in zip(*self._columns, strict=True):
+            yield _Begun(OpenNote(onset, velocity, confidence), row, rank), pitch, end
+
+
 class RollDecoder:
     """Reads the outputs of successive segments and keeps what still sounds between them.
 
@@ -43,7 +63,8 @@ class RollDecoder:
         which the next are named, as a stream without an end needs it.
 
     Attributes:
-      notes: all notes ended so far, in the order in which they ended.
+      notes: that ended in the segment fed last, in the order in which they ended; after `finish`
+        all, strokes first.
       confidences: of these notes' onsets.
       invalid_events, dropped_events: 0, as there are no events (see `NoteDecoder`).
     """
@@ -73,7 +94,7 @@ class RollDecoder:
         self._keeps_notes = keeps_notes
         self.notes: list[Note] = []
         self.confidences: dict[Note, float] = {}
-        self._ended: list[_Ended] = []  # of `notes`
+        self._kept = _Kept()
         self._struck: dict[tuple[int, bool], float] = {}  # last onset of a pitch or drum
         self._open: dict[int, list[_Begun]] = {}  # by pitch
         self._time = 0.0
@@ -99,7 +120,7 @@ class RollDecoder:
         Returns:
           The notes that ended in this segment.
         """
-        num_before = len(self.notes)
+        self.notes, self.confidences = [], {}
         rate = self._frames_per_second
         num_frames = len(output.ended) if end is None else round((end - start) * rate)
         onsets = self._begin(output, num_frames)
@@ -115,7 +136,7 @@ class RollDecoder:
         self._add(closed)
         self._strike(start, output.strokes, num_frames)
         self._time = max(self._time, start + num_frames / rate)
-        return self.notes[num_before:]
+        return list(self.notes)
 
     def finish(self) -> list[Note]:
         """Ends all sounding notes where the audio ends and returns all notes, ordered.
@@ -127,7 +148,7 @@ class RollDecoder:
         closed = [(one, pitch, self._time) for pitch, ones in self._open.items() for one in ones]
         self._open = {}
         self._add(closed)
-        if self._keeps_notes and self._ended:
+        if self._keeps_notes:
             self._name_anew()
         return sort_notes(self.notes)
 
@@ -161,9 +182,16 @@ class RollDecoder:
                 found.append((time, round(key), confidence, velocity))
         for time, key, confidence, velocity in sorted(found):
             if self._strikes_again(time, self._drum_of(key), True):
-                hit = Note(time, time + MIN_DURATION, key, round(velocity), 0, True)
-                self.notes.append(hit)
-                self.confidences[hit] = confidence
+                hit = _Begun(OpenNote(time, round(velocity), confidence), -1, 0)
+                self._write_hit(hit, key)
+                if self._keeps_notes:
+                    self._kept.add(hit, key, time)
+
+    def _write_hit(self, hit: _Begun, key: int) -> None:
+        time, velocity, confidence = hit.note
+        note = Note(time, time + MIN_DURATION, key, velocity, 0, True)
+        self.notes.append(note)
+        self.confidences[note] = confidence or 0.0
 
     def _drum_of(self, key: int) -> int:
         """The first key of those like a drum's, of which one at a time is struck."""
@@ -197,17 +225,22 @@ class RollDecoder:
         rows = [(one.row, one.rank) for one, _, _ in closed]
         self._write(closed, self._names.recent_programs(rows))
         if self._keeps_notes:
-            self._ended += closed
+            for one in closed:
+                self._kept.add(*one)
         else:
             sounding = [one.row for ones in self._open.values() for one in ones]
             self._names.forget_old(min(sounding, default=None))
 
     def _name_anew(self) -> None:
         """Gives all notes the names that the whole piece gives them."""
-        hits = [note for note in self.notes if note.is_drum]
-        self.notes, self.confidences = hits, {hit: self.confidences[hit] for hit in hits}
-        rows = [(one.row, one.rank) for one, _, _ in self._ended]
-        self._write(self._ended, self._names.programs(rows))
+        self.notes, self.confidences = [], {}
+        for hit, key, _ in self._kept:
+            if hit.row < 0:
+                self._write_hit(hit, key)
+        ended = [one for one in self._kept if one[0].row >= 0]
+        if ended:
+            rows = [(one.row, one.rank) for one, _, _ in ended]
+            self._write(ended, self._names.programs(rows))
 
     def _write(self, ended: list[_Ended], programs: list[int]) -> None:
         for (begun, pitch, end), program in zip(ended, programs, strict=True):

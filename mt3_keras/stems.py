@@ -18,32 +18,13 @@ from typing import NamedTuple
 
 from mt3_keras.audio import AUDIO_SUFFIXES, AudioError
 from mt3_keras.grammar import Rules
-from mt3_keras.midi import instrument_name, parse_instruments
+from mt3_keras.instrument_names import find_programs, instrument_name
 from mt3_keras.notes import Note, sort_notes
 from mt3_keras.recording import Progress, Transcription
 from mt3_keras.transcriber import Transcriber
 
 MAX_STEMS = 16
 MAX_DIFFERENCE = 1.0  # seconds between the ends of stems before something is said of it
-# Words in the names of stems; of several the last counts, and "bass guitar" is one word.
-DRUM_WORDS = frozenset(
-    (
-        *("beat", "beats", "clap", "cymbal", "cymbals", "drum", "drums", "drumkit", "hat", "hats"),
-        *("hihat", "kick", "kit", "overhead", "overheads", "perc", "percussion", "snare", "toms"),
-    )
-)
-WORDS = {
-    **dict.fromkeys(("bass", "basses", "bassguitar", "bassgtr"), range(32, 40)),
-    **dict.fromkeys(("acapella", "backings", "choir", "lyrics", "singer"), range(52, 55)),
-    **dict.fromkeys(("singing", "vocal", "vocals", "voice", "voices", "vox"), range(52, 55)),
-    **dict.fromkeys(("piano", "pianos", "keys", "keyboard", "keyboards"), range(8)),
-    **dict.fromkeys(("guitar", "guitars", "gtr"), range(24, 32)),
-    **dict.fromkeys(("strings", "string", "orchestra"), range(40, 52)),
-    **dict.fromkeys(("brass", "horn", "horns"), range(56, 64)),
-    **dict.fromkeys(("woodwind", "woodwinds", "wind", "winds"), range(64, 80)),
-    **dict.fromkeys(("sax", "saxophone"), range(64, 68)),
-    **dict.fromkeys(("synth", "synths", "synthesizer"), range(80, 104)),
-}
 MIXES = frozenset(("mix", "mixture", "mixdown"))
 
 _logger = logging.getLogger(__name__)
@@ -77,14 +58,9 @@ def read_name(name: str) -> tuple[frozenset[int], bool] | None:
     """
     text = re.sub(r"\bbass[\s_-]*(?=guitar|gtr)", "bass", name.lower().replace("_", " "))
     for word in reversed(re.findall(r"[^\W\d]+", text)):
-        if word in DRUM_WORDS:
-            return frozenset(), True
-        if word in WORDS:
-            return frozenset(WORDS[word]), False
-        try:  # an instrument or a class of General MIDI
-            return parse_instruments(word)
-        except ValueError:
-            continue
+        programs = find_programs(word)
+        if programs is not None:
+            return programs, not programs
     return None
 
 

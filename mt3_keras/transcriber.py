@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import collections
 import copy
+import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from numpy.typing import ArrayLike
 
-from mt3_keras.audio import read_blocks
+from mt3_keras.audio import read_blocks, resample
 from mt3_keras.grammar import Rules
+from mt3_keras.instrument_names import parse_instruments
 from mt3_keras.models.catalog import find_preset, pick_engine
-from mt3_keras.models.config import DetectorConfig, ModelConfig, TokenConfig
+from mt3_keras.models.config import SAMPLE_RATE_HZ, DetectorConfig, ModelConfig, TokenConfig
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.outputs import Output
 from mt3_keras.recording import Progress, Recording, Transcription, make_decoder
@@ -47,6 +49,9 @@ class Transcriber:
       method: how tokens are searched, "greedy" or "beam1" (see `engines.keras.TokenEngine`); None
         is greedy.
       rules: what may appear, and what tokens may be emitted; None stops runaway segments.
+      instruments: only these may appear: names or General MIDI programs, as of
+        `parse_instruments`; None allows what `rules` allow.
+      threads: cores to use on LiteRT; None is all.
       batch_size: segments at a time; None is 16, and on LiteRT what suits the cores.
       max_tokens: longest token sequence of a segment; None takes the model's own limit.
       least_confidence: that a detector's notes need, 0 to 1; None takes the model's own.
@@ -74,6 +79,8 @@ class Transcriber:
         context: Literal["segment", "full"] | None = None,
         method: Literal["greedy", "beam1"] | None = None,
         rules: Rules | None = None,
+        instruments: str | Sequence[str | int] | None = None,
+        threads: int | None = None,
         batch_size: int | None = None,
         max_tokens: int | None = None,
         least_confidence: float | None = None,
@@ -81,6 +88,7 @@ class Transcriber:
         decoding: RollDecoding | None = None,
     ) -> None:
         chosen = context == "full" or method not in (None, "greedy") or rules or max_tokens
+        chosen = chosen or instruments is not None
         if exact and (chosen or least_confidence is not None):
             raise ValueError("exact=True is the original's path: give no other option beside it")
         if context is None:
@@ -94,11 +102,13 @@ class Transcriber:
         self.least_confidence, self.num_instruments = least_confidence, num_instruments
         if exact and isinstance(model, pathlib.Path):
             raise ValueError("an edge bundle is searched greedily, by no exact path: use Keras")
-        self.rules = rules or (Rules() if exact else Rules(stop_runaways=True))
+        rules = rules or (Rules() if exact else Rules(stop_runaways=True))
+        self.rules = _with_instruments(rules, instruments)
         self._search: dict[str, Any] = {
             "method": method,
             "batch_size": batch_size,
             "max_tokens": max_tokens,
+            "threads": threads,
         }
         self._engine = make_engine(model, self.rules, **self._search)
         self.model_config = self._engine.model_config
@@ -159,19 +169,27 @@ class Transcriber:
         self,
         audio: str | os.PathLike[str] | ArrayLike,
         *,
+        sample_rate: float | None = None,
+        instruments: str | Sequence[str | int] | None = None,
         on_segment: Callable[[Progress], None] | None = None,
     ) -> Transcription:
         """Transcribes a recording of any length, in bounded memory.
 
         Args:
-          audio: a file, or samples: float32 [n], 16 kHz mono.
+          audio: a file, or samples: floating point [n], mono, 1 at full scale.
+          sample_rate: of samples, in Hz, any; None is 16000. A file states its own.
+          instruments: only these may appear in this recording; see `Transcriber`.
           on_segment: called for each segment in order of time, as soon as it is read.
 
         Raises:
           AudioError: the audio cannot be used; one line, naming the file.
+          ValueError: an instrument is unknown, or a rate is given for a file.
         """
-        recording = self._open_recording()
-        segments = self._watch(cut_segments(_to_blocks(audio), self.model_config, self.context))
+        if instruments is not None:
+            chosen = self.with_rules(_with_instruments(self.rules, instruments))
+            return chosen.transcribe(audio, sample_rate=sample_rate, on_segment=on_segment)
+        recording, blocks = self._open_recording(), _to_blocks(audio, sample_rate)
+        segments = self._watch(cut_segments(blocks, self.model_config, self.context))
         report = on_segment or (lambda _: None)
         for index, output in self._engine.run(segments):
             for progress in recording.add(index, output):
@@ -241,6 +259,7 @@ def make_engine(
     method: str | None = None,
     batch_size: int | None = None,
     max_tokens: int | None = None,
+    threads: int | None = None,
 ) -> Engine:
     """What runs a network: on LiteRT that of a folder, else on Keras.
 
@@ -249,6 +268,13 @@ def make_engine(
     """
     config: ModelConfig
     on_litert = isinstance(model, pathlib.Path)
+    if threads is not None and (not on_litert or threads < 1):
+        raise ValueError(
+            f"threads must be at least 1: got {threads}"
+            if on_litert
+            else "threads is for LiteRT: limit Keras by OMP_NUM_THREADS and TF_NUM_INTRAOP_THREADS"
+            " in the environment, or give mt3 transcribe --threads"
+        )
     if isinstance(model, pathlib.Path):
         from mt3_keras.engines import litert
 
@@ -260,7 +286,7 @@ def make_engine(
         if unused := [name for name, value in given.items() if value]:
             raise ValueError(f"{unused[0]} is for networks that emit tokens, such as mt3")
         if on_litert:
-            return litert.RollEngine(model, num_workers=batch_size)
+            return litert.RollEngine(model, num_workers=batch_size or threads)
         from mt3_keras.engines.keras import RollEngine
 
         return RollEngine(cast(Any, model), batch_size=batch_size or 16)
@@ -269,7 +295,11 @@ def make_engine(
         if method not in (None, "greedy"):
             raise ValueError("an edge bundle is searched greedily: use Keras for beam search")
         return litert.TokenEngine(
-            model, rules=rules, num_sequences=batch_size, max_tokens=max_tokens
+            model,
+            rules=rules,
+            num_sequences=batch_size,
+            max_tokens=max_tokens,
+            num_threads=threads,
         )
     from mt3_keras.engines.keras import TokenEngine
 
@@ -282,7 +312,39 @@ def make_engine(
     )
 
 
-def _to_blocks(audio: str | os.PathLike[str] | ArrayLike) -> Iterable[Any]:
-    if isinstance(audio, (str, os.PathLike)):
-        return read_blocks(audio)
-    return [check_samples(audio)]
+def _with_instruments(rules: Rules, instruments: str | Sequence[str | int] | None) -> Rules:
+    if instruments is None:
+        return rules
+    programs, drums = parse_instruments(instruments)
+    return dataclasses.replace(rules, programs=programs, drums=drums)
+
+
+def _to_blocks(
+    audio: str | os.PathLike[str] | ArrayLike, sample_rate: float | None
+) -> Iterable[Any]:
+    if not isinstance(audio, (str, os.PathLike)):
+        return [resample(check_samples(audio), sample_rate or SAMPLE_RATE_HZ)]
+    if sample_rate is not None:
+        raise ValueError(f"sample_rate is for samples, and {os.fspath(audio)} states its own")
+    return read_blocks(audio)
+
+
+def transcribe(
+    audio: str | os.PathLike[str] | ArrayLike,
+    *,
+    model: str | os.PathLike[str] = "small",
+    sample_rate: float | None = None,
+    on_segment: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> Transcription:
+    """Transcribes one recording; of many, load the model once: `Transcriber.from_preset`.
+
+    Args:
+      audio, sample_rate, on_segment: as of `Transcriber.transcribe`.
+      model, **options: as of `Transcriber.from_preset`: instruments=["sax", "drums"], threads=1.
+
+    Raises:
+      ValueError: the audio, the model or an option cannot be used; one line.
+    """
+    transcriber = Transcriber.from_preset(model, **options)
+    return transcriber.transcribe(audio, sample_rate=sample_rate, on_segment=on_segment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import json
 import os
 import pathlib
@@ -114,6 +115,23 @@ def test_folders_keep_their_shape_and_names_stay_apart(transcribe, recording, tm
     assert transcribe(recording.parent) == 0
     expected = ["a song.flac.mid", "a song.wav.mid", "disc 1/a song.mid"]
     assert files_in(tmp_path / "out") == expected
+
+
+def test_a_dash_is_a_recording_on_standard_input(transcribe, recording, tmp_path, monkeypatch):
+    with recording.open("rb") as file:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+        assert transcribe("-") == 0
+    assert transcribe(recording) == 0
+    out = tmp_path / "out"
+    assert read_midi(out / "standard_input.mid") == read_midi(out / "a song.mid")
+
+
+@pytest.mark.parametrize("stdin", [io.StringIO(), io.TextIOWrapper(io.BytesIO())])
+def test_nothing_on_standard_input_is_said_so(transcribe, monkeypatch, capsys, stdin):
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert transcribe("-") == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and ("on standard input" in message or "is empty" in message)
 
 
 def test_what_is_done_is_skipped_on_resume(transcribe, recording, tmp_path, capsys):

@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 from mt3_keras.beats import Beats
 from mt3_keras.midi import (
     MidiError,
-    instrument_name,
-    parse_instruments,
     read_instruments,
     read_midi,
     write_midi,
@@ -142,23 +140,6 @@ def test_a_truncated_midi_file_is_refused(tmp_path):
 def test_a_missing_midi_file_is_named(tmp_path):
     with pytest.raises(MidiError, match=r"none\.mid"):
         read_midi(tmp_path / "none.mid")
-
-
-def test_instruments_are_named_by_number_name_and_class():
-    assert parse_instruments("33") == (frozenset({33}), False)
-    assert parse_instruments("Violin, drums") == (frozenset({40}), True)
-    assert parse_instruments("bass") == (frozenset(range(32, 40)), False)
-    assert instrument_name(0, False) == "Acoustic Grand Piano"
-    assert instrument_name(0, True) == "Drums"
-
-
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [("Vioin", "violin"), ("druns", "drums"), ("200", "0 to 127"), ("", "no inst")],
-)
-def test_unknown_instruments_are_met_with_a_suggestion(text, hint):
-    with pytest.raises(ValueError, match=hint):
-        parse_instruments(text)
 
 
 def test_notes_read_from_a_file_hold_plain_numbers(tmp_path):

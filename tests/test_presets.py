@@ -14,6 +14,7 @@ from mt3_keras.audio import read_blocks
 from mt3_keras.grammar import Rules
 from mt3_keras.metrics import onset_scores
 from mt3_keras.midi import read_midi
+from mt3_keras.models import checksums
 from mt3_keras.models.catalog import FOLDER, ModelError, find_preset, shipped_names
 from mt3_keras.models.config import SMALL
 from mt3_keras.models.detector import NoteDetector
@@ -52,6 +53,23 @@ def test_small_is_in_the_box_and_as_small_as_it_says():
         )
     assert sum(sizes) <= 3e6
     assert types == {np.dtype(np.float16)}
+
+
+@pytest.mark.parametrize("name", checksums.COVERED)
+def test_a_damaged_weight_is_refused_though_it_is_a_number(tmp_path, name):
+    folder = tmp_path / "small"
+    shutil.copytree(find_preset("small"), folder)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    load = load_model if name.endswith(".h5") else StreamingTranscriber.from_bundle
+    with pytest.raises(ValueError, match=rf"{name}: differs from its checksum in SHA256SUMS"):
+        load(folder)
+    checksums.write_sums(folder)
+    assert {line.split()[1] for line in (folder / checksums.FILE).read_text().splitlines()} == {
+        *checksums.COVERED
+    }
+    checksums.check_sum(folder / name)
 
 
 def test_small_finds_the_piano_example_with_velocities_and_confidences(found):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mt3_keras import Transcriber, read_midi
+from mt3_keras import Transcriber, read_midi, transcribe
 from mt3_keras.codec import EOS
 from mt3_keras.models.catalog import ModelError
 from mt3_keras.notes import Note, sort_notes
@@ -53,6 +53,38 @@ def test_a_file_and_its_samples_give_the_same(tiny, tmp_path):
     samples = noise(5)
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
     assert tiny.transcribe(tmp_path / "a.wav") == tiny.transcribe(samples)
+
+
+def test_samples_at_another_rate_are_resampled_as_a_file_is(tiny, tmp_path):
+    samples = noise(5)
+    soundfile.write(tmp_path / "a.wav", samples, 44_100, subtype="FLOAT")
+    found = tiny.transcribe(samples, sample_rate=44_100)
+    assert found == tiny.transcribe(tmp_path / "a.wav")
+    assert found.duration == pytest.approx(5 * 16_000 / 44_100, abs=0.01)
+    assert found != tiny.transcribe(samples)
+    with pytest.raises(AudioError, match="sample_rate must be 1000 to 2000000 Hz"):
+        tiny.transcribe(samples, sample_rate=1)
+    with pytest.raises(ValueError, match=r"sample_rate is for samples, and .*a\.wav states"):
+        tiny.transcribe(tmp_path / "a.wav", sample_rate=44_100)
+
+
+def test_instruments_asked_for_are_those_in_the_result():
+    samples = soundfile.read(ROOT / "examples" / "band.flac", dtype="float32")[0][:80_000]
+    small = Transcriber.from_preset("small", engine="litert", threads=1)
+    sax = small.transcribe(samples, instruments=["tenor sax", "drums"])
+    assert {note.program for note in sax.notes if not note.is_drum} == {66}
+    only = transcribe(samples, engine="litert", instruments="tenor sax, drums", threads=1)
+    assert only == sax
+    assert {note.program for note in small.transcribe(samples).notes} != {66}
+    with pytest.raises(ValueError, match="unknown instrument 'saks'.*; unknown instrument 'flut'"):
+        small.transcribe(samples, instruments=["saks", "flut"])
+    with pytest.raises(ValueError, match="threads must be at least 1: got 0"):
+        Transcriber.from_preset("small", engine="litert", threads=0)
+
+
+def test_threads_are_for_litert(tiny_preset):
+    with pytest.raises(ValueError, match="threads is for LiteRT"):
+        Transcriber.from_preset(tiny_preset, engine="keras", threads=1)
 
 
 def test_the_start_of_a_recording_does_not_depend_on_its_end(tiny):

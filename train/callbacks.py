@@ -20,6 +20,7 @@ from mt3_keras.data.rolls import CERTAIN
 from mt3_keras.files import replacing
 from mt3_keras.grammar import Rules
 from mt3_keras.metrics import further_scores, onset_scores
+from mt3_keras.models.checksums import drop_sums
 from mt3_keras.models.config import (
     HEADS,
     LOWEST_DRUM,
@@ -119,6 +120,7 @@ def write_weights(model: TrainingModel, out_dir: pathlib.Path) -> None:
     partial = out_dir / ".partial.weights.h5"
     try:
         model.backbone.save_weights(partial)
+        drop_sums(out_dir)  # of a model that is trained where it lies
         os.replace(partial, out_dir / "model.weights.h5")  # noqa: PTH105
     finally:
         if optimizer.use_ema:

@@ -39,30 +39,37 @@ GRANULARITIES = {"class": "midi_class", "program": "full"}
 
 
 def read_manifest(folder: pathlib.Path) -> list[Item]:
-    """The items of `manifest.json`; ValueError naming what is missing or wrong in it."""
-    path = folder / "manifest.json"
-    try:
-        entries = json.loads(path.read_text())["items"]
-        items = [_to_item(folder, entry) for entry in entries]
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); see --help") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: not a manifest ({error!r}); see --help") from error
-    return items
+    """The items of `manifest.json`; one that is wrong raises that when it is loaded.
+
+    Raises:
+      ValueError: there is no manifest of that form.
+    """
+    from mt3_keras.data.folder import read_manifest
+
+    return [_to_item(folder, entry, i) for i, entry in enumerate(read_manifest(folder))]
 
 
-def _to_item(folder: pathlib.Path, entry: dict[str, Any]) -> Item:
+def _to_item(folder: pathlib.Path, entry: Any, number: int) -> Item:
+    from mt3_keras.data.folder import check_item
     from mt3_keras.midi import read_midi
     from train.scores import Item
 
-    audio, midi = folder / entry["audio"], folder / entry["midi"]
-    words = entry["id"].split("_")  # such as real_violin_..., synth_band_...
+    def load() -> tuple[pathlib.Path, Sequence[Note]]:
+        pair = check_item(folder, entry)
+        return pair.audio, read_midi(pair.midi)
+
+    try:
+        words = check_item(folder, entry).id.split("_")  # such as real_violin_..., synth_band_...
+        tolerance = float(entry.get("onset_tolerance_s", 0.05))
+    except (ValueError, TypeError):
+        name = entry.get("id") if isinstance(entry, dict) else None
+        return Item(id=str(name or f"item {number}"), load=load)
     kind = "real" if str(entry.get("kind", "real")).startswith("real") else "rendered"
     return Item(
         id=entry["id"],
-        load=lambda: (audio, read_midi(midi)),
+        load=load,
         groups=(kind, f"{kind} {words[1] if len(words) > 1 else 'all'}"),
-        onset_tolerance=float(entry.get("onset_tolerance_s", 0.05)),
+        onset_tolerance=tolerance,
         only_drums=str(entry.get("eval", "notes")).startswith("drum"),
     )
 

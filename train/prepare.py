@@ -13,12 +13,16 @@ unknown sounds, is such a folder:
     python -m train.prepare --flagfile=train/configs/names.flags --root DIR_OF_MIDI \
         --soundfonts ... --option recordings=... --option drum_kits=... --out_dir DIR
 
+One's own recordings, with MIDI files of the same names or a manifest (mt3_keras/data/folder.py):
+
+    python -m train.prepare --dataset folder --root DIR --split train,validation --out_dir DIR
+
 Stopped, it is resumed where it was by the same command. An example that cannot be used
 is left out and named at the end. What follows `--` are flags of Apache Beam. Options of data sets,
 given as `--option name=value`: slakh num_mixes, seed, bass; cerberus4 bass; musicnet labels;
-guitarset audio; synthetic seed, seconds, max_instruments and the other fields of SyntheticConfig
-and of Augmentation (mt3_keras/synth), and sounds beside soundfonts: drum_kits=FOLDER,...,
-recordings=FOLDER,... of notes.
+guitarset audio; folder validation, test (shares of all pairs); synthetic seed, seconds,
+max_instruments and the other fields of SyntheticConfig and of Augmentation (mt3_keras/synth), and
+sounds beside soundfonts: drum_kits=FOLDER,..., recordings=FOLDER,... of notes.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
     from mt3_keras.synth.synthetic import SyntheticConfig
 
 SYNTHETIC = "synthetic"
-DATASETS = ("maestro", "slakh", "cerberus4", "musicnet", "guitarset", "urmp", SYNTHETIC)
+DATASETS = ("maestro", "slakh", "cerberus4", "musicnet", "guitarset", "urmp", "folder", SYNTHETIC)
 EXAMPLES_PER_SYNTHETIC_SHARD = 64
 
 
@@ -169,9 +173,9 @@ def find_sources(values: flags.FlagValues, split: str) -> tuple[list[Source], di
 def _find(values: flags.FlagValues, split: str) -> tuple[list[Example], dict[str, Any]]:
     if not values.root:
         raise UsageError("--root is needed: the folder of the data set")
-    from mt3_keras.data import cerberus4, guitarset, maestro, musicnet, slakh, urmp
+    from mt3_keras.data import cerberus4, folder, guitarset, maestro, musicnet, slakh, urmp
 
-    modules: tuple[Any, ...] = (cerberus4, guitarset, maestro, musicnet, slakh, urmp)
+    modules: tuple[Any, ...] = (cerberus4, folder, guitarset, maestro, musicnet, slakh, urmp)
     module = next(module for module in modules if values.dataset == module.NAME)
     allowed = set(inspect.signature(module.find).parameters) - {"root", "split", "skip_missing"}
     options = _parse_options(values.option, sorted(allowed))
@@ -263,6 +267,8 @@ def _prepare_split(values: flags.FlagValues, split: str, beam_args: Sequence[str
             f"{skipped['file']} and run this again",
             file=sys.stderr,
         )
+    for warning in summary["warnings"]:
+        print(f"{warning['id']}: {warning['text']}", file=sys.stderr)
     print(
         f"{values.dataset} {split}: {summary['num_records']} records of "
         f"{summary['num_examples']} examples, {summary['hours']:.2f} h, "

@@ -19,7 +19,7 @@ from mt3_keras.metrics import (
     onset_scores,
     transcription_scores,
 )
-from mt3_keras.midi import instrument_name
+from mt3_keras.instrument_names import instrument_name
 from mt3_keras.notes import Note, map_program
 from train import confusions
 

@@ -69,11 +69,24 @@ def run(program: str, command: Command | str, argv: Sequence[str]) -> int:
         return _run(program, command, argv)
 
 
+def guard(program: str, work: Callable[[], int | None], argv: Sequence[str]) -> int:
+    """Runs what has flags of its own as `run` does a command, up to the exit code."""
+    with any_streams(), ending_on_signals():
+        return _guard(program, work, argv)
+
+
 def _run(program: str, command: Command | str, argv: Sequence[str]) -> int:
+    def work() -> int:
+        found = _import_command(command) if isinstance(command, str) else command
+        return _work(program, found, argv)
+
+    return _guard(program, work, argv)
+
+
+def _guard(program: str, work: Callable[[], int | None], argv: Sequence[str]) -> int:
     ignore_matplotlib_backend()
     try:
-        found = _import_command(command) if isinstance(command, str) else command
-        code = _work(program, found, argv)
+        code = work() or 0
         sys.stdout.flush()
         return code
     except OutputClosed:

@@ -95,7 +95,7 @@ def parse_rules(values: flags.FlagValues) -> Rules:
       ValueError: an instrument is unknown.
     """
     from mt3_keras.grammar import Rules
-    from mt3_keras.midi import parse_instruments
+    from mt3_keras.instrument_names import parse_instruments
 
     programs, drums = parse_instruments(values.instruments) if values.instruments else (None, True)
     return Rules(

@@ -220,7 +220,7 @@ class _Table:
 
 
 def _instrument(note: Note) -> str:
-    from mt3_keras.midi import instrument_name
+    from mt3_keras.instrument_names import instrument_name
 
     return instrument_name(note.program, note.is_drum)
 

@@ -1,7 +1,7 @@
 """Writes the notes of recordings as MIDI, tables, pictures, scores and sound.
 
-Recordings are files, folders and patterns; folders keep their shape in --output_dir. What cannot
-be read is named and the rest is transcribed; the exit code is then 1. With --stems a recording is
+Recordings are files, folders and patterns; folders keep their shape in --output_dir; - is a
+recording on standard input, whose outputs are named standard_input. What cannot be read is named and the rest is transcribed; the exit code is then 1. With --stems a recording is
 a folder that holds a song's instruments in a file each, and becomes one MIDI file.
 """
 
@@ -13,7 +13,6 @@ import hashlib
 import math
 import os
 import pathlib
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from mt3_keras.cli.archive import define_list_flag
 from mt3_keras.cli.command_line import Command, UsageError, complain, describe_error
 from mt3_keras.cli.model_flags import DEFAULT_MODEL, define_model_flags, load_transcriber
 from mt3_keras.files import open_regular, read_label, replacing, set_label
-from mt3_keras.process import OutputClosed, printable
+from mt3_keras.process import OutputClosed, printable, saved_input
 
 if TYPE_CHECKING:
     from mt3_keras.beats import Beats
@@ -38,7 +37,6 @@ FORMATS = (
     *("png", "roll.svg", "roll.pdf", "wav"),
 )
 NEED_BEATS = frozenset(FORMATS) - {"csv", "jsonl", "wav"}
-NEEDS_FFMPEG = frozenset((".aac", ".ac3", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".wma"))
 
 
 class Job(NamedTuple):
@@ -99,6 +97,14 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
+    if "-" not in arguments:
+        return _transcribe_files(values, arguments)
+    with saved_input() as recording:
+        names = [str(recording) if name == "-" else name for name in arguments]
+        return _transcribe_files(values, names)
+
+
+def _transcribe_files(values: flags.FlagValues, arguments: list[str]) -> int:
     from mt3_keras.audio import find_audio
     from mt3_keras.engraving import check_packages
 
@@ -131,10 +137,7 @@ def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
         if not jobs:
             print("all done before", file=sys.stderr)
             return 0
-    readable = [job for job in jobs if _has_reader(job.recording)]
-    num_failed = len(jobs) - len(readable)
-    if readable:
-        num_failed += _transcribe_all(load_transcriber(values), readable, values)
+    num_failed = _transcribe_all(load_transcriber(values), jobs, values)
     if num_failed and len(jobs) > 1:
         complain("mt3", f"{num_failed} of {len(jobs)} recordings failed", 1)
     return 1 if num_failed else 0
@@ -277,15 +280,6 @@ def _check_outputs(job: Job) -> None:
                 f"{job.outputs[0]}: is the result of another recording than {job.recording};"
                 " remove it or choose another --output_dir"
             )
-
-
-def _has_reader(recording: pathlib.Path) -> bool:
-    """Whether this machine can read the recording's format; complains if not."""
-    needs_ffmpeg = recording.suffix.lower() in NEEDS_FFMPEG and not recording.is_dir()
-    if not needs_ffmpeg or shutil.which("ffmpeg"):
-        return True
-    complain("mt3", f"{recording}: install ffmpeg to read {recording.suffix} files", 1)
-    return False
 
 
 def _transcribe_all(transcriber: Transcriber, jobs: Sequence[Job], values: flags.FlagValues) -> int:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+from collections.abc import Iterator
 
-from mt3_keras.data.example import Example, check_files
+from mt3_keras.data.example import Example, check_files, read_each
 from mt3_keras.data.slakh import SOURCE, SPLITS, find_songs, read_notes, read_stems
 
 __all__ = ["NAME", "PROGRAMS", "SOURCE", "SPLITS", "find", "read_notes"]
@@ -40,21 +41,21 @@ def find(
       DatasetError: metadata is missing or damaged, or audio or MIDI is missing.
     """
     root = pathlib.Path(root)
-    examples = []
-    for song in find_songs(root, split, skip_missing):
+
+    def combine(song: pathlib.Path) -> Iterator[Example]:
         stems = read_stems(song, bass)
         choices = [[stem for stem in stems if stem.family == family] for family in PROGRAMS]
         for quartet in itertools.product(*choices):
             labels = [stem.label._replace(program=PROGRAMS[stem.family]) for stem in quartet]
-            examples.append(
-                Example(
-                    id="-".join([song.name, *(stem.name for stem in quartet)]),
-                    dataset=NAME,
-                    split=split,
-                    audio=tuple(stem.audio for stem in quartet),
-                    labels=tuple(labels),
-                    read_notes=read_notes,
-                    trim=split == "train",
-                )
+            yield Example(
+                id="-".join([song.name, *(stem.name for stem in quartet)]),
+                dataset=NAME,
+                split=split,
+                audio=tuple(stem.audio for stem in quartet),
+                labels=tuple(labels),
+                read_notes=read_notes,
+                trim=split == "train",
             )
+
+    examples = read_each(find_songs(root, split, skip_missing), combine)
     return check_files(examples, SOURCE, root, skip_missing)

@@ -11,18 +11,23 @@ from __future__ import annotations
 import collections
 import csv
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-import soundfile
-
-from mt3_keras.midi import instrument_name
+from mt3_keras.audio import AudioError, duration, read_blocks
+from mt3_keras.instrument_names import instrument_name
+from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, check_notes, sort_notes, trim_overlaps
 
 # What the readers of JSON, CSV, MIDI and text raise on damaged files.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, csv.Error)
 UNKNOWN_VELOCITY = 100  # for labels without loudness, as note-seq does
+
+_Row = TypeVar("_Row")
+_Found = TypeVar("_Found")
+_logger = logging.getLogger(__name__)
 
 
 class DatasetError(ValueError):
@@ -73,26 +78,20 @@ class Example:
     def load_notes(self) -> list[Note]:
         """Reads the notes of all labels, ordered by onset.
 
+        Notes that cannot be, such as those that end before they begin, are left out with a warning.
+
         Raises:
           DatasetError: a label file is missing or damaged, or none holds a note.
         """
         notes: list[Note] = []
         for label in self.labels:
             try:
-                part = self.read_notes(label)
-                check_notes(part)
+                part = keep_notes(self.read_notes(label), _itself, label.path)
             except FileNotFoundError as error:
                 raise DatasetError(
                     f"{label.path}: no such file; get {self.dataset} again"
                 ) from error
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-                ArithmeticError,
-            ) as error:
+            except _DAMAGE as error:
                 reason = describe(error).removeprefix(f"{label.path}: ")
                 raise DatasetError(
                     f"{label.path}: damaged label file ({reason}); get {self.dataset} again"
@@ -126,11 +125,69 @@ class Example:
         return {(note.program, note.is_drum) for note in self.load_notes()}
 
 
+def read_each(places: Iterable[_Row], read: Callable[[_Row], Iterable[_Found]]) -> list[_Found]:
+    """What is found at each place of a data set; what cannot be used is named and left out.
+
+    Args:
+      places: such as the folders of its songs.
+      read: gives what is at a place, or raises DatasetError.
+
+    Raises:
+      DatasetError: nothing at any place can be used.
+    """
+    found: list[_Found] = []
+    faults: list[DatasetError] = []
+    for place in places:
+        try:
+            found += read(place)
+        except DatasetError as error:
+            faults.append(error)
+    if faults and not found:
+        raise faults[0]
+    for error in faults:
+        _logger.warning("%s; left out", describe(error))
+    return found
+
+
+def keep_notes(
+    rows: Iterable[_Row], to_note: Callable[[_Row], Note], path: pathlib.Path
+) -> list[Note]:
+    """Notes of the rows of a label file; rows that are none are left out with a warning.
+
+    Raises:
+      ValueError, LookupError, TypeError, ArithmeticError: no row is a note.
+    """
+    notes: list[Note] = []
+    faults: list[Exception] = []
+    for row in rows:
+        try:
+            note = to_note(row)
+            check_notes([note])
+        except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+            faults.append(error)
+        else:
+            notes.append(note)
+    if faults and not notes:
+        raise faults[0]
+    if faults:
+        text = "%s: %d of its %d notes cannot be and are left out (the first: %s)"
+        num_rows = len(faults) + len(notes)
+        _logger.warning(text, path, len(faults), num_rows, describe(faults[0]))
+    return notes
+
+
+def _itself(note: Note) -> Note:
+    return note
+
+
 def _audio_seconds(path: pathlib.Path, dataset: str) -> float:
     try:
-        return float(soundfile.info(path).duration)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise DatasetError(f"{path}: missing or damaged audio; get {dataset} again") from error
+        known = duration(path)
+        if known is None:
+            known = sum(block.size for block in read_blocks(path)) / SAMPLE_RATE_HZ
+    except AudioError as error:
+        raise DatasetError(f"{error}; or get {dataset} again") from error
+    return known
 
 
 def describe(error: Exception) -> str:

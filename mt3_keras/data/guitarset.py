@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+from typing import Any
 
 from mt3_keras.data.example import (
     UNKNOWN_VELOCITY,
@@ -29,6 +30,8 @@ from mt3_keras.data.example import (
     Label,
     check_files,
     check_request,
+    keep_notes,
+    read_each,
 )
 from mt3_keras.notes import Note
 
@@ -60,9 +63,10 @@ def find(
     check_request(NAME, SOURCE, root, split, SPLITS)
     if audio not in (*AUDIO_FOLDERS, "both"):
         raise ValueError(f"audio must be mic, mix or both: got {audio!r}")
-    annotations = sorted(root.glob("annotation/*.jams"))
+    annotations = sorted(root.glob("annotation/[!.]*.jams"))
     if not annotations:
         raise DatasetError(f"{root}/annotation: no .jams files in it; get them from {SOURCE}")
+    known = read_each(annotations, lambda path: [(path, _split_of(path))])
     examples = [
         Example(
             id=f"{path.stem}_{version}",
@@ -72,9 +76,9 @@ def find(
             labels=(Label(path, PROGRAM),),
             read_notes=read_notes,
         )
-        for path in annotations
+        for path, split_of in known
         for version, folder in AUDIO_FOLDERS.items()
-        if _split_of(path) == split and audio in (version, "both")
+        if split_of == split and audio in (version, "both")
     ]
     return check_files(examples, SOURCE, root, skip_missing)
 
@@ -91,15 +95,15 @@ def _split_of(path: pathlib.Path) -> str:
 def read_notes(label: Label) -> list[Note]:
     """Reads the notes of all strings; ValueError, KeyError or TypeError if damaged."""
     annotations = json.loads(label.path.read_text(encoding="utf-8"))["annotations"]
-    return [
-        Note(
-            float(item["time"]),
-            float(item["time"]) + float(item["duration"]),
-            round(item["value"]),
-            UNKNOWN_VELOCITY,
-            PROGRAM,
-        )
+    items = [
+        item
         for annotation in annotations
         if annotation["namespace"] == "note_midi"
         for item in annotation["data"]
     ]
+    return keep_notes(items, _to_note, label.path)
+
+
+def _to_note(item: dict[str, Any]) -> Note:
+    onset, offset = float(item["time"]), float(item["time"]) + float(item["duration"])
+    return Note(onset, offset, round(item["value"]), UNKNOWN_VELOCITY, PROGRAM)

@@ -27,6 +27,7 @@ from mt3_keras.data.example import (
     check_files,
     check_request,
     describe,
+    read_each,
 )
 from mt3_keras.midi import read_midi
 from mt3_keras.notes import Note
@@ -47,13 +48,12 @@ def find(root: str | pathlib.Path, split: str, *, skip_missing: bool = False) ->
     check_request(NAME, SOURCE, root, split, SPLITS)
     path = _metadata_path(root)
     try:
-        examples = [_to_example(root, row) for row in _read_rows(path)]
+        examples = read_each(_read_rows(path), lambda row: [_to_example(root, row, path)])
         if not examples:
             raise ValueError("no rows")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise DatasetError(
-            f"{path}: damaged metadata ({describe(error)}); get it from {SOURCE}"
-        ) from error
+        reason = describe(error).removeprefix(f"{path}: ")
+        raise DatasetError(f"{path}: damaged metadata ({reason}); get it from {SOURCE}") from error
     wanted = [example for example in examples if example.split == split]
     return check_files(wanted, SOURCE, root, skip_missing)
 
@@ -77,17 +77,20 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     return [{name: content[name][key] for name in content} for key in content["split"]]
 
 
-def _to_example(root: pathlib.Path, row: dict[str, Any]) -> Example:
-    audio = root / row["audio_filename"]
-    return Example(
-        id=str(pathlib.PurePosixPath(row["audio_filename"]).with_suffix("")),
-        dataset=NAME,
-        split=row["split"],
-        audio=(audio,),
-        labels=(Label(root / row["midi_filename"], program=0),),
-        read_notes=read_notes,
-        duration=float(row["duration"]),
-    )
+def _to_example(root: pathlib.Path, row: dict[str, Any], path: pathlib.Path) -> Example:
+    try:
+        audio = root / row["audio_filename"]
+        return Example(
+            id=str(pathlib.PurePosixPath(row["audio_filename"]).with_suffix("")),
+            dataset=NAME,
+            split=row["split"],
+            audio=(audio,),
+            labels=(Label(root / row["midi_filename"], program=0),),
+            read_notes=read_notes,
+            duration=float(row["duration"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}: a row is damaged ({describe(error)})") from error
 
 
 def read_notes(label: Label) -> list[Note]:

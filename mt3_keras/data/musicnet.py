@@ -32,6 +32,7 @@ from mt3_keras.data.example import (
     Label,
     check_files,
     check_request,
+    keep_notes,
 )
 from mt3_keras.midi import read_midi
 from mt3_keras.notes import Note
@@ -103,13 +104,9 @@ def read_notes(label: Label) -> list[Note]:
     if label.path.suffix == ".mid":
         return read_midi(label.path)
     with label.path.open(encoding="utf-8", newline="") as file:
-        return [
-            Note(
-                int(row["start_time"]) / LABEL_RATE_HZ,
-                int(row["end_time"]) / LABEL_RATE_HZ,
-                int(row["note"]),
-                UNKNOWN_VELOCITY,
-                int(row["instrument"]) - 1,
-            )
-            for row in csv.DictReader(file)
-        ]
+        return keep_notes(csv.DictReader(file), _to_note, label.path)
+
+
+def _to_note(row: dict[str, str]) -> Note:
+    onset, offset = (int(row[key]) / LABEL_RATE_HZ for key in ("start_time", "end_time"))
+    return Note(onset, offset, int(row["note"]), UNKNOWN_VELOCITY, int(row["instrument"]) - 1)

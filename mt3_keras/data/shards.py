@@ -8,10 +8,12 @@ be used are left out; the shard's description states the reason.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
+import logging
 import os
 import pathlib
 import tempfile
@@ -35,7 +37,7 @@ from mt3_keras.data.records import (
     encode_record,
     read_json,
 )
-from mt3_keras.midi import instrument_name
+from mt3_keras.instrument_names import instrument_name
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, check_notes
 from mt3_keras.segments import check_samples
@@ -289,20 +291,22 @@ def _write_shard(shard: _Shard) -> None:
     """Writes the description of a shard, then the shard under its final name."""
     temporary = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.tmp")
     instruments: collections.Counter[str] = collections.Counter()
-    num_records, num_samples, skipped = 0, 0, []
+    num_records, num_samples, skipped, warnings = 0, 0, [], []
     writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
     for source in shard.sources:
         with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(temporary.parent)) as spool:
             found: set[tuple[int, bool]] = set()
             size = 0
             try:
-                for record in cut_pieces(source.id, *source.load()):
-                    spool.write(msgpack.packb(encode_record(record)))
-                    found.update((note.program, note.is_drum) for note in record.notes)
-                    size += record.num_samples
+                with _collecting_warnings() as texts:
+                    for record in cut_pieces(source.id, *source.load()):
+                        spool.write(msgpack.packb(encode_record(record)))
+                        found.update((note.program, note.is_drum) for note in record.notes)
+                        size += record.num_samples
             except Exception as error:  # of any kind: it affects this example only
                 skipped.append({"id": source.id, "reason": describe(error) or repr(error)})
                 continue
+            warnings += [{"id": source.id, "text": text} for text in texts]
             spool.seek(0)
             for data in msgpack.Unpacker(spool, max_buffer_size=2**31 - 1):
                 writer.write(data)
@@ -318,10 +322,33 @@ def _write_shard(shard: _Shard) -> None:
         "hours": num_samples / SAMPLE_RATE_HZ / 3600,
         "instruments": dict(sorted(instruments.items())),
         "skipped": skipped,
+        "warnings": warnings,
         "config": shard.config,
     }
     _write_json(shard.path.with_suffix(".json"), content)
     temporary.replace(shard.path)
+
+
+@contextlib.contextmanager
+def _collecting_warnings() -> Iterator[list[str]]:
+    """What our own modules warn of meanwhile; in a worker process it would be seen nowhere."""
+    texts: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            texts.append(record.getMessage())
+
+    logger, collector = logging.getLogger("mt3_keras"), Collector(logging.WARNING)
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(collector)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(collector)
+        logger.setLevel(level)
+        logger.propagate = propagates
 
 
 def _write_summary(
@@ -339,6 +366,7 @@ def _write_summary(
         "skipped": [
             {**skip, "file": content["file"]} for content in contents for skip in content["skipped"]
         ],
+        "warnings": [warning for content in contents for warning in content.get("warnings", [])],
         "shards": [
             {key: content[key] for key in ("file", "num_records", "num_bytes")}
             for content in contents

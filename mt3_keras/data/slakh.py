@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import pathlib
 import random
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import yaml
@@ -48,6 +49,7 @@ from mt3_keras.data.example import (
     check_files,
     check_request,
     describe,
+    read_each,
 )
 from mt3_keras.midi import read_instruments
 from mt3_keras.notes import Note, apply_sustain
@@ -141,19 +143,21 @@ def find(
     if num_mixes < 0:
         raise ValueError(f"num_mixes must not be negative: got {num_mixes}")
     root = pathlib.Path(root)
-    examples: list[Example] = []
-    for song in find_songs(root, split, skip_missing):
+
+    def mix(song: pathlib.Path) -> Iterator[Example]:
         stems = read_stems(song, bass)
         if split != "train" or num_mixes == 0:
-            audio = _audio_path(song / "mix")
-            examples += [_to_example(song.name, split, (audio,), stems)] if stems else []
+            if stems:
+                yield _to_example(song.name, split, (_audio_path(song / "mix"),), stems)
         elif len(stems) >= MIN_STEMS:
             chance = random.Random(f"{seed} {song.name}")
-            for mix in range(num_mixes):
+            for number in range(num_mixes):
                 size = chance.randint(MIN_STEMS, len(stems))
                 chosen = sorted(chance.sample(stems, size))
-                audio_files = tuple(stem.audio for stem in chosen)
-                examples.append(_to_example(f"{song.name}-{mix:02d}", split, audio_files, chosen))
+                audio = tuple(stem.audio for stem in chosen)
+                yield _to_example(f"{song.name}-{number:02d}", split, audio, chosen)
+
+    examples = read_each(find_songs(root, split, skip_missing), mix)
     return check_files(examples, SOURCE, root, skip_missing)
 
 

@@ -29,6 +29,8 @@ from mt3_keras.data.example import (
     Label,
     check_files,
     check_request,
+    keep_notes,
+    read_each,
 )
 from mt3_keras.notes import Note
 
@@ -75,11 +77,14 @@ def find(root: str | pathlib.Path, split: str, *, skip_missing: bool = False) ->
     matches = [(path, match) for path, match in pieces if match and path.is_dir()]
     if not matches:
         raise DatasetError(f"{root}/01_Jupiter_vn_vc: no such folder; get it from {SOURCE}")
-    examples = [
-        _to_example(path, split, match["codes"][1:].split("_"))
-        for path, match in matches
-        if (int(match["number"]) in VALIDATION_NUMBERS) == (split == "validation")
-    ]
+    examples = read_each(
+        [
+            (path, match["codes"])
+            for path, match in matches
+            if (int(match["number"]) in VALIDATION_NUMBERS) == (split == "validation")
+        ],
+        lambda piece: [_to_example(piece[0], split, piece[1][1:].split("_"))],
+    )
     return check_files(examples, SOURCE, root, skip_missing)
 
 
@@ -99,10 +104,11 @@ def _to_example(path: pathlib.Path, split: str, codes: list[str]) -> Example:
 
 def read_notes(label: Label) -> list[Note]:
     """Reads one part's notes; ValueError if the file is damaged."""
-    program = label.program or 0
-    notes = []
-    for line in filter(None, map(str.strip, label.path.read_text(encoding="utf-8").splitlines())):
+
+    def to_note(line: str) -> Note:
         onset, frequency_hz, duration = map(float, line.split())
         pitch = round(69 + 12 * math.log2(frequency_hz / 440))
-        notes.append(Note(onset, onset + duration, pitch, UNKNOWN_VELOCITY, program))
-    return notes
+        return Note(onset, onset + duration, pitch, UNKNOWN_VELOCITY, label.program or 0)
+
+    lines = map(str.strip, label.path.read_text(encoding="utf-8").splitlines())
+    return keep_notes(filter(None, lines), to_note, label.path)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from mt3_keras.cores import count_cores
 from mt3_keras.engines.threads import Jobs, run_in_threads
 from mt3_keras.grammar import MASKED, Grammar, Rules
+from mt3_keras.models.checksums import check_sum
 from mt3_keras.models.config import (
     NUM_PITCHES,
     DetectorConfig,
@@ -45,11 +46,15 @@ def read_bundle_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """The description of a bundle's network.
 
     Raises:
-      BundleError: the folder is no bundle.
+      BundleError: the folder is no bundle, or its network is not that of its checksum.
     """
     path = pathlib.Path(folder) / "model.tflite"
     if not path.is_file():
         raise BundleError(f"{path}: is missing; make a bundle with python -m export.main")
+    try:
+        check_sum(path)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
     try:
         return read_config(path.parent)
     except ValueError as error:
@@ -320,6 +325,7 @@ class TokenEngine:
       rules: which tokens may be emitted.
       num_sequences: decoded at a time; None is two for each core this process may use.
       max_tokens: longest sequence; None takes the model's own limit.
+      num_threads: cores to use; None is all that this process may.
 
     Raises:
       BundleError: see `EdgeModel`.
@@ -332,9 +338,11 @@ class TokenEngine:
         rules: Rules | None = None,
         num_sequences: int | None = None,
         max_tokens: int | None = None,
+        num_threads: int | None = None,
     ) -> None:
-        self.num_sequences = num_sequences or ROWS * count_cores()
-        num_models = min(count_cores(), self.num_sequences)
+        num_threads = num_threads or count_cores()
+        self.num_sequences = num_sequences or ROWS * num_threads
+        num_models = min(num_threads, self.num_sequences)
         self._num_rows = [len(range(i, self.num_sequences, num_models)) for i in range(num_models)]
         self._models: queue.SimpleQueue[EdgeModel] = queue.SimpleQueue()
         for _ in range(num_models):

@@ -10,6 +10,7 @@ import numpy as np
 
 from mt3_keras.extras import require_keras
 from mt3_keras.models.catalog import ModelError, find_preset, is_preset
+from mt3_keras.models.checksums import check_sum, drop_sums, write_sums
 from mt3_keras.models.config import DetectorConfig, ModelConfig, RecurrentConfig
 from mt3_keras.models.preset_config import read_config
 
@@ -43,6 +44,7 @@ def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> Bac
     try:
         model = build_network(_with_floor(read_config(folder), log_floor))
         path = _weights_path(folder)
+        _check_file(path)
         _check_weights(path, model.count_params())
         model.load_weights(str(path))
     except ModelError:
@@ -58,6 +60,13 @@ def _weights_path(folder: pathlib.Path) -> pathlib.Path:
     if not path.is_file():
         raise OSError(f"{path.name} is missing")
     return path
+
+
+def _check_file(path: pathlib.Path) -> None:
+    try:
+        check_sum(path)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
 
 
 def _check_weights(path: pathlib.Path, num_weights: int) -> None:
@@ -143,6 +152,7 @@ def save_preset(model: Backbone, output: pathlib.Path) -> None:
     try:
         partial.mkdir(parents=True, exist_ok=True)
         model.save_to_preset(str(partial))
+        write_sums(partial)
         partial.rename(output)
     except OSError as error:
         raise ModelError(f"{output}: cannot be written ({error.strerror or error})") from error
@@ -160,6 +170,7 @@ def save_half_preset(model: Backbone, folder: pathlib.Path) -> None:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        drop_sums(folder)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             model.save_to_preset(scratch)
             paths = {path.name: path for path in pathlib.Path(scratch).iterdir()}
@@ -169,6 +180,7 @@ def save_half_preset(model: Backbone, folder: pathlib.Path) -> None:
             paths["model.weights.h5"] = halved
             for name, path in paths.items():
                 path.rename(folder / name)
+        write_sums(folder)
     except OSError as error:
         raise ModelError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
