@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import describe_machine, run_main, matmul_speed, resident_mb, run_json
+from benchmarks.machine import describe_machine, matmul_speed, resident_mb, run_json, run_main
 from mt3_keras.audio import read_blocks
 from mt3_keras.engines.litert import ROWS, EdgeModel, TokenEngine, read_bundle_config
 from mt3_keras.grammar import Rules

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.machine import describe_machine, run_main, resident_mb
+from benchmarks.machine import describe_machine, resident_mb, run_main
 from mt3_keras.audio import read_blocks
 from mt3_keras.engines.serving import GrpcServer, ServedConfig, ServingError, call_patiently
 from mt3_keras.models.config import SAMPLE_RATE_HZ

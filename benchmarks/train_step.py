@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.machine import describe_machine, run_main, run_json
+from benchmarks.machine import describe_machine, run_json, run_main
 from mt3_keras.data.rolls import CERTAIN
 from mt3_keras.models.config import CONFIGS, HEADS, NUM_PITCHES, DetectorConfig, ModelConfig
 from train.config import RunConfig

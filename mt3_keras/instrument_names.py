@@ -24,7 +24,7 @@ COMMON: dict[str, Iterable[int]] = {
     **dict.fromkeys(("distorted guitar", "rock guitar"), (29, 30)),
     **dict.fromkeys(("classical guitar", "ukulele"), (24,)),
     **dict.fromkeys(("string", "orchestra", "string section"), BOWED),
-    **dict.fromkeys(("brass", "horn", "brass section"), range(56, 64)),
+    **dict.fromkeys(("brass", "horn"), range(56, 64)),
     **dict.fromkeys(("woodwind", "wind"), range(64, 80)),
     **dict.fromkeys(("sax", "saxophone"), range(64, 68)),
     **dict.fromkeys(("synth", "synthesizer"), range(80, 104)),

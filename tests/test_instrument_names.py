@@ -65,7 +65,7 @@ def test_every_name_of_general_midi_means_its_program_alone():
     ],
 )
 def test_unknown_instruments_are_all_named_with_suggestions(text, hints):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - of one kind
+    with pytest.raises(ValueError) as caught:
         parse_instruments(text)
     assert all(hint in str(caught.value) for hint in hints)
     assert "\n" not in str(caught.value)

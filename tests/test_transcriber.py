@@ -76,7 +76,7 @@ def test_instruments_asked_for_are_those_in_the_result():
     only = transcribe(samples, engine="litert", instruments="tenor sax, drums", threads=1)
     assert only == sax
     assert {note.program for note in small.transcribe(samples).notes} != {66}
-    with pytest.raises(ValueError, match="unknown instrument 'saks'.*; unknown instrument 'flut'"):
+    with pytest.raises(ValueError, match=r"unknown instrument 'saks'.*; unknown instrument 'flut'"):
         small.transcribe(samples, instruments=["saks", "flut"])
     with pytest.raises(ValueError, match="threads must be at least 1: got 0"):
         Transcriber.from_preset("small", engine="litert", threads=0)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mt3_keras.files import replacing
+from mt3_keras.instrument_names import instrument_name
 from mt3_keras.metrics import (
     TrackSpec,
     drum_onset_scores,
@@ -19,7 +20,6 @@ from mt3_keras.metrics import (
     onset_scores,
     transcription_scores,
 )
-from mt3_keras.instrument_names import instrument_name
 from mt3_keras.notes import Note, map_program
 from train import confusions
 

@@ -1,8 +1,9 @@
 """Writes the notes of recordings as MIDI, tables, pictures, scores and sound.
 
 Recordings are files, folders and patterns; folders keep their shape in --output_dir; - is a
-recording on standard input, whose outputs are named standard_input. What cannot be read is named and the rest is transcribed; the exit code is then 1. With --stems a recording is
-a folder that holds a song's instruments in a file each, and becomes one MIDI file.
+recording on standard input, whose outputs are named standard_input. What cannot be read is named
+and the rest is transcribed; the exit code is then 1. With --stems a recording is a folder that
+holds a song's instruments in a file each, and becomes one MIDI file.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def _transcribe_files(values: flags.FlagValues, arguments: list[str]) -> int:
     if values.output_dir == "-":
         jobs = [Job(recording, ()) for recording in recordings]
     else:
-        jobs = _plan_outputs(recordings, arguments, values.output_dir, formats)
+        jobs = plan_outputs(recordings, arguments, values.output_dir, formats)
     if values.resume:
         jobs = [job for job in jobs if not _is_done(job)]
         if not jobs:
@@ -202,13 +203,24 @@ def _check_sound(values: flags.FlagValues, formats: Sequence[str]) -> None:
         raise UsageError(f"{flag} is for WAV files: add wav to --formats")
 
 
-def _plan_outputs(
+def plan_outputs(
     recordings: Sequence[pathlib.Path],
     arguments: Sequence[str],
     output_dir: str,
     formats: Sequence[str],
 ) -> list[Job]:
-    """The files to write for each recording: folders keep their shape, no two share a name."""
+    """The files to write for each recording: folders keep their shape, no two share a name.
+
+    Args:
+      recordings: what `find_audio` found.
+      arguments: what it was given.
+      output_dir: made with all folders in it that are needed.
+      formats: suffixes of the files, of `FORMATS`.
+
+    Raises:
+      UsageError: a file would be written twice or in the place of a recording, or the folder
+        cannot be written to.
+    """
     root = pathlib.Path(output_dir)
     folders = {pathlib.Path(a) for a in arguments if pathlib.Path(a).is_dir()}
     stems = []
