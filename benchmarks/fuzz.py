@@ -147,7 +147,8 @@ def _midi(rng: Rng, folder: pathlib.Path) -> None:
     ]
     write_midi(notes, path)
     path.write_bytes(damage(path.read_bytes(), rng))
-    check_notes(read_midi(path))
+    with _warnings():
+        check_notes(read_midi(path))
 
 
 def _config(rng: Rng, folder: pathlib.Path) -> None:
@@ -163,7 +164,7 @@ def _decoding(rng: Rng, folder: pathlib.Path) -> None:
 
 
 def _bundle(rng: Rng, folder: pathlib.Path) -> None:
-    name = rng.choice([*COVERED, FILE])
+    name = rng.choice([*COVERED, FILE, FILE])
     for file in (*COVERED, FILE):
         shutil.copy(find_preset("small") / file, folder)
     content = (folder / name).read_bytes()
@@ -183,8 +184,9 @@ def _bundle(rng: Rng, folder: pathlib.Path) -> None:
 def _manifest(rng: Rng, folder: pathlib.Path) -> None:
     from mt3_keras.data import folder as own
 
-    for name in ("a.wav", "b.wav", "a.mid", "b.mid"):
-        (folder / name).write_bytes(b"?")
+    for name in "ab":
+        (folder / f"{name}.wav").touch()
+        write_midi([Note(0.0, 1.0, 60, 90)], folder / f"{name}.mid")
     items = [
         {"id": name, "audio": f"{name}.wav", "midi": f"{name}.mid", "split": "train"}
         for name in "ab"
@@ -252,17 +254,17 @@ def _words(rng: Rng, _: pathlib.Path) -> None:
 
 
 def _samples(rng: Rng, _: pathlib.Path) -> None:
-    shape: Any = rng.choice([100, 0, (100, 2), (1, 100), ()])
-    kind = rng.choice(["float32", "float64", "float16", "int16", "uint8", "bool", "complex64", "O"])
-    generator = np.random.default_rng(rng.randrange(2**32))
-    array = np.asarray(10.0 ** rng.uniform(-6, 30) * generator.normal(size=shape)).astype(
-        "float64", copy=False
+    shape: Any = rng.choice([100, 100, 1, 0, (100, 2), ()])
+    kind = rng.choice(
+        [*["float32", "float64", "float16"] * 4, "int16", "uint8", "bool", "complex64", "O"]
     )
+    generator = np.random.default_rng(rng.randrange(2**32))
+    array: Any = np.asarray(10.0 ** rng.uniform(-6, 12) * generator.normal(size=shape))
     with np.errstate(all="ignore"):
         array = array.astype(kind)
     if array.size and rng.random() < 0.2 and kind.startswith("float"):
         array.flat[0] = rng.choice([np.nan, np.inf, -np.inf])
-    rate = rng.choice([16_000, 44_100, 8000.5, 0, -1, float("nan"), float("inf"), 1e12])
+    rate = rng.choice([*[16_000, 44_100, 8000.5] * 4, 0, -1, float("nan"), float("inf"), 1e12])
     with _warnings():
         _expect(bool(np.isfinite(resample(check_samples(array), rate)).all()), "not finite")
 

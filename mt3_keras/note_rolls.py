@@ -64,7 +64,10 @@ class RollDecoding:
         try:
             stored = json.loads(path.read_text())
             return cls(**{name: _to_tuple(entry["value"]) for name, entry in stored.items()})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            *(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError),
+            OverflowError,
+        ) as error:
             raise ValueError(f"{path}: cannot be used ({error}); copy it again") from error
 
     def to_json(self, provenance: dict[str, dict[str, str]] | None = None) -> str:

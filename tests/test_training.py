@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import pytest
 from absl import flags
+from tensorboard.backend.event_processing import event_accumulator
 
 from mt3_keras.data.rolls import name_targets, roll_targets
 from mt3_keras.grammar import Rules
@@ -162,6 +163,27 @@ def test_nothing_is_trained_over_damaged_checkpoints_alone(tmp_path: pathlib.Pat
     with pytest.raises(StateError, match="every checkpoint is damaged"):
         load_newest(folder, lambda line: None)
     assert load_newest(tmp_path / "none", print) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[", b"[]", b"3", b'{"format": 1}', b"[" * 200_000, bytes(100), b"\xff\xfe", None],
+)
+def test_a_newest_checkpoint_damaged_in_any_way_is_passed_over(
+    tmp_path: pathlib.Path, content: bytes | None
+) -> None:
+    variable = keras.Variable(np.zeros(3, np.float32))
+    for step in (1, 2):
+        save_state(tmp_path, step, [variable], {"at": step}, keep=2)
+    stored = tmp_path / "step_00000002" / "state.json"
+    if content is None:  # whole, and of another step
+        content = stored.read_bytes().replace(b'"step": 2', b'"step": 3')
+    stored.write_bytes(content)
+    told: list[str] = []
+    found = load_newest(tmp_path, told.append)
+    assert found is not None and found.step == 1
+    (line,) = told
+    assert line.startswith(f"{tmp_path}/step_00000002: damaged (") and "\n" not in line
 
 
 def test_old_checkpoints_are_removed(tmp_path: pathlib.Path) -> None:
@@ -359,6 +381,8 @@ def test_compiled_training_learns_and_its_log_is_whole(tmp_path: pathlib.Path, d
     written = events.read_bytes()
     for tag in ("tokens_per_second", "audio_per_second", "pitch_loss"):
         assert f"training/{tag}".encode() in written
+    shown = event_accumulator.EventAccumulator(str(events.parent)).Reload().Tags()
+    assert "training/pitch_loss" in shown["scalars"]  # by TensorBoard itself
     if dtype == "float32":
         assert {"val_loss", "val_onset_f1"} <= set(last)
         for tag in ("validation/onset_f1", "pictures/estimate", "pictures/reference"):

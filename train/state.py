@@ -14,7 +14,6 @@ import os
 import pathlib
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -119,8 +118,9 @@ def load_newest(folder: pathlib.Path, tell: Callable[[str], None]) -> RunState |
         path = folder / f"step_{step:08d}"
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            tell(f"{path}: damaged ({str(error).splitlines()[0]}); trying the one before")
+        except Exception as error:  # of any kind: damage has no end of them
+            reason = " ".join(str(error).split()) or type(error).__name__
+            tell(f"{path}: damaged ({reason:.200}); trying the one before")
     if steps:
         raise StateError(f"{folder}: every checkpoint is damaged; remove them to start anew")
     return None
@@ -130,6 +130,8 @@ def _load(path: pathlib.Path) -> RunState:
     stored = json.loads((path / "state.json").read_text())
     if stored["format"] != FORMAT:
         raise ValueError(f"format must be {FORMAT}: got {stored['format']!r}")
+    if path.name != f"step_{stored['step']:08d}":
+        raise ValueError(f"state.json is of step {stored['step']}")
     if _sha256(path / "arrays.npz") != stored["sha256"]:
         raise ValueError("arrays.npz differs from its checksum")
     with np.load(path / "arrays.npz", allow_pickle=False) as archive:

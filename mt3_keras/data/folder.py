@@ -24,7 +24,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mt3_keras.audio import AUDIO_SUFFIXES
-from mt3_keras.data.example import DatasetError, Example, Label, check_files, check_request
+from mt3_keras.data.example import (
+    DatasetError,
+    Example,
+    Label,
+    check_files,
+    check_request,
+    describe,
+)
 from mt3_keras.files import open_regular
 from mt3_keras.midi import read_midi
 from mt3_keras.notes import Note
@@ -118,7 +125,7 @@ def read_manifest(folder: pathlib.Path) -> list[Any]:
         if not isinstance(items, list) or not items:
             raise ValueError("no list of items")
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DatasetError(f"{path}: not a manifest ({error!r})") from error
+        raise DatasetError(f"{path}: not a manifest ({describe(error)[:200]})") from error
     return items
 
 
@@ -141,9 +148,9 @@ def check_item(folder: pathlib.Path, item: Any) -> Pair:
         try:
             if file.is_file():
                 continue
-        except ValueError:  # a null character
+        except (OSError, ValueError):  # too long a name, a null character
             pass
-        raise DatasetError(f"{file}: no such file; {path} names it")
+        raise DatasetError(f"{str(file):.300}: no such file; {path} names it")
     return Pair(name, folder / audio, folder / midi, split)
 
 
