@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import math
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class _Kept:
 
     def __init__(self) -> None:
         kinds = "dddihhb"  # onset, end, confidence, row, pitch, velocity, rank
-        self._columns = [array.array(kind) for kind in kinds]
+        self._columns: list[Any] = [array.array(kind) for kind in kinds]
 
     def add(self, begun: _Begun, pitch: int, end: float) -> None:
         """Takes a note, or with the row -1 a stroke."""

@@ -340,8 +340,11 @@ def transcribe(
     """Transcribes one recording; of many, load the model once: `Transcriber.from_preset`.
 
     Args:
-      audio, sample_rate, on_segment: as of `Transcriber.transcribe`.
-      model, **options: as of `Transcriber.from_preset`: instruments=["sax", "drums"], threads=1.
+      audio: as of `Transcriber.transcribe`.
+      model: a name or folder, as of `Transcriber.from_preset`.
+      sample_rate: of samples, in Hz; None is 16000.
+      on_segment: as of `Transcriber.transcribe`.
+      **options: of `Transcriber.from_preset`, such as instruments=["sax", "drums"], threads=1.
 
     Raises:
       ValueError: the audio, the model or an option cannot be used; one line.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def write_pair(root: pathlib.Path, audio: str, midi: str | None = None) -> None:
     write_midi(NOTES, root / (midi or pathlib.PurePath(audio).with_suffix(".mid")))
 
 
-def ids(root: pathlib.Path, split: str, **options: float) -> list[str]:
+def ids(root: pathlib.Path, split: str, **options: Any) -> list[str]:
     try:
         return [example.id for example in folder.find(root, split, **options)]
     except DatasetError as error:

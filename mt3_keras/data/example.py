@@ -144,8 +144,8 @@ def read_each(places: Iterable[_Row], read: Callable[[_Row], Iterable[_Found]]) 
             faults.append(error)
     if faults and not found:
         raise faults[0]
-    for error in faults:
-        _logger.warning("%s; left out", describe(error))
+    for fault in faults:
+        _logger.warning("%s; left out", describe(fault))
     return found
 
 

@@ -67,6 +67,8 @@ def find(
     """Lists the pairs of a split.
 
     Args:
+      root: the folder.
+      split: one of `SPLITS`.
       validation: share of the pairs for validation, where no splits are given.
       test: share for testing.
       skip_missing: as of other data sets; what is missing is left out anyhow.
@@ -136,11 +138,12 @@ def check_item(folder: pathlib.Path, item: Any) -> Pair:
       DatasetError: a part is missing or of the wrong kind, or there is no such file.
     """
     path = folder / MANIFEST
-    texts = [item.get(key) for key in ("id", "audio", "midi")] if isinstance(item, Mapping) else []
-    if not texts or not all(isinstance(text, str) and text for text in texts):
+    fields = item if isinstance(item, Mapping) else {}
+    texts = [text for key in ("id", "audio", "midi") if isinstance(text := fields.get(key), str)]
+    if len(texts) < 3 or not all(texts):
         raise DatasetError(f"{path}: an item needs the texts id, audio and midi: got {item!r:.80}")
     name, audio, midi = texts
-    split = item.get("split")
+    split = fields.get("split")
     split = _OTHER_NAMES.get(split, split) if isinstance(split, str) else split
     if split not in (None, *SPLITS):
         raise DatasetError(f"{path}: {name}: split must be of {', '.join(SPLITS)}: got {split!r}")
@@ -150,7 +153,7 @@ def check_item(folder: pathlib.Path, item: Any) -> Pair:
                 continue
         except (OSError, ValueError):  # too long a name, a null character
             pass
-        raise DatasetError(f"{str(file):.300}: no such file; {path} names it")
+        raise DatasetError(f"{file!s:.300}: no such file; {path} names it")
     return Pair(name, folder / audio, folder / midi, split)
 
 
