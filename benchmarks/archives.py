@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 
-from benchmarks.machine import describe_machine, resident_mb
+from benchmarks.machine import describe_machine, resident_mb, run_main
 from mt3_keras.cores import count_cores
 from mt3_keras.synth.synthetic import SyntheticConfig, render
 
@@ -510,4 +510,4 @@ def _long_pieces(hours: float) -> Iterator[np.ndarray]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

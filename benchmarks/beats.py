@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.machine import run_main
 from benchmarks.pieces import Excerpt, add_flags, read_excerpts
 from mt3_keras.beat_tracker import LEAST_CONFIDENCE, track_beats
 from mt3_keras.beats import LEAST_BAR_CONFIDENCE, Beats
@@ -194,4 +195,4 @@ def _describe(beats: Beats | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.machine import run_main
 from benchmarks.pieces import Excerpt, add_flags, read_excerpts
 from mt3_keras.beat_tracker import track_beats
 from mt3_keras.beats import Beats
@@ -183,4 +184,4 @@ def _draw_bars(excerpt: Excerpt, beats: Beats, path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
