@@ -23,8 +23,7 @@ from mt3_keras.audio import duration, read_blocks
 from mt3_keras.beam import Report
 from mt3_keras.cores import on_one_core
 from mt3_keras.models.catalog import find_preset
-from mt3_keras.note_table import note_records, note_schema
-from mt3_keras.recording import describe_source
+from mt3_keras.note_table import describe_source, note_records, note_schema
 from mt3_keras.sections import Section, cut_section, cut_sections, pack, unpack
 
 if TYPE_CHECKING:
