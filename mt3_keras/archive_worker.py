@@ -161,7 +161,9 @@ def transcribe_part(part: Part) -> Report:
         if content is None:
             raise ArchiveError(f"{path}.f32: is gone; run the same command again")
         began, engine = time.monotonic(), load_engine(part.shard)
-        section = Section(*plan[part.number], np.frombuffer(content, np.float32))
+        first, num_segments, num_before = plan[part.number]
+        samples = np.frombuffer(content, np.float32)
+        section = Section(first, num_segments, num_before, samples)
         outputs, end = engine.predict(cut_section(section, engine.model_config, engine.context))
         stores.write_whole(f"{path}.npz", pack(outputs))
         values = {"end": end, "work": time.monotonic() - began}
