@@ -243,7 +243,7 @@ class Dask:
         self._worker = [*dask, "worker", *host, "--scheduler-file", str(self._file)]
         self._worker += ["--nthreads", "1", "--no-nanny", "--no-dashboard"]
         self._scheduler = _start([*scheduler, "--scheduler-file", str(self._file)])
-        self.workers = [_start(self._worker) for _ in range(3)]
+        self.workers = [self._start_worker() for _ in range(3)]
         while not self._file.exists():
             time.sleep(0.2)
         address = json.loads(self._file.read_text())["address"]
@@ -251,12 +251,15 @@ class Dask:
         self.beam_flags = [f"--dask_client_address={address}"]
         return self
 
+    def _start_worker(self) -> subprocess.Popen[bytes]:
+        return _start(self._worker, {"OMP_NUM_THREADS": "1"})  # as Dask's nanny has it
+
     def kill_worker(self, rng: random.Random) -> bool:
         """Kills one; another takes its place."""
         index = rng.randrange(3)
         self.workers[index].kill()
         self.workers[index].wait()
-        self.workers[index] = _start(self._worker)
+        self.workers[index] = self._start_worker()
         return True
 
     def __exit__(self, *_: object) -> None:

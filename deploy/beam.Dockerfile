@@ -5,3 +5,5 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE requirements.txt requirements-archives.txt ./
 COPY mt3_keras mt3_keras
 RUN pip install --no-cache-dir -r requirements-archives.txt .
+# A worker has a core: threads of NumPy's BLAS would wait busily for each other.
+ENV OMP_NUM_THREADS=1

@@ -13,6 +13,7 @@ COPY mt3_keras mt3_keras
 # Tests of packages, and pip, are a fifth of it.
 RUN python3 -m venv /venv && \
     /venv/bin/pip install --no-cache-dir --no-compile -c requirements.txt . && \
+    /venv/bin/pip uninstall --yes imageio-ffmpeg && \
     find /venv -depth -type d \( -name tests -o -name __pycache__ \) -exec rm -rf {} + && \
     rm -rf /venv/lib/python3.11/site-packages/pip*
 

@@ -40,6 +40,8 @@ from mt3_keras.archive_worker import (
     transcribe_part,
     transcribe_shard,
 )
+from mt3_keras.extras import require, require_keras
+from mt3_keras.models.catalog import needs_keras, pick_engine
 
 __all__ = ["ArchiveError", "transcribe_archive"]
 
@@ -86,6 +88,7 @@ def transcribe_archive(
     if not recordings:
         raise ArchiveError(f"{folder}: no recordings to transcribe")
     stores.configure(beam_args)
+    _check_packages(model, options or {}, beam_args)
     given = list(dict.fromkeys(recordings))
     fingerprint = fingerprint_model(model)
     config = _write_config(folder, len(given), num_shards, fingerprint, options)
@@ -110,6 +113,16 @@ def transcribe_archive(
             if any(summary["waiting"] for summary in _read_summaries(folder, names).values()):
                 raise beam.BeamError("a long recording changed meanwhile")
     return _write_manifest(folder, config, run)
+
+
+def _check_packages(model: str, options: Mapping[str, Any], beam_args: Sequence[str]) -> None:
+    """Refuses what could not run here; a cluster's workers have packages of their own."""
+    if any(arg.startswith("--runner") and "DaskRunner" in arg for arg in beam_args):
+        require("dask", "distributed")
+    elif not any(arg.startswith("--runner") for arg in beam_args):
+        engine = options.get("engine", "auto")
+        if pick_engine(model, engine, needs_keras=needs_keras(options)) == "keras":
+            require_keras()
 
 
 @contextlib.contextmanager

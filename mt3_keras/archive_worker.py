@@ -23,8 +23,7 @@ from mt3_keras.audio import duration, read_blocks
 from mt3_keras.beam import Report
 from mt3_keras.cores import on_one_core
 from mt3_keras.models.catalog import find_preset
-from mt3_keras.note_table import note_records, note_schema
-from mt3_keras.recording import describe_source
+from mt3_keras.note_table import describe_source, note_records, note_schema
 from mt3_keras.sections import Section, cut_section, cut_sections, pack, unpack
 
 if TYPE_CHECKING:
@@ -162,7 +161,9 @@ def transcribe_part(part: Part) -> Report:
         if content is None:
             raise ArchiveError(f"{path}.f32: is gone; run the same command again")
         began, engine = time.monotonic(), load_engine(part.shard)
-        section = Section(*plan[part.number], np.frombuffer(content, np.float32))
+        first, num_segments, num_before = plan[part.number]
+        samples = np.frombuffer(content, np.float32)
+        section = Section(first, num_segments, num_before, samples)
         outputs, end = engine.predict(cut_section(section, engine.model_config, engine.context))
         stores.write_whole(f"{path}.npz", pack(outputs))
         values = {"end": end, "work": time.monotonic() - began}

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from mt3_keras.cores import count_cores
+from mt3_keras.cores import count_cores, limit_thread_pools
 
 MAX_DEATHS = 10  # of the processes that worked on one item
 _failures: list[Exception] = []  # of the local runner
@@ -137,7 +137,8 @@ def _in_process(work: Callable[[Any], Report | None]) -> Any:
 
 
 def _begin_worker() -> None:
-    """Ends this worker when the process that started it is killed; it would wait for ever."""
+    """Keeps a worker to one core, and ends it when the process that started it is killed."""
+    limit_thread_pools(1)  # every core has a worker; BLAS's threads wait busily for each other
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that started it
     parent = multiprocessing.parent_process()
     assert parent is not None

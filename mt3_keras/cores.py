@@ -27,3 +27,9 @@ def on_one_core() -> Iterator[None]:
         yield
     finally:
         _is_one.reset(token)
+
+
+def limit_thread_pools(threads: int) -> None:
+    """Has TensorFlow and NumPy's BLAS, not yet loaded, take so many threads each."""
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        os.environ[name] = str(threads)

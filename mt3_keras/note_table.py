@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mt3_keras import __version__
 from mt3_keras.instrument_names import instrument_name
 from mt3_keras.notes import Note
 
@@ -58,3 +59,8 @@ def note_schema(small: Any = None) -> Any:
             ("confidence", pyarrow.float32()),
         ]
     )
+
+
+def describe_source(model: str) -> str:
+    """What transcribed, as the MIDI files of the commands state it."""
+    return f"mt3-keras {__version__}, model {model}"

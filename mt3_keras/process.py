@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
+from mt3_keras.cores import limit_thread_pools
 from mt3_keras.extras import require_keras
 from mt3_keras.quiet import quiet_stderr
 
@@ -160,8 +161,7 @@ def limit_threads(threads: int | None) -> None:
     """Keeps this process to a number of cores; to be called before TensorFlow is loaded."""
     if threads is None:
         return
-    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
-        os.environ[name] = str(threads)
+    limit_thread_pools(threads)
     if hasattr(os, "sched_setaffinity"):  # every backend obeys it, where the system has it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 

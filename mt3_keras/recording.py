@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from mt3_keras import __version__
 from mt3_keras.beats import Beats
 from mt3_keras.codec import Codec
 from mt3_keras.grammar import Rules
@@ -96,11 +95,6 @@ class Transcription:
         from mt3_keras.engraving import write_score
 
         write_score(self.notes, path, beats=self.beats, title=title)
-
-
-def describe_source(model: str) -> str:
-    """What transcribed, as the MIDI files of the commands state it."""
-    return f"mt3-keras {__version__}, model {model}"
 
 
 def make_decoder(

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from mt3_keras.audio import read_blocks, resample
 from mt3_keras.grammar import Rules
 from mt3_keras.instrument_names import parse_instruments
-from mt3_keras.models.catalog import find_preset, pick_engine
+from mt3_keras.models.catalog import find_preset, needs_keras, pick_engine
 from mt3_keras.models.config import SAMPLE_RATE_HZ, DetectorConfig, ModelConfig, TokenConfig
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.outputs import Output
@@ -141,9 +141,9 @@ class Transcriber:
         """
         if exact and log_floor == "clamp":
             raise ValueError("exact=True is the original's path: give no other option beside it")
-        needs_keras = exact or log_floor is not None or options.get("method") == "beam1"
+        asks_keras = needs_keras({"exact": exact, "log_floor": log_floor, **options})
         folder = find_preset(os.fspath(name))
-        if pick_engine(folder, engine, needs_keras=needs_keras) == "litert":
+        if pick_engine(folder, engine, needs_keras=asks_keras) == "litert":
             return cls(folder, **options)
         from mt3_keras.models.loading import load_model
 

@@ -249,6 +249,21 @@ def test_recordings_of_phones_are_read_where_no_ffmpeg_is_installed(tmp_path):
     assert read_midi(tmp_path / "out" / "memo.mid")
 
 
+@pytest.mark.parametrize(
+    ("argument", "package", "extra"),
+    [("--runner=DaskRunner", "distributed", "archives"), ("--engine=keras", "keras", "keras")],
+)
+def test_archives_name_the_extra_that_is_missing_before_any_work(
+    tmp_path, argument, package, extra
+):
+    pytest.importorskip("apache_beam")
+    arguments = ["archive", "examples/band.flac", f"--output_dir={tmp_path / 'out'}", argument]
+    code, lines = run_without(package, "mt3_keras", *arguments)
+    assert code == 3
+    assert lines == [f"mt3: the package {package} is missing: pip install 'mt3-keras[{extra}]'"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_formats_that_need_ffmpeg_say_so_and_the_rest_is_transcribed(tmp_path):
     shutil.copy(ROOT / "examples" / "piano.flac", tmp_path / "a.flac")
     (tmp_path / "b.m4a").write_bytes(b"unread")

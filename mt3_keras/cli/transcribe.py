@@ -322,8 +322,8 @@ def _transcribe_one(
     transcribe: Callable[..., Transcription], job: Job, label: str, values: flags.FlagValues
 ) -> None:
     from mt3_keras.cli.note_files import write_lines, write_notes, write_wav
+    from mt3_keras.note_table import describe_source
     from mt3_keras.notes import describe_notes
-    from mt3_keras.recording import describe_source
 
     _check_outputs(job)
     lines = next((path for path in job.outputs if path.suffix == ".jsonl"), None)

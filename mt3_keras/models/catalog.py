@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from mt3_keras.extras import can_run_keras
 
@@ -59,6 +60,12 @@ def find_preset(name: str | pathlib.Path) -> pathlib.Path:
 def is_preset(folder: pathlib.Path) -> bool:
     """Whether a folder is a KerasHub preset, as opposed to a T5X checkpoint."""
     return (folder / "config.json").exists()
+
+
+def needs_keras(options: Mapping[str, Any]) -> bool:
+    """Whether options of `Transcriber.from_preset` ask for what LiteRT cannot do."""
+    is_changed = options.get("exact") or options.get("log_floor") is not None
+    return bool(is_changed or options.get("method") == "beam1")
 
 
 def pick_engine(
