@@ -37,6 +37,15 @@ def resident_mb(pid: int | None = None) -> float:
     return int(sizes[0]) / 1024 if sizes else math.nan
 
 
+def processor_seconds(pid: int | None = None) -> float:
+    """Time that a process, by default this one, has spent computing; NaN without /proc."""
+    stat = pathlib.Path(f"/proc/{pid or 'self'}/stat")
+    if not stat.exists():
+        return float("nan")
+    fields = stat.read_text().rpartition(")")[2].split()  # the name may hold spaces
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def describe_machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")

@@ -2,16 +2,22 @@
 
     python -m benchmarks.serving --model SERVING/mt3 --audio song.flac [--requests 200]
         [--clients 32] [--server HOST:PORT --pid PID]
+    python -m benchmarks.serving --model SERVING/small --audio song.flac --sizes --seconds 180
 
 Sends windows of a recording over gRPC, one at a time and then from many clients at once, every
 eighth request garbage, and compares every answer with the first one for its window. Without
 --server it starts the stand-in of the tests, which has TF Serving's interface and not its
 scheduler; with --server (and --pid, to see its memory) it measures a real one.
+
+--sizes sends one request of so many seconds of the recording, repeated, by REST to each signature
+of recordings: bytes there and back, processor time of the stand-in, which the server's other work
+does not change, and seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import concurrent.futures
 import contextlib
 import json
@@ -20,14 +26,16 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.machine import describe_machine, resident_mb, run_main
+from benchmarks.machine import describe_machine, processor_seconds, resident_mb, run_main
 from mt3_keras.audio import read_blocks
 from mt3_keras.engines.serving import GrpcServer, ServedConfig, ServingError, call_patiently
 from mt3_keras.models.config import SAMPLE_RATE_HZ
+from mt3_keras.wav import to_wav
 
 DEADLINE = 600.0  # seconds
 
@@ -37,12 +45,15 @@ def main() -> None:
     config = ServedConfig.read(arguments.model)
     samples = np.concatenate(list(read_blocks(arguments.audio)))
     length = round(arguments.seconds * SAMPLE_RATE_HZ)
+    print(f"machine: {describe_machine()}")
     starts = np.linspace(0, max(0, samples.size - length), 4).astype(int)
     windows = [samples[start : start + length] for start in starts]
+    if arguments.sizes:
+        _measure_sizes(arguments, config.name, np.resize(samples, length))
+        return
     with _reach_server(arguments, config.name) as (address, pid):
         client = GrpcServer(address, config.name)
         expected = [_ask(client, window) for window in windows]
-        print(f"machine: {describe_machine()}")
         print(f"requests of {arguments.seconds:g} s, every eighth of NaN; memory of the server")
         single = _measure("one at a time", client, windows, expected, arguments.requests // 8, 1)
         print(f"memory {resident_mb(pid):.0f} MB")
@@ -63,11 +74,20 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--server", help="HOST:PORT of a running one")
     parser.add_argument("--pid", type=int, help="of the running server")
     parser.add_argument("--num_batch_threads", type=int, default=2, help="of the stand-in")
+    parser.add_argument("--sizes", action="store_true", help="sizes of requests and answers")
+    parser.add_argument(
+        "--signatures",
+        nargs="+",
+        default=["serving_default", "serving_bytes", "candidates", "candidates_bytes"],
+        help="that are asked",
+    )
     return parser.parse_args()
 
 
 @contextlib.contextmanager
-def _reach_server(arguments: argparse.Namespace, name: str) -> Iterator[tuple[str, int | None]]:
+def _reach_server(
+    arguments: argparse.Namespace, name: str, interface: str = "grpc"
+) -> Iterator[tuple[str, int | None]]:
     if arguments.server:
         yield arguments.server, arguments.pid
         return
@@ -78,8 +98,29 @@ def _reach_server(arguments: argparse.Namespace, name: str) -> Iterator[tuple[st
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None
-        yield f"127.0.0.1:{json.loads(process.stdout.readline())['grpc']}", process.pid
+        yield f"127.0.0.1:{json.loads(process.stdout.readline())[interface]}", process.pid
         process.communicate("")
+
+
+def _measure_sizes(arguments: argparse.Namespace, name: str, samples: np.ndarray) -> None:
+    numbers = ",".join([f"{x:.9g}" for x in samples.tolist()])
+    content = base64.b64encode(to_wav(samples)).decode()
+    inputs = {"audio": f'"audio":[[{numbers}]]', "bytes": f'"audio_bytes":[{{"b64":"{content}"}}]'}
+    with _reach_server(arguments, name, "rest") as (address, pid):
+        for signature in arguments.signatures:
+            body = inputs["bytes" if signature.endswith("bytes") else "audio"]
+            body = f'{{"signature_name":"{signature}","inputs":{{{body}}}}}'
+            request = urllib.request.Request(
+                f"http://{address}/v1/models/{name}:predict", body.encode()
+            )
+            before, start = processor_seconds(pid), time.perf_counter()
+            with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
+                num_bytes = len(answer.read())
+            seconds, spent = time.perf_counter() - start, processor_seconds(pid) - before
+            print(
+                f"{signature:18} {len(body) / 1e6:.1f} MB there, {num_bytes / 1e6:.2f} MB back,"
+                f" {spent:.1f} s of the processor, {seconds:.1f} s"
+            )
 
 
 def _ask(client: GrpcServer, window: np.ndarray) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 Stands before any signature that takes "audio":
 
-    endpoints["serving_bytes"] = from_bytes(served.transcribe)
+    endpoints["serving_bytes"] = from_bytes(served.transcribe, decode_wav)
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
 MOST_SECONDS = 600  # of a recording in one request, which bounds the server's memory
 
 
-def from_bytes(transcribe: Callable[[Any], Tensors]) -> tuple[Callable[[Any], Tensors], list[Any]]:
+def from_bytes(
+    transcribe: Callable[[Any], Tensors], decode: Callable[[Any], Any]
+) -> tuple[Callable[[Any], Tensors], list[Any]]:
     """A signature that takes files in the place of samples.
 
     Args:
       transcribe: of "audio", float32 [B, n], 16 kHz mono.
+      decode: of a file's content: `decode_wav`, or `encoded_audio.decode_audio`.
 
     Returns:
       A function of "audio_bytes", string [B], to what `transcribe` gives, and the specs of its
@@ -34,7 +37,7 @@ def from_bytes(transcribe: Callable[[Any], Tensors]) -> tuple[Callable[[Any], Te
 
     def serve(audio_bytes: Any) -> Tensors:
         spec = tf.RaggedTensorSpec([None], tf.float32, ragged_rank=0)
-        rows = tf.map_fn(decode_wav, audio_bytes, fn_output_signature=spec)
+        rows = tf.map_fn(decode, audio_bytes, fn_output_signature=spec)
         return transcribe(rows.to_tensor())
 
     return serve, [tf.TensorSpec([None], tf.string, "audio_bytes")]
@@ -54,7 +57,15 @@ def decode_wav(contents: Any) -> Any:
     Raises:
       InvalidArgumentError: it is no such file, or too long.
     """
-    channels, rate = tf.audio.decode_wav(contents)
+    return to_mono(*tf.audio.decode_wav(contents))
+
+
+def to_mono(channels: Any, rate: Any) -> Any:
+    """Samples float32 [n, channels] at `rate`, an int32 scalar -> [m], 16 kHz mono.
+
+    Raises:
+      InvalidArgumentError: the rate is none, or the recording too long.
+    """
     known = (rate >= LOWEST_RATE_HZ) & (rate <= HIGHEST_RATE_HZ)
     message = [f"rate must be {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz: got ", rate]
     with tf.control_dependencies([tf.debugging.Assert(known, message)]):

@@ -10,6 +10,7 @@ float16, is OUT_DIR too, and may be a bundle at the same time.
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from absl import flags
 
 from mt3_keras.cli.command_line import Command, UsageError, run
 from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
-from mt3_keras.extras import require
+from mt3_keras.extras import MissingPackageError, require
 
 if TYPE_CHECKING:
     from mt3_keras.transcriber import Transcriber
@@ -40,6 +41,12 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("formats", ["saved_model"], f"Of {', '.join(FORMATS)}.", flag_values=values)
     flags.DEFINE_string(
         "name", None, "Of the served model; by default its folder's name.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "encoded_audio",
+        False,
+        "Have the served graph decode FLAC, OGG and MP3 too; the server needs tensorflow-io.",
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "quantize",
@@ -67,6 +74,8 @@ def _export(values: flags.FlagValues, _: list[str]) -> None:
         raise UsageError("an exported model searches greedily: drop --search and --engine")
     if "saved_model" in values.formats:
         require("tensorflow_serving")
+    if values.encoded_audio:
+        _check_decoders(values.formats)
     values["engine"].value = "keras"
     transcriber = load_transcriber(values)
     folder = pathlib.Path(values.out_dir)
@@ -86,6 +95,16 @@ def _export(values: flags.FlagValues, _: list[str]) -> None:
         print(f"wrote {folder}")
 
 
+def _check_decoders(formats: Sequence[str]) -> None:
+    if "saved_model" not in formats:
+        raise UsageError("--encoded_audio is of served graphs: give --formats=saved_model")
+    if importlib.util.find_spec("tensorflow_io") is None:
+        raise MissingPackageError(
+            "the package tensorflow_io is missing: pip install -r requirements-tfio.txt, in an"
+            " environment of its own"
+        )
+
+
 def _export_saved_model(
     transcriber: Transcriber, folder: pathlib.Path, values: flags.FlagValues
 ) -> None:
@@ -98,6 +117,10 @@ def _export_saved_model(
         "rules": transcriber.rules,
         "batch_size": values.batch_size or 16,
     }
+    if values.encoded_audio:
+        from export.encoded_audio import decode_audio
+
+        options["decode"] = decode_audio
     served: Any
     if isinstance(transcriber.model_config, DetectorConfig):
         served = ServedDetector(transcriber.model, **options, decoding=transcriber.decoding)

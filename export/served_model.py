@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from export.audio_bytes import check_length, example_bytes, from_bytes
+from export.audio_bytes import check_length, decode_wav, example_bytes, from_bytes
 from export.served_notes import FIELDS, NoteReading
 from mt3_keras.engines.serving import Signatures
 from mt3_keras.grammar import MASKED, Grammar, Rules
@@ -41,6 +41,7 @@ class ServedDetector:
       model: the network, weights loaded.
       context, rules, decoding: as in `Transcriber`.
       batch_size: segments at a time, whatever the number of a request's.
+      decode: of files, see `audio_bytes.from_bytes`.
     """
 
     max_tokens = None
@@ -54,11 +55,12 @@ class ServedDetector:
         rules: Rules | None = None,
         decoding: RollDecoding | None = None,
         batch_size: int = 16,
+        decode: Callable[[Any], Any] = decode_wav,
     ) -> None:
         check_context(context)
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive: got {batch_size}")
-        self.model, self.config = model, model.model_config
+        self.model, self.config, self._decode_file = model, model.model_config, decode
         self.context, self.batch_size = context, batch_size
         self.rules, self.decoding = rules or Rules(), decoding or RollDecoding()
         self._reading = NoteReading(self.config, self.decoding, self.rules)
@@ -165,9 +167,9 @@ class ServedDetector:
         find_candidates = _trace_once(self.find_candidates, _AUDIO)
         return {
             "serving_default": (transcribe, [_AUDIO]),
-            "serving_bytes": from_bytes(transcribe),
+            "serving_bytes": from_bytes(transcribe, self._decode_file),
             "candidates": (find_candidates, [_AUDIO]),
-            "candidates_bytes": from_bytes(find_candidates),
+            "candidates_bytes": from_bytes(find_candidates, self._decode_file),
             "detect": (self._network, [self._window]),
         }
 
@@ -191,6 +193,7 @@ class ServedModel:
       context, rules, max_tokens: as in `Transcriber`; the search is greedy.
       batch_size: segments decoded side by side, whatever the number of a request's. Memory grows
         with it, and with nothing else but the request itself.
+      decode: of files, see `audio_bytes.from_bytes`.
     """
 
     decoding = None
@@ -204,11 +207,12 @@ class ServedModel:
         rules: Rules | None = None,
         batch_size: int = 16,
         max_tokens: int | None = None,
+        decode: Callable[[Any], Any] = decode_wav,
     ) -> None:
         check_context(context)
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive: got {batch_size}")
-        self.model, self.config = model, model.model_config
+        self.model, self.config, self._decode_file = model, model.model_config, decode
         self.context, self.batch_size = context, batch_size
         self.max_tokens = self.config.network.token_limit(max_tokens)
         self.rules = rules or Rules(stop_runaways=True)
@@ -288,7 +292,7 @@ class ServedModel:
         transcribe = _trace_once(self.transcribe, _AUDIO)
         return {
             "serving_default": (transcribe, [_AUDIO]),
-            "serving_bytes": from_bytes(transcribe),
+            "serving_bytes": from_bytes(transcribe, self._decode_file),
             "encode": (self.encode, [window, num_frames]),
             "decode_step": (self.decode_step, [self.step_inputs()]),
         }

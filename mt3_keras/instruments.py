@@ -281,7 +281,7 @@ def find_programs(chances: Any, shares: Any, allowed: Sequence[int], most: int, 
     scores = xp.sum(scores, axis=0)
     is_allowed = np.isin(np.arange(128), allowed).reshape(NUM_CLASSES, PROGRAMS_PER_CLASS)
     program = xp.argmax(xp.where(is_allowed, scores, -np.inf), axis=1)
-    program = program + np.arange(0, 128, PROGRAMS_PER_CLASS, np.int32)
+    program = program + np.arange(0, 128, PROGRAMS_PER_CLASS, dtype=np.int32)
     left = xp.where(is_allowed.any(axis=1), shares, -1.0)
     own, found = xp.sum(by_class, axis=-1), []
     for _ in range(most):

@@ -222,26 +222,6 @@ def test_a_detector_is_served_by_itself(exported_detector, detector):
     assert set(signatures["serving_default"](audio=audio)) == {*FIELDS, "num_notes"}
 
 
-def test_the_official_weights_serve_the_originals_tokens(official, shared, tmp_path):
-    import soundfile
-
-    arguments = [f"--model={official}", f"--out_dir={tmp_path}", "--exact", "--name=mt3"]
-    assert main(arguments) == 0
-    clips = {}
-    for clip in ("band", "piano"):
-        clips[clip] = soundfile.read(shared / "golden" / f"{clip}.flac", dtype="float32")[0]
-    three = np.stack([clips["band"], clips["piano"], clips["band"]])
-    folder = tmp_path / "saved_model" / "mt3" / "1"
-    found = run_alone(folder, tmp_path, one=clips["piano"][None], three=three)
-    golden = {
-        clip: [s["tokens"] for s in json.loads(path.read_text())["segments"]]
-        for clip in clips
-        for path in [shared / "golden" / f"{clip}.json"]
-    }
-    assert found["one"] == [golden["piano"]]
-    assert found["three"] == [golden["band"], golden["piano"], golden["band"]]
-
-
 def test_signatures_are_named_and_typed_and_their_batch_is_open(exported):
     program = pathlib.Path(sys.executable).with_name("saved_model_cli")
     command = [program, "show", "--dir", exported, "--tag_set", "serve", "--all"]
@@ -398,6 +378,7 @@ def test_a_detectors_preset_is_exported_with_its_decoding(detector_preset, tmp_p
         (["--model=tiny", "--out_dir=x", "--formats=onnx"], 2, "got onnx"),
         (["--model=tiny", "--out_dir=x", "--search=beam1"], 2, "greedily"),
         (["--model=nowhere", "--out_dir=x"], 1, "nowhere: no such model"),
+        (["--out_dir=x", "--formats=tflite", "--encoded_audio"], 2, "--encoded_audio is of served"),
         (["--model={preset}", "--out_dir=x", "--name=a/b"], 1, "name must be letters"),
         (["--model={mini}", "--out_dir=x", "--least_confidence=0.5"], 2, "keeps its own"),
         (["--model={mini}", "--out_dir=x", "--max_tokens=8"], 1, "max_tokens is for networks"),

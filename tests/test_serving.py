@@ -26,6 +26,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.main import main as export
 from export.serving_client import main
 from mt3_keras.audio import read_blocks
 from mt3_keras.engines.serving import (
@@ -45,13 +46,13 @@ from mt3_keras.engines.serving import (
 from mt3_keras.grammar import Rules
 from mt3_keras.midi import read_midi
 from mt3_keras.models.config import MT3, SMALL
-from mt3_keras.notes import Note
+from mt3_keras.notes import Note, sort_notes
 from mt3_keras.segments import cut_segments
 from mt3_keras.transcriber import Transcriber
 from mt3_keras.wav import fits_wav, to_wav
 from tests.conftest import ROOT, make_output
 from tests.detectors import EAGER, MINI, build
-from tests.test_saved_model import MAX_TOKENS, melody
+from tests.test_saved_model import MAX_TOKENS, melody, run_alone
 
 grpc = pytest.importorskip("grpc", reason="needs requirements-serving.txt")
 pytest.importorskip("tensorflow_serving", reason="needs requirements-serving.txt")
@@ -636,9 +637,35 @@ def test_the_curl_of_the_pages_returns_notes(page, detector_server, exported_det
     assert read == known
 
 
-@pytest.mark.parametrize("clip", ["band", "piano"])
-def test_the_golden_clips_arrive_as_they_are(clip, shared, decode):
-    """So their tokens are those that test_saved_model.py compares with the original's."""
+@pytest.fixture(scope="module")
+def exported_official(official, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    assert export([f"--model={official}", f"--out_dir={folder}", "--exact", "--name=mt3"]) == 0
+    return folder / "saved_model" / "mt3"
+
+
+def read_golden(shared, clip):
     samples, _ = soundfile.read(shared / "golden" / f"{clip}.flac", dtype="float32")
-    assert fits_wav(samples)
-    np.testing.assert_array_equal(decode(to_wav(samples)).numpy(), samples)
+    return samples, json.loads((shared / "golden" / f"{clip}.json").read_text())
+
+
+def test_the_official_weights_serve_the_originals_tokens(exported_official, shared, tmp_path):
+    (band, bands), (piano, pianos) = (read_golden(shared, clip) for clip in ("band", "piano"))
+    three = np.stack([band, piano, band])
+    found = run_alone(exported_official / "1", tmp_path, one=piano[None], three=three)
+    bands, pianos = ([s["tokens"] for s in known["segments"]] for known in (bands, pianos))
+    assert found == {"one": [pianos], "three": [bands, pianos, bands]}
+
+
+def test_files_give_the_originals_notes_over_both_interfaces(exported_official, shared):
+    config = ServedConfig.read(exported_official)
+    with serving(exported_official) as (_, addresses):
+        for interface, clip in (("grpc", "band"), ("rest", "piano")):
+            samples, golden = read_golden(shared, clip)
+            assert fits_wav(samples) and config.signatures.audio_bytes
+            client = connect(addresses, interface, "mt3", config.signatures)
+            found = transcribe([samples], config, lambda s, c=client: c.predict(s, 600)).notes
+            expected = sort_notes(Note(**note) for note in golden["notes"])
+            assert [n[2:] for n in found] == [n[2:] for n in expected]
+            times, known = ([n[:2] for n in notes] for notes in (found, expected))
+            np.testing.assert_allclose(times, known, atol=1e-6)
