@@ -143,7 +143,7 @@ def report(found: Sequence[Judged], from_played: Sequence[Judged]) -> str:
     for row in found:
         samples, rate = librosa.load(row.excerpt.audio, sr=22_050)
         _, times = librosa.beat.beat_track(y=samples, sr=rate, units="time")
-        heard.append(f_measure(row.excerpt.beats.times, times))
+        heard.append(f_measure(row.excerpt.beats.times, times.tolist()))
     lines.append(
         f"{'librosa.beat.beat_track, from the audio':42} {len(heard):6} {np.mean(heard):6.3f}"
     )

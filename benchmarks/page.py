@@ -109,4 +109,4 @@ def _format(name: str, row: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -142,5 +142,11 @@ def draw(
 def _read(name: str, is_reported: bool, audio: pathlib.Path, found: list[Any]) -> Excerpt:
     played, transcribed, beats = found
     times, numbers = tuple(beats.pop("times")), tuple(beats.pop("numbers"))
-    notes = [[Note(*note) for note in part] for part in (played, transcribed)]
-    return Excerpt(name, is_reported, audio, *notes, Beats(times, numbers, **beats))
+    return Excerpt(
+        name,
+        is_reported,
+        audio,
+        [Note(*note) for note in played],
+        [Note(*note) for note in transcribed],
+        Beats(times, numbers, **beats),
+    )

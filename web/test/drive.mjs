@@ -2,7 +2,7 @@
 // Each task is done in a fresh page; answers are printed as a JSON list. benchmarks/browser.py asks.
 
 import { chromium } from "playwright-core";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 
 const [executablePath, address, folder] = process.argv.slice(2);
@@ -35,8 +35,9 @@ async function measure() {
   const { processInfo } = await devices.send("SystemInfo.getProcessInfo");
   const tabs = processInfo.filter(({ type }) => type === "renderer");
   const peaks = tabs.map(({ id }) => {
-    const text = readFileSync(`/proc/${id}/status`, "utf8"); // of Linux
-    return 1024 * Number(/VmHWM:\s*(\d+)/.exec(text)[1]);
+    const path = `/proc/${id}/status`; // on Linux
+    const text = existsSync(path) ? readFileSync(path, "utf8") : "";
+    return 1024 * Number(/VmHWM:\s*(\d+)/.exec(text)?.[1] ?? 0);
   });
   const cpuSeconds = Math.max(...tabs.map(({ cpuTime }) => cpuTime));
   return { cpuSeconds, peakBytes: Math.max(...peaks) };
