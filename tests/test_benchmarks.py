@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import LOSSES, MISSED, find_losses, report, score_clip
+from benchmarks.beats import worth
+from benchmarks.browser import STEP, count_same
 from benchmarks.train_step import Repeated, check_agreement, make_batch
 from benchmarks.train_step import report as report_steps
 from mt3_keras.metrics import onset_scores
@@ -132,3 +134,18 @@ def test_a_model_without_instruments_is_scored_on_pitches_alone():
             ["pitches", one, "-", *["0.000"] * 5],
         ],
     }
+
+
+def test_notes_are_alike_within_a_step_and_each_counts_once() -> None:
+    notes = [*_notes((0.0, 60, PIANO), (0.0, 60, PIANO), (1.0, 62, GUITAR)), DRUM]
+    assert count_same(notes, notes) == 4
+    late = [note._replace(onset=note.onset + STEP, offset=note.offset - STEP) for note in notes]
+    assert count_same(late, notes) == 4
+    for change in ({"onset": 2 * STEP}, {"offset": 0.4}, {"program": 1}, {"velocity": 98}):
+        assert count_same([notes[0]._replace(**change), *notes[1:]], notes) == 3
+    assert count_same(notes, notes[1:]) == 3
+
+
+def test_a_wrong_answer_costs_what_it_is_said_to() -> None:
+    answers = [(0.9, True), (0.8, True), (0.7, False), (0.6, True)]
+    assert [worth(answers, 2.0, limit) for limit in (0.95, 0.75, 0.65, 0.0)] == [0, 2, 0, 1]
