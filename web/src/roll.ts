@@ -408,5 +408,5 @@ function inkOn(color: string, below: string, alpha: number): string {
     [0.3, 0.59, 0.11]
       .map((weight, i) => (weight * parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16)) / 255)
       .reduce((sum, part) => sum + part, 0);
-  return alpha * luminance(color) + (1 - alpha) * luminance(below) > 0.45 ? "#111" : "#fff";
+  return alpha * luminance(color) + (1 - alpha) * luminance(below) > 0.55 ? "#111" : "#fff";
 }
