@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mt3_keras.cli.command_line import UsageError
 from mt3_keras.cli.serve import PageServer
 from mt3_keras.notes import Note
 
@@ -53,12 +54,14 @@ def drive(
       timeout: seconds for all of them.
 
     Raises:
-      RuntimeError: there is no browser, a task did not come to its end, or the page asked another
-        host or raised.
+      UsageError: there is no page or no browser.
+      RuntimeError: a task did not come to its end, or the page asked another host or raised.
     """
+    if not (page / "model/model.json").is_file():
+        raise UsageError(f"{page}: holds no page; build it with make web")
     browser = find_browser()
     if browser is None:
-        raise RuntimeError(f"a browser is needed: {' or '.join(BROWSERS[:2])}")
+        raise UsageError(f"a browser is needed: {' or '.join(BROWSERS[:2])}")
     driver = os.fspath(ROOT / "web/test/drive.mjs")
     with serving(page) as address:
         done = subprocess.run(
