@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.browser import ROOT, count_same, drive, to_notes
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, run_main
 from mt3_keras import __main__
 from mt3_keras.transcriber import Transcriber
 from train.evaluate import read_manifest
@@ -109,4 +109,4 @@ def _format(name: str, row: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
