@@ -23,7 +23,7 @@ from absl import flags
 
 from mt3_keras.cli.command_line import Command, run
 
-NUM_RECORDINGS, SECONDS = 4, 2.0
+NUM_RECORDINGS, SECONDS = 3, 1.0
 FORMATS = ("mid", "json", "csv")
 
 
@@ -61,6 +61,8 @@ def _kill_often(values: flags.FlagValues, _: list[str]) -> int:
             os.kill(child, getattr(signal, name))
             is_done = _wait(child) == 0
             num_early, num_folders = num_early + (not is_done), num_folders + is_done
+            if number % 10 == 9:
+                print(f"{number + 1}: {num_early} before the run was done", flush=True)
             faults += [f"{number} {name}: {fault}" for fault in find_faults(out, whole, name)]
         for out in sorted(home.glob("out*")):
             if _wait(_start(recordings, out)) or read_outputs(out) != whole:

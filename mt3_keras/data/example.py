@@ -22,7 +22,10 @@ from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, check_notes, sort_notes, trim_overlaps
 
 # What the readers of JSON, CSV, MIDI and text raise on damaged files.
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, csv.Error)
+_DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, csv.Error),
+    RecursionError,
+)
 UNKNOWN_VELOCITY = 100  # for labels without loudness, as note-seq does
 
 _Row = TypeVar("_Row")
