@@ -48,8 +48,8 @@ def decode_audio(contents: Any) -> Any:
 def _decode_flac(contents: Any) -> Any:
     """The head's 20 bits of rate, 3 of channels and 5 of the width of a sample begin at byte 18."""
     head = _bytes(contents, 18, 4)
-    rate = (head[0] << 12) | (head[1] << 4) | (head[2] >> 4)
-    bits = (((head[2] & 1) << 4) | (head[3] >> 4)) + 1
+    rate = 4096 * head[0] + 16 * head[1] + head[2] // 16
+    bits = 16 * (head[2] % 2) + head[3] // 16 + 1
     with tf.control_dependencies(
         [tf.debugging.Assert(tf.equal(bits, 16), ["a FLAC file must have 16 bits: got ", bits])]
     ):
@@ -58,8 +58,8 @@ def _decode_flac(contents: Any) -> Any:
 
 
 def _decode_vorbis(contents: Any) -> Any:
-    rate = _bytes(contents, 40, 4)  # of the first page, the lowest byte first
-    rate = rate[0] | (rate[1] << 8) | (rate[2] << 16) | (rate[3] << 24)
+    head = _bytes(contents, 40, 3)  # in the first page, the lowest byte first
+    rate = head[0] + 2**8 * head[1] + 2**16 * head[2]
     return to_mono(tfio.audio.decode_vorbis(contents), rate)
 
 
@@ -70,7 +70,7 @@ def _decode_mp3(contents: Any) -> Any:
 def _mp3_rate(contents: Any) -> Any:
     """Of the first frame after a tag, int32; 0 where there is none."""
     size = _bytes(contents, 6, 4)  # of the tag, 7 bits of each byte
-    size = (size[0] << 21) | (size[1] << 14) | (size[2] << 7) | size[3]
+    size = 2**21 * size[0] + 2**14 * size[1] + 2**7 * size[2] + size[3]
     start = tf.where(tf.strings.substr(contents, 0, 3) == b"ID3", size + _ID3_HEAD, 0)
     number = tf.strings.length(contents)
     found = tf.io.decode_raw(
@@ -78,9 +78,8 @@ def _mp3_rate(contents: Any) -> Any:
     )
     found = tf.cast(tf.pad(found, [(0, 3)]), tf.int32)
     first, second, third = found[:-2], found[1:-1], found[2:]
-    version, place = (second >> 3) & 3, (third >> 2) & 3
-    is_frame = (first == 255) & (second >> 5 == 7) & ((second >> 1) & 3 != 0) & (version != 1)
-    is_frame &= place != 3
+    version, layer, place = second // 8 % 4, second // 2 % 4, third // 4 % 4
+    is_frame = (first == 255) & (second // 32 == 7) & (layer != 0) & (version != 1) & (place != 3)
     rates = np.zeros((4, 4), np.int32)
     for row, known in _MP3_RATES_HZ.items():
         rates[row, :3] = known

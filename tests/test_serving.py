@@ -109,7 +109,7 @@ def serving(folder, *options):
         grpc_address, rest_address = (f"127.0.0.1:{ports[name]}" for name in ("grpc", "rest"))
         yield process.pid, {"grpc": grpc_address, "rest": f"http://{rest_address}"}
     finally:
-        process.communicate("", timeout=20)
+        process.communicate("", timeout=120)
 
 
 @pytest.fixture(scope="module")
