@@ -25,6 +25,7 @@ import contextlib
 import csv
 import functools
 import json
+import math
 import os
 import pathlib
 import random
@@ -321,7 +322,8 @@ def _spark_command(out: pathlib.Path, listed: str) -> tuple[list[str], dict[str,
 
 def _run_spark(root: pathlib.Path, music: Sequence[pathlib.Path]) -> Usage:
     command, environment = _spark_command(root / "spark", _list(root, music))
-    usage = _run(command, environment=environment)
+    # Spark does not wait for its executors, so that their processor time is not known.
+    usage = _run(command, environment=environment)._replace(processor_seconds=math.nan)
     _check_spark(root / "spark", root, music)
     return usage
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LINES, NOTES, FAILED = "recordings-%s.jsonl", "notes-%s.parquet", "failed-%s.jsonl"
 SUMMARY, BEGUN = "shards/%s.json", "shards/%s.begun"
-MAX_DEATHS = 2  # of worker processes, in one run, until the recording they were at is given up
+MAX_DEATHS = 3  # of worker processes, in one run, until the recording they were at is given up
 KEEP_SECONDS = 60.0  # after so much work on a shard, what is done is written
 _engines = threading.local()  # an interpreter is no good for two threads at once
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from mt3_keras.cores import count_cores, limit_thread_pools
 
-MAX_DEATHS = 10  # of the processes that worked on one item
+MAX_DEATHS = 20  # of the processes that worked on one item
 _failures: list[Exception] = []  # of the local runner
 
 # Counts (int) and samples of distributions (list of int) that an item gave rise to, by name.

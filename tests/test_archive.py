@@ -171,16 +171,16 @@ def test_a_recording_that_is_gone_keeps_its_notes_and_one_that_was_spoilt_does_n
     assert len(list(pathlib.Path(out).glob("midi/*/*"))) == 1
 
 
-def test_a_recording_at_which_two_workers_of_a_run_were_killed_is_given_up(music, tmp_path):
+def test_a_recording_at_which_three_workers_of_a_run_were_killed_is_given_up(music, tmp_path):
     pytest.importorskip("pyarrow")
     names = [str(music / "0.wav"), str(music / "1.wav")]
     shard = shard_over(names, str(tmp_path / "out"))
-    for _ in range(2):
+    for _ in range(3):
         _Deaths(shard).begin(names[0])  # and never ended
     report = transcribe_shard(shard)
     assert (report["transcribed"], report["failed"]) == (1, 1)
     (failed,) = read_lines(shard.folder, "failed-*.jsonl")
-    assert "worker process was killed 2 times" in failed["reason"]
+    assert "worker process was killed 3 times" in failed["reason"]
     assert not pathlib.Path(shard.path(BEGUN)).exists()
     assert transcribe_shard(shard_over(names, shard.folder))["transcribed"] == 1  # the next run
 
