@@ -140,9 +140,9 @@ class _TimedModel(EdgeModel):
 
     encoding = 0.0
 
-    def encode(self, samples: NDArray[np.float32], num_frames: int, row: int = 0) -> None:
+    def encode(self, samples: NDArray[np.float32], num_frames: int, place: int = 0) -> None:
         start = time.perf_counter()
-        super().encode(samples, num_frames, row)
+        super().encode(samples, num_frames, place)
         self.encoding += time.perf_counter() - start
 
 
@@ -150,18 +150,18 @@ def _time_tokens(bundle: pathlib.Path, samples: Any, threads: int) -> Figures:
     """Milliseconds for a token and for encoding a segment: alone, helped, and side by side."""
     segments = list(cut_segments([samples], read_bundle_config(bundle), "full"))
     found: Figures = {}
-    for name, num_sequences, num_threads in (
+    for name, num_segments, num_threads in (
         ("one", 1, 1),
         ("one, all threads", 1, threads),
         ("side by side", ROWS * threads, 1),
     ):
-        timed = time_search(bundle, segments, num_sequences, num_threads)
+        timed = time_search(bundle, segments, num_segments, num_threads)
         found |= {f"{name}: {part}": milliseconds for part, milliseconds in timed.items()}
     return found
 
 
 def time_search(
-    bundle: pathlib.Path, segments: list[AudioSegment], num_sequences: int, num_threads: int = 1
+    bundle: pathlib.Path, segments: list[AudioSegment], num_segments: int, num_threads: int = 1
 ) -> Figures:
     """Milliseconds for a "token" and to "encode" a segment, so many sequences at a time."""
     models: list[_TimedModel] = []
@@ -171,7 +171,7 @@ def time_search(
             models.append(_TimedModel(folder, num_threads))
             return models[-1]
 
-    engine = Timed(bundle, rules=Rules(stop_runaways=True), num_sequences=num_sequences)
+    engine = Timed(bundle, rules=Rules(stop_runaways=True), num_segments=num_segments)
     start = time.perf_counter()
     num_tokens = sum(len(output[0]) for _, output in engine.run(segments))
     seconds = time.perf_counter() - start

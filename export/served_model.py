@@ -215,6 +215,7 @@ class ServedModel:
         self.model, self.config, self._decode_file = model, model.model_config, decode
         self.context, self.batch_size = context, batch_size
         self.max_tokens = self.config.network.token_limit(max_tokens)
+        self._num_decoders = self.config.num_decoders
         self.rules = rules or Rules(stop_runaways=True)
         self._grammar = Grammar(self.config, self.rules, ops)
 
@@ -222,39 +223,41 @@ class ServedModel:
         """Recordings of one length -> the tokens of their segments.
 
         Args:
-          audio: float32 [B, n], 16 kHz mono.
+          audio: float32 [B, n], 16 kHz mono; of a network that is given T tracks [B, T, n].
 
         Returns:
-          "tokens" int32 [B, S, L], each row up to and including EOS, then zeros; "num_segments"
-          int32 [B], S each.
+          "tokens" int32 [B, S, L], each row up to and including EOS, then zeros, or of several
+          decoders [B, S, G, L]; "num_segments" int32 [B], S each.
 
         Raises:
           InvalidArgumentError: a sample is no number or out of all bounds, or there are too many.
         """
         windows_BSN, num_frames_S = cut_windows(audio, self.config, self.context)
         batch, segments = tf.shape(windows_BSN)[0], tf.shape(windows_BSN)[1]
-        windows = tf.reshape(windows_BSN, [batch * segments, self.config.input_samples])
+        windows = tf.reshape(windows_BSN, [batch * segments, *self.config.samples_shape])
         num_frames = tf.tile(num_frames_S, [batch])
 
         def predict(rows: Any) -> Tensors:
-            return {"tokens": self._decode(self.model.encode(windows[rows], num_frames[rows]))}
+            tokens = self._decode(self.model.encode(windows[rows], num_frames[rows]))
+            return {"tokens": tf.reshape(tokens, [-1, self._num_decoders, self.max_tokens])}
 
         found = _in_batches(
             predict,
             tf.shape(windows)[0],
             self.batch_size,
-            {"tokens": (tf.int32, (self.max_tokens,))},
+            {"tokens": (tf.int32, (self._num_decoders, self.max_tokens))},
         )
         tokens = found["tokens"]
-        is_used = tf.reduce_any(tokens != 0, axis=0)
+        is_used = tf.reduce_any(tokens != 0, axis=[0, 1])
         length = tf.reduce_max(tf.where(is_used, tf.range(self.max_tokens) + 1, 0))
+        decoders = [self._num_decoders] if self._num_decoders > 1 else []
         return {
-            "tokens": tf.reshape(tokens[:, :length], [batch, segments, length]),
+            "tokens": tf.reshape(tokens[..., :length], [batch, segments, *decoders, length]),
             "num_segments": tf.fill([batch], segments),
         }
 
     def encode(self, samples: Any, num_frames: Any) -> Tensors:
-        """`encode` of the network: float32 [B, input_samples] and int32 [B] -> tensors by name."""
+        """`encode` of the network: float32 [B, *samples_shape] and int32 [B] -> tensors by name."""
         return self.model.encode(samples, num_frames)
 
     def decode_step(self, inputs: Tensors) -> Tensors:
@@ -287,12 +290,15 @@ class ServedModel:
 
     def endpoints(self) -> dict[str, Endpoint]:
         """Signatures by name."""
-        window = tf.TensorSpec([None, self.config.input_samples], tf.float32, "samples")
+        window = tf.TensorSpec([None, *self.config.samples_shape], tf.float32, "samples")
         num_frames = tf.TensorSpec([None], tf.int32, "num_frames")
-        transcribe = _trace_once(self.transcribe, _AUDIO)
+        tracks = len(self.config.tracks_in)
+        audio = tf.TensorSpec([None, tracks, None], tf.float32, "audio") if tracks else _AUDIO
+        transcribe = _trace_once(self.transcribe, audio)
+        of_bytes = {} if tracks else {"serving_bytes": from_bytes(transcribe, self._decode_file)}
         return {
-            "serving_default": (transcribe, [_AUDIO]),
-            "serving_bytes": from_bytes(transcribe, self._decode_file),
+            "serving_default": (transcribe, [audio]),
+            **of_bytes,
             "encode": (self.encode, [window, num_frames]),
             "decode_step": (self.decode_step, [self.step_inputs()]),
         }
@@ -302,9 +308,9 @@ class ServedModel:
         config = self.config
         return {
             "serving_default": _quiet_noise(config),
-            "serving_bytes": example_bytes(),
+            **({} if config.tracks_in else {"serving_bytes": example_bytes()}),
             "encode": {
-                "samples": np.zeros((1, config.input_samples), np.float32),
+                "samples": np.zeros((1, *config.samples_shape), np.float32),
                 "num_frames": np.array([config.network.segment_frames], np.int32),
             },
             "decode_step": {
@@ -314,7 +320,7 @@ class ServedModel:
         }
 
     def _decode(self, memory: Tensors) -> Any:
-        """Segments begun together -> tokens [R, max_tokens]."""
+        """Segments begun together -> tokens [R, max_tokens], a row for each decoder of each."""
         rows = tf.shape(next(iter(memory.values())))[0]
         loop = {
             "step": tf.constant(0),
@@ -341,13 +347,13 @@ class ServedModel:
         return loop["written"]
 
     def _advance(self, loop: Tensors) -> Tensors:
-        """Steps until the cache is full or half of the rows have ended, then makes room."""
+        """Steps until the cache is full or half of the segments have ended, then makes room."""
         memory, row = loop["memory"], loop["row"]
         room = self._room(loop["cache"])
 
         def is_on(state: Tensors) -> Any:
-            num_on = tf.reduce_sum(tf.cast(~state["finished"], tf.int32))
-            return (state["step"] < room) & (2 * num_on > tf.size(row))
+            num_on = tf.reduce_sum(tf.cast(~self._are_over(state), tf.int32))
+            return (state["step"] < room) & (2 * num_on > tf.size(row) // self._num_decoders)
 
         state = {name: loop[name] for name in loop if name not in ("memory", "row")}
         (state,) = tf.while_loop(
@@ -360,8 +366,8 @@ class ServedModel:
         return self._make_room({**state, "memory": memory, "row": row})
 
     def _make_room(self, loop: Tensors) -> Tensors:
-        """Drops rows that have ended; doubles the cache if it is full."""
-        kept = tf.where(~loop["finished"])[:, 0]
+        """Drops segments that have ended; doubles the cache if it is full."""
+        kept = tf.where(tf.repeat(~self._are_over(loop), self._num_decoders))[:, 0]
         per_row = {name: loop[name] for name in loop if name not in ("step", "written")}
         rest = tf.nest.map_structure(lambda values: tf.gather(values, kept), per_row)
         length = self._room(loop["cache"])
@@ -369,6 +375,10 @@ class ServedModel:
         after = [(0, 0), (0, 0), (0, more), (0, 0)]
         rest["cache"] = {name: tf.pad(rows, after) for name, rows in rest["cache"].items()}
         return {**loop, **rest}
+
+    def _are_over(self, state: Tensors) -> Any:
+        """Segments of which every decoder has ended."""
+        return tf.reduce_all(tf.reshape(state["finished"], [-1, self._num_decoders]), axis=1)
 
     def _step(self, state: Tensors, memory: Tensors, row: Any) -> Tensors:
         """One token more for every row, all at the same position."""
@@ -411,12 +421,13 @@ def _trace_once(function: Callable[..., Tensors], *specs: Any) -> Callable[..., 
 
 
 def _quiet_noise(config: ModelConfig) -> dict[str, Any]:
-    noise = np.random.default_rng(0).normal(scale=0.01, size=config.segment_samples + 1)
+    shape = (*config.samples_shape[:-1], config.segment_samples + 1)
+    noise = np.random.default_rng(0).normal(scale=0.01, size=shape)
     return {"audio": noise[None].astype(np.float32)}
 
 
 def cut_windows(audio_BN: Any, config: ModelConfig, context: str) -> tuple[Any, Any]:
-    """As `segments.cut_segments`: windows [B, S, input_samples], frames of each segment [S].
+    """As `segments.cut_segments`: windows [B, S, *samples_shape], frames of each segment [S].
 
     Raises:
       InvalidArgumentError: a sample is no number or out of all bounds, or there are too many.
@@ -427,6 +438,9 @@ def cut_windows(audio_BN: Any, config: ModelConfig, context: str) -> tuple[Any, 
         audio_BN = tf.identity(audio_BN)
     length, hop_samples = config.segment_samples, config.spectrogram.hop_samples
     lead, overhang = config.lead_samples, config.overhang_samples
+    tracks = len(config.tracks_in)
+    if tracks:
+        audio_BN = tf.reshape(audio_BN, [-1, tf.shape(audio_BN)[2]])
     num_samples = tf.shape(audio_BN)[1]
     num_segments = num_samples // length + 1
     after = num_segments * length + overhang - num_samples
@@ -435,6 +449,9 @@ def cut_windows(audio_BN: Any, config: ModelConfig, context: str) -> tuple[Any, 
     if context == "segment":
         inner = windows[:, :, lead : lead + length]
         windows = tf.pad(inner, [(0, 0), (0, 0), (lead, overhang)])
+    if tracks:
+        apart = tf.reshape(windows, [-1, tracks, num_segments, config.input_samples])
+        windows = tf.transpose(apart, [0, 2, 1, 3])
     num_left = num_samples - tf.range(num_segments) * length
     return windows, tf.minimum(config.network.segment_frames, num_left // hop_samples + 1)
 

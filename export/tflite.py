@@ -10,7 +10,7 @@ How their outputs are read is in `decoding.json`, and done by `mt3_keras.roll_de
 
 A token network has two:
 
-- `encode`: "samples" float32 [1, input_samples] and "num_frames" int32 [1] -> the memory, all that
+- `encode`: "samples" float32 [1, *samples_shape] and "num_frames" int32 [1] -> the memory, all that
   decoding needs of a segment, by name.
 - `decode_step`: "tokens" and "positions" int32 [B], "bias" float32 [B, C], the memory, and the
   cache "keys_i" and "values_i" float32 [B, H, K, C] -> "logits" float32 [B, V] and "columns"
@@ -18,7 +18,8 @@ A token network has two:
   caller writes into the cache. B and C are open: the inputs are resized, to several sequences or
   one, and so that short segments stay cheap. Of a recurrent network there is neither bias nor
   cache: "state" float32 [B, N, D], part of the memory, is an output too, which the caller writes
-  into the input for the next token.
+  into the input for the next token. With several decoders a segment has a row for each of them:
+  the memory of `encode` has so many, and B is a multiple of their number.
 
 Caches are inputs only, since handing them through would copy them at every token; the kept keys
 and values lie [H, K, T] (see `mt3_keras.models.layers.Attention`). Operators are LiteRT's own,
@@ -183,9 +184,9 @@ def _decode_step(model: TokenBackbone, inputs: dict[str, Any]) -> dict[str, Any]
 
 
 def _encode_spec(model: TokenBackbone) -> dict[str, Any]:
-    samples = model.model_config.input_samples
+    shape = model.model_config.samples_shape
     return {
-        "samples": tf.TensorSpec((1, samples), tf.float32, "samples"),
+        "samples": tf.TensorSpec((1, *shape), tf.float32, "samples"),
         "num_frames": tf.TensorSpec((1,), tf.int32, "num_frames"),
     }
 
@@ -317,27 +318,30 @@ def _compare_tokens(folder: pathlib.Path, model: TokenBackbone, num_tokens: int 
     """Largest difference of logits, and how often the best token is the same, teacher-forced."""
     config = model.model_config
     samples, num_frames = _chord(config.input_samples), config.network.segment_frames
+    samples = np.broadcast_to(samples, config.samples_shape)
     grammar = Grammar(config, Rules(constrained=True), np)
     edge = EdgeModel(folder)
     edge.encode(samples, num_frames)
-    state, tokens, logits = grammar.start(1), [0], []
+    rows = config.num_decoders
+    state, tokens, logits = grammar.start(rows), [np.zeros(rows, np.int32)], []
 
     def pick(masked: Any) -> Any:
         masked[:, EOS] = -np.inf  # a sequence of so many tokens, whatever the network thinks
         return masked.argmax(axis=-1).astype(np.int32)
 
     for _ in range(num_tokens):
-        logits.append(edge.step(tokens[-1:])[0])
-        following, state, _ = grammar.choose(state, logits[-1][None].copy(), pick)
-        tokens.append(int(following[0]))
+        logits.append(edge.step(tokens[-1].tolist()))
+        following, state, _ = grammar.choose(state, logits[-1].copy(), pick)
+        tokens.append(following)
     inputs = {
         "samples": samples[None],
         "num_frames": np.array([num_frames], np.int32),
-        "decoder_tokens": np.array([tokens[:-1]], np.int32),
+        "decoder_tokens": np.stack(tokens[:-1], axis=-1)[None if rows > 1 else slice(None)],
     }
-    whole, stepped = np.asarray(model(inputs))[0], np.stack(logits)
+    whole = np.asarray(model(inputs)).reshape(rows, num_tokens, -1)
+    stepped = np.stack(logits, axis=1)
     agreeing = int(np.sum(stepped.argmax(-1) == whole.argmax(-1)))
     return (
-        f"logits of {num_tokens} tokens of a chord differ by at most "
+        f"logits of {rows * num_tokens} tokens of a chord differ by at most "
         f"{np.abs(stepped - whole).max():.2g}, the best token is the same in {agreeing}"
     )

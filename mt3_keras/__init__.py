@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mt3_keras.models.detector import NoteDetector
     from mt3_keras.models.mt3 import MT3Backbone
     from mt3_keras.models.recurrent import RecurrentBackbone
+    from mt3_keras.models.tracks_in import TracksInBackbone
+    from mt3_keras.models.tracks_out import TracksOutBackbone
     from mt3_keras.notes import Note
     from mt3_keras.streaming import StreamingTranscriber
     from mt3_keras.transcriber import Transcriber, transcribe
@@ -24,6 +26,8 @@ __all__ = [
     "NoteDetector",
     "RecurrentBackbone",
     "StreamingTranscriber",
+    "TracksInBackbone",
+    "TracksOutBackbone",
     "Transcriber",
     "read_midi",
     "transcribe",
@@ -36,6 +40,8 @@ _HOMES = {
     "NoteDetector": "mt3_keras.models.detector",
     "RecurrentBackbone": "mt3_keras.models.recurrent",
     "StreamingTranscriber": "mt3_keras.streaming",
+    "TracksInBackbone": "mt3_keras.models.tracks_in",
+    "TracksOutBackbone": "mt3_keras.models.tracks_out",
     "Transcriber": "mt3_keras.transcriber",
     "read_midi": "mt3_keras.midi",
     "transcribe": "mt3_keras.transcriber",

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 import glob
+import itertools
 import logging
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import soxr
@@ -23,7 +24,16 @@ from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.segments import AudioError, check_finite
 from mt3_keras.sound_files import MAX_RATE_HZ, MIN_RATE_HZ, duration, read_channels
 
-__all__ = ["AUDIO_SUFFIXES", "AudioError", "duration", "find_audio", "read_blocks", "resample"]
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "AudioError",
+    "duration",
+    "find_audio",
+    "read_blocks",
+    "resample",
+    "stack_files",
+    "sum_files",
+]
 
 AUDIO_SUFFIXES = frozenset(
     f".{name}"
@@ -41,6 +51,8 @@ FAINT_PEAK = 1e-4  # of full scale
 SPECTRUM_SIZE = 1024  # samples of 16 kHz
 HIGH_BAND_HZ = (6800, 7300)  # below what resampling from 44.1 kHz takes away
 EMPTY_BAND = 1e-7  # its power beside that below, where nothing was recorded; in music above 1e-6
+
+_STACKED_SAMPLES = 256_000  # of a block of several files
 
 _Samples = NDArray[np.float32]
 _logger = logging.getLogger(__name__)
@@ -206,3 +218,40 @@ def _list_files(path: pathlib.Path) -> list[pathlib.Path]:
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
         and file.is_file()
     )
+
+
+def sum_files(paths: Sequence[str | os.PathLike[str]]) -> Iterator[_Samples]:
+    """Blocks of the sum of some files at 16 kHz, which is as long as the longest of them."""
+    if len(paths) == 1:
+        yield from read_blocks(paths[0])
+        return
+    for (total,) in stack_files([paths]):
+        yield total
+
+
+def stack_files(groups: Sequence[Sequence[str | os.PathLike[str]]]) -> Iterator[_Samples]:
+    """Blocks of the sums of groups of files, float32 [len(groups), n] at 16 kHz.
+
+    All begin together; what is shorter than the longest file is filled up with zeros.
+    """
+    places = [(i, path) for i, paths in enumerate(groups) for path in paths]
+    streams = [_equal_blocks(read_blocks(path, 4.0), _STACKED_SAMPLES) for _, path in places]
+    for parts in itertools.zip_longest(*streams):
+        size = max(part.size for part in parts if part is not None)
+        total = np.zeros((len(groups), size), np.float32)
+        for (i, _), part in zip(places, parts, strict=True):
+            if part is not None:
+                total[i, : part.size] += part
+        yield total
+
+
+def _equal_blocks(blocks: Iterable[_Samples], size: int) -> Iterator[_Samples]:
+    """The same samples in blocks of `size`; the last may be shorter."""
+    rest = np.zeros(0, np.float32)
+    for block in blocks:
+        rest = np.concatenate([rest, block])
+        while rest.size >= size:
+            yield rest[:size]
+            rest = rest[size:]
+    if rest.size:
+        yield rest

@@ -20,6 +20,9 @@ from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.notes import Note
 from mt3_keras.outputs import Output, RollOutput, TokenOutput
 from mt3_keras.roll_decoder import RollDecoder
+from mt3_keras.track_decoder import TrackDecoder
+
+Decoder = NoteDecoder | TrackDecoder | RollDecoder
 
 
 class Segment(NamedTuple):
@@ -106,7 +109,7 @@ def make_decoder(
     rules: Rules | None = None,
     num_instruments: int | None = None,
     keeps_notes: bool = True,
-) -> NoteDecoder | RollDecoder:
+) -> Decoder:
     """The decoder of what a network predicts.
 
     Args:
@@ -139,21 +142,21 @@ def make_decoder(
     for name, value in unused.items():
         if value is not None:
             raise ValueError(f"{name} is for networks that predict rolls, such as small")
-    return NoteDecoder(
+    make = functools.partial(
+        NoteDecoder,
         Codec(config.vocabulary.num_velocity_bins),
         ties=config.vocabulary.ties,
         segment_start="original" if exact else "grid",
     )
+    return TrackDecoder(config.tracks_out, make) if config.tracks_out else make()
 
 
-def feed(
-    decoder: NoteDecoder | RollDecoder, start: float, output: Output, end: float | None
-) -> list[Note]:
+def feed(decoder: Decoder, start: float, output: Output, end: float | None) -> list[Note]:
     """Has a decoder read one segment's output; the notes that ended in it."""
     if isinstance(output, RollOutput):
         assert isinstance(decoder, RollDecoder)
         return decoder.feed(start, output, end)
-    assert isinstance(decoder, NoteDecoder)
+    assert not isinstance(decoder, RollDecoder)
     return decoder.feed(start, output.tokens, end)
 
 
@@ -166,9 +169,7 @@ class Recording:
       rate: frames per second.
     """
 
-    def __init__(
-        self, decoder: NoteDecoder | RollDecoder, segment_frames: int, rate: float
-    ) -> None:
+    def __init__(self, decoder: Decoder, segment_frames: int, rate: float) -> None:
         self._decoder, self._segment_frames, self._rate = decoder, segment_frames, rate
         self._segments: list[Segment] = []
         self._waiting: dict[int, Output] = {}

@@ -27,7 +27,7 @@ class AudioSegment(NamedTuple):
 
     Attributes:
       start: seconds from the start of the audio.
-      samples: float32 [input_samples]: the segment, with `lead_samples` before and
+      samples: float32 [*samples_shape]: the segment, with `lead_samples` before and
         `overhang_samples` after it for the windows of its first and last frames.
       num_frames: frames of this segment; below `segment_frames` only in the last one.
     """
@@ -94,7 +94,8 @@ def cut_segments(
     follows.
 
     Args:
-      blocks: float [n], any lengths; the result does not depend on them.
+      blocks: float [n], any lengths, on which the result does not depend; [T, n] for a network
+        that is given T tracks.
       config: see `SegmentCutter`, as of the others.
       context: what surrounds a segment.
 
@@ -134,16 +135,17 @@ class SegmentCutter:
 
     def reset(self) -> None:
         """Forgets all samples: the next one is the first."""
-        self._window = np.zeros(self._config.input_samples, np.float32)
+        self._window = np.zeros(self._config.samples_shape, np.float32)
         self._num_filled, self._index = self._lead, 0  # zeros lie before the start
 
     def push(self, block: NDArray[np.floating]) -> Iterator[AudioSegment]:
-        """Takes float samples [n] and yields the segments that they complete."""
+        """Takes float samples [n], or [T, n], and yields the segments that they complete."""
         while block.size:
-            taken = block[: self._reach - self._num_filled]
-            self._window[self._num_filled : self._num_filled + taken.size] = taken
-            block = block[taken.size :]
-            self._num_filled += taken.size
+            taken = block[..., : self._reach - self._num_filled]
+            num_filled = self._num_filled + taken.shape[-1]
+            self._window[..., self._num_filled : num_filled] = taken
+            block = block[..., taken.shape[-1] :]
+            self._num_filled = num_filled
             if self._num_filled == self._reach:
                 yield self._segment()
                 self._advance()
@@ -160,7 +162,7 @@ class SegmentCutter:
     def _segment(self) -> AudioSegment:
         config, window = self._config, self._window.copy()
         if self._context == "segment":
-            window[: self._lead] = 0
+            window[..., : self._lead] = 0
         num_left = self._num_filled - self._lead
         num_frames = num_left // config.spectrogram.hop_samples + 1
         start = self._index * config.network.segment_frames / config.spectrogram.frames_per_second
@@ -168,6 +170,7 @@ class SegmentCutter:
 
     def _advance(self) -> None:
         step = self._config.segment_samples
-        self._window = np.concatenate([self._window[step:], np.zeros(step, np.float32)])
+        self._window = np.roll(self._window, -step, axis=-1)
+        self._window[..., -step:] = 0
         self._num_filled -= step
         self._index += 1

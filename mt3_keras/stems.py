@@ -1,5 +1,7 @@
 """Songs as separated stems: each transcribed under what its name allows, all in one transcription.
 
+A network that is given tracks apart (`TracksInBackbone`) is given all stems at once.
+
 A song is a folder of audio files, as separation programs and mixing desks write them: `drums.wav
 bass.wav vocals.wav other.wav`, or any others. They all begin together; they may differ in length
 and rate.
@@ -12,15 +14,15 @@ import logging
 import os
 import pathlib
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from mt3_keras.audio import AUDIO_SUFFIXES, AudioError
+from mt3_keras.audio import AUDIO_SUFFIXES, AudioError, stack_files
 from mt3_keras.grammar import Rules
 from mt3_keras.instrument_names import find_programs, instrument_name
 from mt3_keras.notes import Note, sort_notes
 from mt3_keras.recording import Progress, Transcription
+from mt3_keras.tracks import Track, Tracks, share_out
 from mt3_keras.transcriber import Transcriber
 
 MAX_STEMS = 16
@@ -35,8 +37,7 @@ class Stem(NamedTuple):
 
     Attributes:
       path: the file.
-      programs: General MIDI programs that may play in it.
-      drums: whether drums may.
+      programs, drums: what may play in it (see `Track`).
     """
 
     path: pathlib.Path
@@ -49,18 +50,20 @@ class Stem(NamedTuple):
         return self.path.stem
 
 
-def read_name(name: str) -> tuple[frozenset[int], bool] | None:
-    """The programs that a stem's name speaks of and whether it speaks of drums; None if of neither.
+def read_name(name: str) -> Track | None:
+    """What a stem may hold by its name; None if it speaks of no instrument.
+
+    Of several words the last counts, and "bass guitar" is one word.
 
     Example:
-      >>> read_name("02 Bass DI"), read_name("kick"), read_name("other")
-      ((frozenset({32, 33, 34, 35, 36, 37, 38, 39}), False), (frozenset(), True), None)
+      >>> read_name("02 Bass DI").programs == set(range(32, 40)), read_name("other")
+      (True, None)
     """
     text = re.sub(r"\bbass[\s_-]*(?=guitar|gtr)", "bass", name.lower().replace("_", " "))
     for word in reversed(re.findall(r"[^\W\d]+", text)):
         programs = find_programs(word)
         if programs is not None:
-            return programs, not programs
+            return Track(programs, not programs)
     return None
 
 
@@ -94,11 +97,8 @@ def find_stems(folder: str | os.PathLike[str]) -> list[Stem]:
         raise AudioError(
             f"{folder}: holds {len(paths)} stems, at most {MAX_STEMS} are read; mix some together"
         )
-    named = {path: read_name(path.stem) for path in paths}
-    claims = [claim for claim in named.values() if claim is not None]
-    claimed = frozenset[int]().union(*(programs for programs, _ in claims))
-    rest = (frozenset(range(128)) - claimed, not any(drums for _, drums in claims))
-    return [Stem(path, *(named[path] or rest)) for path in paths]
+    shares = share_out([read_name(path.stem) for path in paths])
+    return [Stem(path, *share) for path, share in zip(paths, shares, strict=True)]
 
 
 class StemTranscriber:
@@ -138,6 +138,8 @@ class StemTranscriber:
           AudioError: see `find_stems`, or a stem cannot be read; one line, naming the file.
         """
         stems = find_stems(folder)
+        if self._transcriber.model_config.tracks_in:
+            return self._transcribe_together(stems, on_segment)
         found: list[Transcription] = []
         before = 0.0
 
@@ -151,6 +153,28 @@ class StemTranscriber:
             before += result.duration
         _compare_lengths(stems, found)
         return merge(stems, found)
+
+    def _transcribe_together(
+        self, stems: Sequence[Stem], on_segment: Callable[[Progress], None] | None
+    ) -> Transcription:
+        """By a network that is given tracks apart; stems of one kind are added up."""
+        tracks = Tracks(self._transcriber.model_config.tracks_in)
+        files: list[list[Stem]] = [[] for _ in tracks.tracks]
+        for stem in stems:
+            shared = [
+                (len(stem.programs & track.programs), stem.drums and track.drums)
+                for track in tracks.tracks
+            ]
+            files[shared.index(max(shared))].append(stem)
+        blocks = stack_files([[stem.path for stem in own] for own in files])
+        result = self._transcriber.transcribe(blocks, on_segment=on_segment)
+        parts: list[list[Note]] = [[] for _ in files]
+        for note in result.notes:
+            parts[tracks.owner(note.program, note.is_drum)].append(note)
+        names: dict[Note, str] = {}
+        for own, kind, notes in zip(files, tracks.names, parts, strict=True):
+            names |= _name_notes(own[0].name if len(own) == 1 else kind, notes)
+        return dataclasses.replace(result, track_names=names)
 
     def _limit(self, stem: Stem) -> Transcriber:
         own = self._transcriber.rules
@@ -185,13 +209,12 @@ def merge(stems: Sequence[Stem], found: Iterable[Transcription]) -> Transcriptio
     confidences: dict[Note, float] = {}
     for stem, result in zip(stems, results, strict=True):
         own = {note: _fit(note, stem.programs) for note in result.notes}
-        instruments = Counter((note.program, note.is_drum) for note in own.values())
+        of_track = _name_notes(stem.name, own.values())
         for note, fitted in own.items():
             if fitted in names:
                 continue
             notes.append(fitted)
-            instrument = instrument_name(fitted.program, fitted.is_drum)
-            names[fitted] = stem.name if len(instruments) == 1 else f"{stem.name}: {instrument}"
+            names[fitted] = of_track[fitted]
             if note in result.confidences:
                 confidences[fitted] = result.confidences[note]
     return Transcription(
@@ -203,6 +226,16 @@ def merge(stems: Sequence[Stem], found: Iterable[Transcription]) -> Transcriptio
         confidences=confidences,
         track_names=names,
     )
+
+
+def _name_notes(track: str, notes: Collection[Note]) -> dict[Note, str]:
+    """The track's name for each note, with its instrument's where there are several."""
+    instruments = {
+        (note.program, note.is_drum): instrument_name(note.program, note.is_drum) for note in notes
+    }
+    if len(instruments) == 1:
+        return dict.fromkeys(notes, track)
+    return {note: f"{track}: {instruments[note.program, note.is_drum]}" for note in notes}
 
 
 def _fit(note: Note, programs: frozenset[int]) -> Note:

@@ -132,7 +132,13 @@ class StreamingTranscriber:
         """
         folder = find_preset(os.fspath(name))
         threads = num_threads or count_cores()
-        is_detector = isinstance(read_bundle_config(folder), DetectorConfig)
+        config = read_bundle_config(folder)
+        if config.tracks_in:
+            raise ValueError(
+                f"{name}: is given the tracks of a song apart, which a stream has not; use"
+                " mt3 transcribe --stems"
+            )
+        is_detector = isinstance(config, DetectorConfig)
         if low_latency and not is_detector:
             raise ValueError("low_latency is for networks that predict rolls, such as small")
         model: EdgeModel | EdgeDetector
@@ -230,10 +236,15 @@ class StreamingTranscriber:
         grammar, max_tokens = Grammar(config, self._rules, np), config.network.max_tokens
 
         def predict(segment: AudioSegment, sounding: Iterable[Key]) -> Output:
-            prefix: list[int] = []
-            if tie_forcing and vocabulary.ties:
-                prefix = tie_tokens(sounding, codec, vocabulary.granularity)
-            return search_one(model, grammar, max_tokens, segment, prefix)
+            if not (tie_forcing and vocabulary.ties):
+                return search_one(model, grammar, max_tokens, segment)
+            parts: list[list[Key]] = [[] for _ in range(config.num_decoders)]
+            for key in sounding:
+                parts[config.tracks_out.owner(key[0], False) if config.tracks_out else 0].append(
+                    key
+                )
+            prefixes = [tie_tokens(part, codec, vocabulary.granularity) for part in parts]
+            return search_one(model, grammar, max_tokens, segment, prefixes)
 
         return predict
 

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from mt3_keras.audio import read_blocks, resample
@@ -20,7 +21,13 @@ from mt3_keras.models.config import SAMPLE_RATE_HZ, DetectorConfig, ModelConfig,
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.outputs import Output
 from mt3_keras.recording import Progress, Recording, Transcription, make_decoder
-from mt3_keras.segments import AudioSegment, check_context, check_samples, cut_segments
+from mt3_keras.segments import (
+    AudioError,
+    AudioSegment,
+    check_context,
+    check_samples,
+    cut_segments,
+)
 
 if TYPE_CHECKING:
     from mt3_keras.models.loading import Backbone
@@ -167,7 +174,7 @@ class Transcriber:
 
     def transcribe(
         self,
-        audio: str | os.PathLike[str] | ArrayLike,
+        audio: str | os.PathLike[str] | ArrayLike | Iterator[Any],
         *,
         sample_rate: float | None = None,
         instruments: str | Sequence[str | int] | None = None,
@@ -176,7 +183,9 @@ class Transcriber:
         """Transcribes a recording of any length, in bounded memory.
 
         Args:
-          audio: a file, or samples: floating point [n], mono, 1 at full scale.
+          audio: a file, or samples: floating point [n], mono, 1 at full scale. For a network that
+            is given tracks apart: samples [T, n], or an iterator of blocks of them at 16 kHz
+            (`audio.stack_files`).
           sample_rate: of samples, in Hz, any; None is 16000. A file states its own.
           instruments: only these may appear in this recording; see `Transcriber`.
           on_segment: called for each segment in order of time, as soon as it is read.
@@ -188,7 +197,8 @@ class Transcriber:
         if instruments is not None:
             chosen = self.with_rules(_with_instruments(self.rules, instruments))
             return chosen.transcribe(audio, sample_rate=sample_rate, on_segment=on_segment)
-        recording, blocks = self._open_recording(), _to_blocks(audio, sample_rate)
+        recording = self._open_recording()
+        blocks = _to_blocks(audio, sample_rate, self.model_config.tracks_in)
         segments = self._watch(cut_segments(blocks, self.model_config, self.context))
         report = on_segment or (lambda _: None)
         for index, output in self._engine.run(segments):
@@ -297,7 +307,7 @@ def make_engine(
         return litert.TokenEngine(
             model,
             rules=rules,
-            num_sequences=batch_size,
+            num_segments=batch_size,
             max_tokens=max_tokens,
             num_threads=threads,
         )
@@ -319,14 +329,23 @@ def _with_instruments(rules: Rules, instruments: str | Sequence[str | int] | Non
     return dataclasses.replace(rules, programs=programs, drums=drums)
 
 
-def _to_blocks(
-    audio: str | os.PathLike[str] | ArrayLike, sample_rate: float | None
-) -> Iterable[Any]:
-    if not isinstance(audio, (str, os.PathLike)):
-        return [resample(check_samples(audio), sample_rate or SAMPLE_RATE_HZ)]
-    if sample_rate is not None:
+def _to_blocks(audio: Any, sample_rate: float | None, tracks: tuple[str, ...]) -> Iterable[Any]:
+    is_file, rate_hz = isinstance(audio, (str, os.PathLike)), sample_rate or SAMPLE_RATE_HZ
+    if is_file and sample_rate is not None:
         raise ValueError(f"sample_rate is for samples, and {os.fspath(audio)} states its own")
-    return read_blocks(audio)
+    if tracks:
+        names = ", ".join(tracks)
+        if is_file:
+            raise AudioError(
+                f"{os.fspath(audio)}: this network is given {names} apart; give a folder of"
+                " stems as --stems"
+            )
+        if isinstance(audio, Iterator):
+            return audio
+        if np.ndim(audio) != 2 or len(audio) != len(tracks):
+            raise AudioError(f"samples must be [{len(tracks)}, n], of {names}")
+        return [np.stack([resample(check_samples(track), rate_hz) for track in audio])]
+    return read_blocks(audio) if is_file else [resample(check_samples(audio), rate_hz)]
 
 
 def transcribe(

@@ -21,6 +21,8 @@ from mt3_keras.models import (
     recurrent,
     spectrogram,
     token_backbone,
+    tracks_in,
+    tracks_out,
 )
 from mt3_keras.models.config import (
     HEADS,
@@ -31,6 +33,10 @@ from mt3_keras.models.config import (
     RecurrentConfig,
     RecurrentNetworkConfig,
     T5Config,
+    TracksInConfig,
+    TracksInNetworkConfig,
+    TracksOutConfig,
+    TracksOutNetworkConfig,
 )
 from tests.detectors import MINI, random_samples
 
@@ -56,6 +62,9 @@ MINI_NETWORK = RecurrentNetworkConfig(
     **SIZES, filters=(6, 4), segment_frames=16, max_tokens=16, vocabulary_rows=128
 )
 MINI_RECURRENT = RecurrentConfig(MINI_MT3.spectrogram, network=MINI_NETWORK)
+TRACKS = {"tracks": ("drums", "bass", "other")}
+MINI_IN = TracksInNetworkConfig(**{**dataclasses.asdict(MINI_T5), **TRACKS})
+MINI_OUT = TracksOutNetworkConfig(**{**dataclasses.asdict(MINI_T5), **TRACKS})
 NET, N, C = MINI.network, 88, MINI.spectrogram.num_channels
 F, P = NET.window_frames, NET.window_frames // NET.frames_per_step
 
@@ -78,6 +87,12 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
     spectrogram.LogMel: ({"config": MINI_MT3.spectrogram}, {"samples": (2, 512)}, (2, 3, 16)),
     spectrogram.Harmonics: ({"config": HarmonicConfig()}, {"samples": (2, 4608)}, (2, 3, N, C)),
     mt3.Decoder: ({"config": MINI_T5}, {"tokens": (2, 5), "encoded": (2, 16, 16)}, (2, 5, 128)),
+    tracks_in.TrackEncoders: ({"config": MINI_IN}, {"spectra": (2, 3, 16, 7)}, (2, 16, 16)),
+    tracks_out.GroupDecoders: (
+        {"config": MINI_OUT},
+        {"tokens": (2, 3, 5), "encoded": (2, 16, 16)},
+        (2, 3, 5, 128),
+    ),
     recurrent.RecurrentEncoder: (
         {"config": MINI_NETWORK},
         {"log_mel_BTM": (2, 16, 7)},
@@ -121,7 +136,7 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
 
 def test_every_layer_class_of_the_package_is_in_the_harness() -> None:
     modules = (
-        *(layers, token_backbone, mt3, recurrent, spectrogram),
+        *(layers, token_backbone, mt3, recurrent, tracks_in, tracks_out, spectrogram),
         *(detector, detector_layers, detector_body, detector_drums, note_names),
     )
     found = {
@@ -160,9 +175,21 @@ TOKEN_INPUTS = {
     "num_frames": np.array([16, 9], np.int32),
     "decoder_tokens": np.ones((2, 5), np.int32),
 }
+TRACK_TOKENS = {**TOKEN_INPUTS, "decoder_tokens": np.ones((2, 3, 5), np.int32)}
+TRACK_SAMPLES = {**TOKEN_INPUTS, "samples": np.stack([TOKEN_INPUTS["samples"]] * 3, axis=1)}
 BACKBONES: dict[type[Any], tuple[dict[str, Any], dict[str, Any], Any]] = {
     mt3.MT3Backbone: (MINI_MT3.to_dict(), TOKEN_INPUTS, (2, 5, 128)),
     recurrent.RecurrentBackbone: (MINI_RECURRENT.to_dict(), TOKEN_INPUTS, (2, 5, 128)),
+    tracks_in.TracksInBackbone: (
+        TracksInConfig(MINI_MT3.spectrogram, network=MINI_IN).to_dict(),
+        TRACK_SAMPLES,
+        (2, 5, 128),
+    ),
+    tracks_out.TracksOutBackbone: (
+        TracksOutConfig(MINI_MT3.spectrogram, network=MINI_OUT).to_dict(),
+        TRACK_TOKENS,
+        (2, 3, 5, 128),
+    ),
     detector.NoteDetector: (
         MINI.to_dict(),
         {"samples": random_samples(num_rows=2), "cells": np.ones((2, 7, 2), np.int32)},

@@ -94,7 +94,7 @@ def model(tiny_bundle):
 def search(model, segment, prefix=()):
     config = model.model_config
     grammar = Grammar(config, RULES, np)
-    return litert.search_one(model, grammar, config.network.max_tokens, segment, prefix).tokens
+    return litert.search_one(model, grammar, config.network.max_tokens, segment, [prefix]).tokens
 
 
 def test_a_segment_is_not_influenced_by_those_before_it(model):
@@ -108,12 +108,12 @@ def test_a_segment_is_not_influenced_by_those_before_it(model):
     assert search(model, segments[1]) == forward[1]
 
 
-@pytest.mark.parametrize("num_sequences", [3, 7])
-def test_segments_side_by_side_are_those_one_by_one(tiny_bundle, num_sequences):
+@pytest.mark.parametrize("num_segments", [3, 7])
+def test_segments_side_by_side_are_those_one_by_one(tiny_bundle, num_segments):
     segments = segments_of(litert.read_bundle_config(tiny_bundle), 15)
-    alone = dict(litert.TokenEngine(tiny_bundle, num_sequences=1).run(segments))
-    engine = litert.TokenEngine(tiny_bundle, num_sequences=num_sequences)
-    assert run_and_count(engine, segments, 2 * num_sequences) == alone
+    alone = dict(litert.TokenEngine(tiny_bundle, num_segments=1).run(segments))
+    engine = litert.TokenEngine(tiny_bundle, num_segments=num_segments)
+    assert run_and_count(engine, segments, 2 * num_segments) == alone
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
@@ -145,7 +145,7 @@ def run_and_count(engine, segments, num_ahead):
 
 def test_an_engine_that_is_left_early_can_begin_anew(tiny_bundle, detector_bundle):
     for engine in (
-        litert.TokenEngine(tiny_bundle, num_sequences=2),
+        litert.TokenEngine(tiny_bundle, num_segments=2),
         litert.RollEngine(detector_bundle, num_workers=2),
     ):
         segments = segments_of(engine.model_config, 5)

@@ -89,7 +89,7 @@ def test_targets_on_segment_borders_are_the_originals(
         start = i * length - index * PIECE_FRAMES
         chunk = make.chunk([records[index]], [start])
         if chunk.num_frames == min(length, expected["num_frames"] - i * length):
-            assert chunk.tokens == tokens
+            assert chunk.tokens == [tokens]
             num_compared[index] += 1
     assert len(records) > 1 and min(num_compared.values()) > 1
     assert sum(num_compared.values()) >= len(expected["segments"]) - (len(records) - 1)
@@ -131,7 +131,7 @@ def test_targets_of_a_chunk_are_those_of_the_whole_piece(
         [place / 125],
         end=None if end == num_frames else end / 125,
     )
-    assert chunk.tokens == expected
+    assert chunk.tokens == [expected]
     assert chunk.num_frames == end - place
 
 
@@ -144,7 +144,7 @@ def test_a_chunk_may_begin_before_its_piece_and_is_clipped() -> None:
     assert early.num_frames == 156 and first.num_frames == 251  # 250 hops and one more
     np.testing.assert_array_equal(early.samples[: 156 * HOP], samples[: 156 * HOP])
     assert not early.samples[156 * HOP :].any()
-    assert early.tokens[:-1] == first.tokens[: len(early.tokens) - 1]
+    assert early.tokens[0][:-1] == first.tokens[0][: early.num_tokens - 1]
 
 
 @pytest.mark.parametrize("context", ["segment", "full"])
@@ -276,7 +276,7 @@ def test_joined_targets_say_a_spread_chord_as_one_moment() -> None:
     model_config = dataclasses.replace(MT3, vocabulary=vocabulary)
     chunk = ChunkMaker([], config, model_config).chunk([record], [0])
     decoder = NoteDecoder(Codec())
-    decoder.feed(0.0, chunk.tokens)
+    decoder.feed(0.0, chunk.tokens[0])
     found = [(n.onset, n.offset, n.pitch, n.program) for n in decoder.finish()]
     assert found == [
         (1.01, 2, 60, 40),
@@ -598,7 +598,7 @@ def test_a_real_data_set_reaches_the_batches(shared: pathlib.Path, tmp_path: pat
         for first in range(0, make.num_frames(records[index]), make.chunk_frames):
             chunk = make.chunk([records[index]], [first])
             start, end = end, end + chunk.num_frames / 125
-            decoder.feed(start, chunk.tokens, end)
+            decoder.feed(start, chunk.tokens[0], end)
     notes = examples[0].load_notes()
     found = decoder.finish()
     assert len(found) == len(notes)

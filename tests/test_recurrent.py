@@ -214,7 +214,7 @@ def test_a_bundle_emits_the_tokens_of_keras(model, bundle, name):
     found = in_order(litert.TokenEngine(bundle, rules=rules).run(segments))
     assert found == in_order(TokenEngine(model, rules=rules, batch_size=4).run(segments))
     assert len({tuple(tokens) for tokens in found}) > 2  # the sound makes a difference
-    alone = litert.TokenEngine(bundle, rules=rules, num_sequences=1)
+    alone = litert.TokenEngine(bundle, rules=rules, num_segments=1)
     assert in_order(alone.run(segments)) == found
 
 

@@ -27,9 +27,10 @@ from mt3_keras.models.config import (
     LOWEST_PITCH,
     DetectorConfig,
     ModelConfig,
+    TokenConfig,
 )
 from mt3_keras.notes import Note
-from mt3_keras.outputs import Output, RollOutput, TokenOutput
+from mt3_keras.outputs import Output, RollOutput, join_sequences
 from mt3_keras.recording import feed, make_decoder
 from mt3_keras.segments import AudioSegment
 from mt3_keras.transcriber import Engine, make_engine
@@ -331,8 +332,10 @@ def _validation_scores(reference: list[Note], estimate: list[Note]) -> dict[str,
 
 def target_outputs(batch: Batch, config: ModelConfig) -> list[Output]:
     """The targets of a batch as if a network had predicted them."""
-    if not isinstance(config, DetectorConfig):
-        return [TokenOutput(tokens) for tokens in batch["targets"].tolist()]
+    if isinstance(config, TokenConfig):
+        rows = batch["targets"].reshape(len(batch["targets"]), config.num_decoders, -1)
+        return [join_sequences(sequences) for sequences in rows.tolist()]
+    assert isinstance(config, DetectorConfig)
     return [
         _target_output({name: array[i] for name, array in batch.items()}, config)
         for i in range(len(batch["samples"]))

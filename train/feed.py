@@ -115,7 +115,7 @@ def _tf_dataset(read: Any, example: Batch, length_varies: bool = False) -> Any:
     def spec(name: str, array: NDArray[Any]) -> Any:
         shape: list[int | None] = list(array.shape)
         if length_varies and name in TOKENS:
-            shape[1] = None
+            shape[-1] = None
         return tf.TensorSpec(shape, array.dtype)
 
     inputs, targets = to_fit(example)

@@ -171,8 +171,8 @@ class TokenTraining(ReplicaModel):
     """A token network with its objective, to be compiled with an optimizer alone, for `fit`.
 
     Takes batches (inputs, targets): the inputs are the backbone's, the targets {"targets": int32
-    [B, L] padded with 0}. Several devices that share a batch come to the loss that one device with
-    the whole batch has.
+    [B, L], or [B, G, L] of several decoders, padded with 0}. Several devices that share a batch
+    come to the loss that one device with the whole batch has.
 
     Logs, all but the first unweighted means over the tokens concerned: "loss", the objective;
     "token_loss" and "<part>_loss", cross-entropy in nats; "accuracy", the share of tokens that are

@@ -74,6 +74,13 @@ def define_dataset_flags(values: flags.FlagValues, *, split: str, num_examples: 
         "Of synthetic: .sf2 and .sf3 files; none uses built-in sounds.",
         flag_values=values,
     )
+    flags.DEFINE_list(
+        "tracks",
+        [],
+        "Names of tracks to keep apart beside their mix, such as drums,bass,other; of synthetic, "
+        "slakh and cerberus4.",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "num_examples",
         num_examples,
@@ -165,9 +172,16 @@ def find_sources(values: flags.FlagValues, split: str) -> tuple[list[Source], di
     if values.dataset == SYNTHETIC:
         config = _synthetic_config(values, split)
         sources = [synthetic_source(config, index) for index in range(values.num_examples)]
-        return sources, {"config": repr(config)}
+        return sources, {"config": repr(config), **_track_options(values)}
+    if values.tracks and values.dataset not in ("slakh", "cerberus4"):
+        raise UsageError(f"--tracks needs stems, which {values.dataset} has none of")
     examples, options = _find(values, split)
-    return [example_source(example) for example in examples], options
+    sources = [example_source(example, values.tracks) for example in examples]
+    return sources, options | _track_options(values)
+
+
+def _track_options(values: flags.FlagValues) -> dict[str, Any]:
+    return {"tracks": list(values.tracks)} if values.tracks else {}
 
 
 def _find(values: flags.FlagValues, split: str) -> tuple[list[Example], dict[str, Any]]:
@@ -186,7 +200,7 @@ def _synthetic_config(values: flags.FlagValues, split: str) -> SyntheticConfig:
     from mt3_keras.synth.augment import Augmentation
     from mt3_keras.synth.synthetic import SyntheticConfig, open_sources
 
-    own = {"midi", "soundfonts", "split", "augmentation", "other_sources"}
+    own = {"midi", "soundfonts", "split", "augmentation", "other_sources", "tracks"}
     allowed = [name for name in SyntheticConfig.__dataclass_fields__ if name not in own]
     sounds = list(inspect.signature(open_sources).parameters)
     changes = list(Augmentation.__dataclass_fields__)
@@ -197,6 +211,7 @@ def _synthetic_config(values: flags.FlagValues, split: str) -> SyntheticConfig:
         return SyntheticConfig(
             midi=values.root,
             soundfonts=tuple(values.soundfonts),
+            tracks=tuple(values.tracks),
             split=split,
             other_sources=open_sources(**chosen),
             augmentation=Augmentation(**changed),

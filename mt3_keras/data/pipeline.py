@@ -121,9 +121,10 @@ def training_batches(
 class TrainingBatches(Iterator[Batch]):
     """Batches of chunks and their targets.
 
-    Each holds "samples" float32 [B, input_samples]; for a token network "num_frames" int32 [B],
-    "decoder_tokens" and "targets" int32 [B, L], for a detector rolls int8 [B, F, N] (`HEADS`),
-    "cells" and "programs" int32 [B, K, 2] of some notes (`rolls.name_targets`).
+    Each holds "samples" float32 [B, *samples_shape]; for a token network "num_frames" int32 [B],
+    "decoder_tokens" and "targets" int32 [B, L], or [B, G, L] of several decoders; for a detector
+    rolls int8 [B, F, N] (`HEADS`), "cells" and "programs" int32 [B, K, 2] of some notes
+    (`rolls.name_targets`).
 
     Attributes:
       num_too_long: chunks drawn anew so far because they had too many tokens.
@@ -132,7 +133,7 @@ class TrainingBatches(Iterator[Batch]):
     def __init__(self, config: PipelineConfig, model_config: ModelConfig, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive: got {batch_size}")
-        sets = find_records(config.data, config.split)
+        sets = find_records(config.data, config.split, model_config.tracks_in)
         self._window = config.window_batches if config.buckets else 1
         self._dataset = _to_windows(sets, config, model_config, batch_size, self._window)
         self._num_workers = config.num_workers
@@ -238,16 +239,21 @@ class Chunk:
     """A row of a batch, with the targets of its network alone.
 
     Attributes:
-      tokens: end in EOS; empty where there is nothing to learn from.
+      tokens: of each decoder, ending in EOS; empty where there is nothing to learn from.
       rolls: head -> int8 [F, N], and the "cells" and "programs" of some notes.
       num_too_long: draws before it that were given up.
     """
 
     samples: NDArray[np.float32]
     num_frames: int
-    tokens: list[int]
+    tokens: list[list[int]]
     rolls: Batch
     num_too_long: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the longest sequence."""
+        return max(map(len, self.tokens), default=0)
 
 
 class ChunkMaker:
@@ -283,11 +289,12 @@ class ChunkMaker:
         for num_too_long in range(MAX_DRAWS):
             starts = [self._draw_start(record, chance) for record in records]
             chunk = self.chunk(records, starts)
-            if len(chunk.tokens) <= self.target_tokens:
+            if chunk.num_tokens <= self.target_tokens:
                 gain = 10 ** (-chance.uniform(0, self._config.max_attenuation_db) / 20)
                 samples = chunk.samples * np.float32(gain)
                 return dataclasses.replace(chunk, samples=samples, num_too_long=num_too_long)
-        return dataclasses.replace(chunk, tokens=[], num_too_long=MAX_DRAWS)
+        nothing: list[list[int]] = [[] for _ in chunk.tokens]
+        return dataclasses.replace(chunk, tokens=nothing, num_too_long=MAX_DRAWS)
 
     def chunk(self, records: Sequence[Record], starts: Sequence[int]) -> Chunk:
         """The sum of the chunks of some records, each from its own frame on."""
@@ -298,7 +305,8 @@ class ChunkMaker:
             samples = samples / (np.abs(samples).max() or np.float32(1))
         num_frames = max(cut.num_frames for cut in cuts)
         if isinstance(self._model_config, TokenConfig):
-            tokens = mix_segments([cut.tokens for cut in cuts], self._codec)
+            parts = zip(*(cut.tokens for cut in cuts), strict=True)
+            tokens = [mix_segments(part, self._codec) for part in parts]
             return Chunk(samples, num_frames, tokens, {})
         names = ("cells", "programs")
         rolls = {
@@ -335,30 +343,39 @@ class ChunkMaker:
         spectrogram = self._model_config.spectrogram
         lead, overhang = spectrogram.lead_samples, spectrogram.overhang_samples
         given = (lead, overhang) if self._config.context == "full" else (0, 0)
-        samples = record.samples(
-            first * self.hop_samples - given[0], end * self.hop_samples + given[1]
-        )
+        read = record.track_samples if self._model_config.tracks_in else record.samples
+        samples = read(first * self.hop_samples - given[0], end * self.hop_samples + given[1])
         before = lead - given[0]
-        return np.pad(samples, (before, self._model_config.input_samples - before - samples.size))
+        after = self._model_config.input_samples - before - samples.shape[-1]
+        return np.pad(samples, [(0, 0)] * (samples.ndim - 1) + [(before, after)])
 
     def _seconds(self, record: Record, frame: int) -> float:
         frames_per_second = self._model_config.spectrogram.frames_per_second
         return (record.first_sample // self.hop_samples + frame) / frames_per_second
 
-    def _cut_tokens(self, record: Record, first: int, end: int, is_end: bool) -> list[int]:
-        if not isinstance(self._model_config, TokenConfig):
+    def _cut_tokens(self, record: Record, first: int, end: int, is_end: bool) -> list[list[int]]:
+        """The tokens of each decoder, of its own notes."""
+        config = self._model_config
+        if not isinstance(config, TokenConfig):
             return []
-        vocabulary = self._model_config.vocabulary
-        return encode_segments(
-            notes_to_events(self._token_notes(record, vocabulary.granularity), self._codec),
-            self._codec,
-            [self._seconds(record, first)],
-            end=None if is_end else self._seconds(record, end),
-            last_step=round(record.last_event * self._codec.steps_per_second),
-            ties=vocabulary.ties,
-            granularity=vocabulary.granularity,
-            to_mix=True,
-        )[0]
+        vocabulary = config.vocabulary
+        parts: list[list[Note]] = [[] for _ in range(config.num_decoders)]
+        for note in self._token_notes(record, vocabulary.granularity):
+            tracks = config.tracks_out
+            parts[tracks.owner(note.program, note.is_drum) if tracks else 0].append(note)
+        return [
+            encode_segments(
+                notes_to_events(notes, self._codec),
+                self._codec,
+                [self._seconds(record, first)],
+                end=None if is_end else self._seconds(record, end),
+                last_step=round(record.last_event * self._codec.steps_per_second),
+                ties=vocabulary.ties,
+                granularity=vocabulary.granularity,
+                to_mix=True,
+            )[0]
+            for notes in parts
+        ]
 
     def _token_notes(self, record: Record, granularity: str) -> list[Note]:
         """The notes as the tokens say them."""
@@ -392,7 +409,7 @@ def _to_batches(
 ) -> list[tuple[Batch, int]]:
     """Chunks -> batches, each with how many were drawn anew for it."""
     if num_batches > 1:
-        chunks = sorted(chunks, key=lambda chunk: len(chunk.tokens))
+        chunks = sorted(chunks, key=lambda chunk: chunk.num_tokens)
     size = len(chunks) // num_batches
     parts = [chunks[i : i + size] for i in range(0, len(chunks), size)]
     return [
@@ -409,11 +426,15 @@ def _to_batch(chunks: Sequence[Chunk], lengths: Sequence[int]) -> Batch:
     }
     if not max(lengths):
         return batch
-    longest = max(len(chunk.tokens) for chunk in chunks)
+    longest = max(chunk.num_tokens for chunk in chunks)
     length = next(length for length in lengths if length >= longest)
-    targets = np.zeros((len(chunks), length), np.int32)
-    for row, chunk in zip(targets, chunks, strict=True):
-        row[: len(chunk.tokens)] = chunk.tokens
-    shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    rows = [row for chunk in chunks for row in chunk.tokens]
+    padded = np.zeros((len(rows), length), np.int32)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    decoders = len(chunks[0].tokens)
+    targets = padded if decoders == 1 else padded.reshape(len(chunks), decoders, length)
+    shifted = np.roll(targets, 1, axis=-1)
+    shifted[..., 0] = 0
     num_frames = np.array([chunk.num_frames for chunk in chunks], np.int32)
     return batch | {"num_frames": num_frames, "decoder_tokens": shifted, "targets": targets}

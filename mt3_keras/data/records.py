@@ -24,7 +24,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -58,6 +58,7 @@ class Record(NamedTuple):
       notes: in the example's order, times from the example's start: the notes that sound in the
         piece, and those that determine which notes sound at its start.
       last_event: time of the example's last onset or offset.
+      stems: int16 [T, n] as `pcm`, its tracks apart, of data prepared with tracks; None of others.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Record(NamedTuple):
     full_scale: float
     notes: list[Note]
     last_event: float
+    stems: NDArray[np.int16] | None = None
 
     def samples(self, first: int, end: int) -> NDArray[np.float32]:
         """Audio from sample `first` of the piece on, which may be as low as -MARGIN_SAMPLES.
@@ -75,13 +77,25 @@ class Record(NamedTuple):
         Returns:
           float32 [end - first], zeros where the record holds none.
         """
-        part = self.pcm[MARGIN_SAMPLES + first : MARGIN_SAMPLES + end].astype(np.float32)
-        return np.pad(part * np.float32(self.full_scale / 2**15), (0, end - first - part.size))
+        return self._cut(self.pcm, first, end)
+
+    def track_samples(self, first: int, end: int) -> NDArray[np.float32]:
+        """The same of its tracks, float32 [T, end - first]."""
+        assert self.stems is not None  # `find_records` has looked for them
+        return self._cut(self.stems, first, end)
+
+    def _cut(self, pcm: NDArray[np.int16], first: int, end: int) -> NDArray[np.float32]:
+        part = pcm[..., MARGIN_SAMPLES + first : MARGIN_SAMPLES + end].astype(np.float32)
+        missing = [(0, 0)] * (pcm.ndim - 1) + [(0, end - first - part.shape[-1])]
+        return np.pad(part * np.float32(self.full_scale / 2**15), missing)
 
 
 def encode_record(record: Record) -> bytes:
     """Record -> bytes."""
     fields = {**record._asdict(), "pcm": record.pcm.astype("<i2").tobytes(), "version": VERSION}
+    stems = fields.pop("stems")
+    if stems is not None:
+        fields["stems"] = stems.astype("<i2").tobytes()
     packed: bytes = msgpack.packb(fields)
     return packed
 
@@ -93,7 +107,10 @@ def decode_record(data: bytes) -> Record:
         version = fields.pop("version")
         if version == VERSION:
             notes = [Note(*note) for note in fields.pop("notes")]
-            return Record(pcm=np.frombuffer(fields.pop("pcm"), "<i2"), notes=notes, **fields)
+            pcm, stems = np.frombuffer(fields.pop("pcm"), "<i2"), fields.pop("stems", None)
+            if stems is not None:
+                stems = np.frombuffer(stems, "<i2").reshape(-1, len(pcm))
+            return Record(pcm=pcm, stems=stems, notes=notes, **fields)
     except (ValueError, TypeError, LookupError, AttributeError, msgpack.UnpackException) as error:
         raise ValueError("it is no record of this program") from error
     raise ValueError(f"it is of version {version}, this program reads {VERSION}")
@@ -157,11 +174,18 @@ class Records:
         return {**self.__dict__, "_readers": {}}
 
 
-def find_records(folders: Iterable[str | os.PathLike[str]], split: str) -> list[Records]:
+def find_records(
+    folders: Iterable[str | os.PathLike[str]], split: str, tracks: Sequence[str] = ()
+) -> list[Records]:
     """The prepared data sets of a split in several folders, in order of folder and name.
 
+    Args:
+      folders: of prepared data.
+      split: of each data set.
+      tracks: names that they must have been prepared with; any will do if there are none.
+
     Raises:
-      RecordsError: a folder has none, or one of them is incomplete.
+      RecordsError: a folder has none, or one of them is incomplete or has other tracks.
     """
     found = []
     for folder in map(pathlib.Path, folders):
@@ -174,4 +198,12 @@ def find_records(folders: Iterable[str | os.PathLike[str]], split: str) -> list[
                 " this out_dir"
             )
         found += [Records(path) for path in paths]
+        for records, path in zip(found[-len(paths) :], paths, strict=True):
+            held = records.summary["config"].get("options", {}).get("tracks", [])
+            if tracks and list(tracks) != held:
+                names = ",".join(tracks)
+                raise RecordsError(
+                    f"{path}: has not the tracks of the network; prepare the data"
+                    f" with train.prepare --tracks {names} in another out_dir"
+                )
     return found

@@ -11,7 +11,6 @@ import collections
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from array_record.python import array_record_module
 from numpy.typing import NDArray
 
 from mt3_keras import beam
-from mt3_keras.audio import read_blocks
+from mt3_keras.audio import stack_files, sum_files
 from mt3_keras.data.example import Example, describe
 from mt3_keras.data.records import (
     MARGIN_SAMPLES,
@@ -41,6 +40,7 @@ from mt3_keras.instrument_names import instrument_name
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, check_notes
 from mt3_keras.segments import check_samples
+from mt3_keras.tracks import Tracks
 
 if TYPE_CHECKING:
     from mt3_keras.synth.synthetic import SyntheticConfig
@@ -59,21 +59,32 @@ class Source(NamedTuple):
 
     Attributes:
       id: unique in the data set.
-      load: returns its audio, float32 at 16 kHz mono, [n] or blocks of it, and its notes. If it
-        raises an error, the example is left out and the error recorded.
+      load: returns its audio, float32 at 16 kHz mono, [n] or blocks of it, and its notes; of data
+        with T tracks the audio is [1 + T, n], the mix and then each track. If it raises an error,
+        the example is left out and the error recorded.
     """
 
     id: str
     load: Callable[[], Loaded]
 
 
-def example_source(example: Example) -> Source:
-    """The source that reads an example's files, block by block."""
-    return Source(example.id, functools.partial(_load_example, example))
+def example_source(example: Example, tracks: Sequence[str] = ()) -> Source:
+    """The source that reads an example's files, block by block, with the tracks named apart."""
+    return Source(example.id, functools.partial(_load_example, example, tuple(tracks)))
 
 
-def _load_example(example: Example) -> Loaded:
-    return _sum_files(example.audio), example.load_notes()
+def _load_example(example: Example, tracks: tuple[str, ...]) -> Loaded:
+    if not tracks:
+        return sum_files(example.audio), example.load_notes()
+    known = [label.program for label in example.labels if label.program is not None]
+    if not len(example.audio) == len(example.labels) == len(known):
+        raise ValueError("its instruments are not in files of their own: leave --tracks out")
+    shares = Tracks(tracks)
+    files: list[list[pathlib.Path]] = [[] for _ in tracks]
+    for path, label in zip(example.audio, example.labels, strict=True):
+        files[shares.owner(label.program or 0, label.is_drum)].append(path)
+    mixed = (np.concatenate([block.sum(axis=0)[None], block]) for block in stack_files(files))
+    return mixed, example.load_notes()
 
 
 def synthetic_source(config: SyntheticConfig, index: int) -> Source:
@@ -88,32 +99,6 @@ def _render_example(config: SyntheticConfig, index: int) -> Loaded:
     return piece.samples, piece.notes
 
 
-def _sum_files(paths: Sequence[pathlib.Path]) -> Iterator[Samples]:
-    """Blocks of the sum of the files, which is as long as the longest of them."""
-    if len(paths) == 1:
-        yield from read_blocks(paths[0])
-        return
-    streams = [_equal_blocks(read_blocks(path, 4.0), PIECE_SAMPLES) for path in paths]
-    for parts in itertools.zip_longest(*streams):
-        present = [part for part in parts if part is not None]
-        total = np.zeros(max(part.size for part in present), np.float32)
-        for part in present:
-            total[: part.size] += part
-        yield total
-
-
-def _equal_blocks(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
-    """The same samples in blocks of `size`; the last may be shorter."""
-    rest = np.zeros(0, np.float32)
-    for block in blocks:
-        rest = np.concatenate([rest, block])
-        while rest.size >= size:
-            yield rest[:size]
-            rest = rest[size:]
-    if rest.size:
-        yield rest
-
-
 def cut_pieces(
     name: str, samples: Samples | Iterable[Samples], notes: Sequence[Note]
 ) -> Iterator[Record]:
@@ -121,7 +106,7 @@ def cut_pieces(
 
     Args:
       name: id of the example.
-      samples: 16 kHz mono, [n] or blocks of it in order.
+      samples: 16 kHz mono, [n] or blocks of it in order, or with tracks [1 + T, n].
       notes: times from the start of the audio.
 
     Raises:
@@ -136,15 +121,21 @@ def cut_pieces(
     select = _NoteSelection(notes, last_event)
     first = 0
     blocks = [samples] if isinstance(samples, np.ndarray) else samples
-    for window, is_last in _slide(check_samples(block) for block in blocks):
-        num_samples = min(window.size - MARGIN_SAMPLES, PIECE_SAMPLES)
+    for window, is_last in _slide(_check(block) for block in blocks):
+        num_samples = min(window.shape[-1] - MARGIN_SAMPLES, PIECE_SAMPLES)
         end = (first + num_samples) / SAMPLE_RATE_HZ
         if is_last:
             _check_onsets(notes, end)
         chosen = select(first / SAMPLE_RATE_HZ, np.inf if is_last else end)
         pcm, full_scale = _to_pcm(window)
-        yield Record(name, first, num_samples, is_last, pcm, full_scale, chosen, last_event)
+        mix, stems = (pcm, None) if pcm.ndim == 1 else (pcm[0], pcm[1:])
+        record = Record(name, first, num_samples, is_last, mix, full_scale, chosen, last_event)
+        yield record._replace(stems=stems)
         first += num_samples
+
+
+def _check(block: Samples) -> Samples:
+    return check_samples(block) if block.ndim == 1 else np.stack([check_samples(r) for r in block])
 
 
 def _slide(blocks: Iterable[Samples]) -> Iterator[tuple[Samples, bool]]:
@@ -152,14 +143,15 @@ def _slide(blocks: Iterable[Samples]) -> Iterator[tuple[Samples, bool]]:
     size = MARGIN_SAMPLES + PIECE_SAMPLES + MARGIN_SAMPLES
     held = np.zeros(MARGIN_SAMPLES, np.float32)
     for block in blocks:
-        held = np.concatenate([held, block])
-        while held.size >= size:
-            yield held[:size], False
-            held = held[PIECE_SAMPLES:]
-    while held.size > MARGIN_SAMPLES + PIECE_SAMPLES:
-        yield held[:size], False
-        held = held[PIECE_SAMPLES:]
-    if held.size == MARGIN_SAMPLES:
+        before = held if held.ndim == block.ndim else np.zeros((len(block), held.size), np.float32)
+        held = np.concatenate([before, block], axis=-1)
+        while held.shape[-1] >= size:
+            yield held[..., :size], False
+            held = held[..., PIECE_SAMPLES:]
+    while held.shape[-1] > MARGIN_SAMPLES + PIECE_SAMPLES:
+        yield held[..., :size], False
+        held = held[..., PIECE_SAMPLES:]
+    if held.shape[-1] == MARGIN_SAMPLES:
         raise ValueError("it has no audio")
     yield held, True
 

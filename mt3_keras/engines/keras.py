@@ -6,7 +6,8 @@ finished takes the next waiting segment at once (continuous batching), so no row
 longest one. That is cheap because positions are added to the embeddings and attention does not care
 where in the cache a row stands: all rows write the same slot of a ring, and a mask by age hides
 what belongs to a row's earlier segments. What a recurrent network keeps of the tokens so far is
-part of a row's memory, which a new segment replaces.
+part of a row's memory, which a new segment replaces. A network with several decoders has a row for
+each, side by side; the segment is finished when all of them are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from keras import ops
 from mt3_keras.codec import EOS
 from mt3_keras.grammar import MASKED, Grammar, Rules
 from mt3_keras.models.detector import NoteDetector
-from mt3_keras.outputs import RollOutput, TokenOutput
+from mt3_keras.outputs import RollOutput, TokenOutput, join_sequences
 from mt3_keras.segments import AudioSegment
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class RollEngine:
 
 
 class TokenEngine:
-    """Searches the tokens of segments with an `MT3Backbone` or a `RecurrentBackbone`.
+    """Searches the tokens of segments with a `TokenBackbone`.
 
     Args:
       model: the network, weights loaded.
@@ -74,7 +75,7 @@ class TokenEngine:
       method: "greedy" takes the best token at every step. "beam1" is the rule of the original's
         evaluation, T5X beam search of one beam with brevity alpha 0.6: an EOS in second place is
         remembered as a finished hypothesis and wins if its normalised score does.
-      batch_size: rows decoded side by side.
+      batch_size: segments decoded side by side.
       max_tokens: longest sequence; None takes the model's own limit.
     """
 
@@ -94,6 +95,8 @@ class TokenEngine:
         self.model, self.model_config = model, model.model_config
         self.method = method
         self.batch_size = batch_size
+        self._num_decoders = model.model_config.num_decoders
+        self._num_rows = batch_size * self._num_decoders
         self.max_tokens = model.model_config.network.token_limit(max_tokens)
         self.rules = rules or Rules()
         self._grammar = Grammar(model.model_config, self.rules, ops)
@@ -128,7 +131,7 @@ class TokenEngine:
     def _to_arrays(self, pool: list[tuple[int, AudioSegment]], is_last: bool) -> tuple[Any, ...]:
         """Waiting segments as arrays of fixed shape, their number, and if they are the last."""
         config = self.model.model_config
-        samples = np.zeros((self.batch_size, config.input_samples), np.float32)
+        samples = np.zeros((self.batch_size, *config.samples_shape), np.float32)
         num_frames = np.zeros(self.batch_size, np.int32)
         indices = np.full(self.batch_size, -1, np.int32)
         for i, (index, segment) in enumerate(pool):
@@ -141,21 +144,20 @@ class TokenEngine:
         return next((rows.shape[2] for rows in state["cache"].values()), self.max_tokens)
 
     def _start(self, cache_length: int) -> State:
-        """All rows free."""
-        rows = self.batch_size
+        """All places free. A place has a row for each decoder."""
         return {
             "step": ops.zeros((), "int32"),
-            "segment": ops.full((rows,), -1, "int32"),  # the row's segment, -1 for a free row
-            "finished": ops.zeros((rows,), "bool"),
-            "cache": self.model.empty_cache(rows, cache_length),
-            "memory": self.model.empty_memory(rows),
+            "segment": ops.full((self.batch_size,), -1, "int32"),  # -1 for a free place
+            "cache": self.model.empty_cache(self._num_rows, cache_length),
+            "memory": self.model.empty_memory(self.batch_size),
             **self._start_rows(),
         }
 
     def _start_rows(self) -> State:
         """What a row forgets when it takes a new segment."""
-        rows = self.batch_size
+        rows = self._num_rows
         state = {
+            "finished": ops.zeros((rows,), "bool"),
             "token": ops.zeros((rows,), "int32"),
             "position": ops.zeros((rows,), "int32"),
             "written": ops.zeros((rows, self.max_tokens), "int32"),
@@ -177,15 +179,15 @@ class TokenEngine:
         is_last: Any,
         first: Any,
     ) -> tuple[State, State, Any]:
-        """Decodes until a row is free and no segment waits; all of them if these are the last.
+        """Decodes until a place is free and no segment waits; all of them if these are the last.
 
         Also returns early, to be called again, when a row has filled the cache.
         """
         cache_length = self._cache_length(state)
-        num_results = 2 * self.batch_size  # those in the rows and those that wait
+        num_results = 2 * self.batch_size  # those in the places and those that wait
         results = {
             "segment": ops.full((num_results,), -1, "int32"),
-            "tokens": ops.zeros((num_results, self.max_tokens), "int32"),
+            "tokens": ops.zeros((num_results, self._num_decoders, self.max_tokens), "int32"),
             "count": ops.zeros((), "int32"),
         }
 
@@ -201,34 +203,36 @@ class TokenEngine:
             return (first < count) & ops.any(state["segment"] < 0)
 
         def fill(state: State, first: Any) -> tuple[State, Any]:
-            segment = tuple(_slice_row(array, first) for array in (samples, num_frames, indices))
-            return self._fill_row(state, *segment), first + 1
+            segment = tuple(_slice_rows(array, first) for array in (samples, num_frames, indices))
+            return self._fill_place(state, *segment), first + 1
 
         def can_step(state: State) -> Any:
-            return fits(state) & ~ops.any(state["finished"]) & ops.any(state["segment"] >= 0)
+            return fits(state) & ~ops.any(_is_over(state)) & ops.any(state["segment"] >= 0)
 
         def work(state: State, results: State, first: Any) -> tuple[State, State, Any]:
             state, first = ops.while_loop(can_fill, fill, (state, first))
             (state,) = ops.while_loop(can_step, lambda state: (self._step(state),), (state,))
             state, results = ops.while_loop(
-                lambda state, results: ops.any(state["finished"]), _collect_row, (state, results)
+                lambda state, results: ops.any(_is_over(state)), _collect_place, (state, results)
             )
             return state, results, first
 
         return ops.while_loop(has_work, work, (state, results, first))
 
-    def _fill_row(self, state: State, samples: Any, num_frames: Any, index: Any) -> State:
-        """Encodes one segment into the first free row."""
-        row = ops.argmax(ops.cast(state["segment"] < 0, "int32"))
-        is_row = ops.arange(self.batch_size) == row
+    def _fill_place(self, state: State, samples: Any, num_frames: Any, index: Any) -> State:
+        """Encodes one segment into the first free place."""
+        place = ops.argmax(ops.cast(state["segment"] < 0, "int32"))
+        is_place = ops.arange(self.batch_size) == place
         memory = self.model.encode(samples, num_frames)
         fresh = self._start_rows()
+        is_row = ops.repeat(is_place, self._num_decoders)
+        first = place * self._num_decoders
         return {
             **state,
             **_where_rows(is_row, fresh, {name: state[name] for name in fresh}),
-            "segment": ops.where(is_row, index, state["segment"]),
+            "segment": ops.where(is_place, index, state["segment"]),
             "memory": {
-                name: _set_row(state["memory"][name], row, memory[name][0]) for name in memory
+                name: _set_rows(state["memory"][name], first, memory[name]) for name in memory
             },
         }
 
@@ -258,20 +262,22 @@ class TokenEngine:
         token, grammar, ended = self._grammar.choose(
             state["grammar"], logits, pick if self.method == "beam1" else None
         )
-        is_active = state["segment"] >= 0
-        is_place = ops.arange(self.max_tokens)[None] == position[:, None]
-        finished = ended | beam.pop("finished", False) | (position + 1 >= self.max_tokens)
+        is_busy = ops.repeat(state["segment"] >= 0, self._num_decoders)
+        is_active = is_busy & ~state["finished"]
+        is_place = (ops.arange(self.max_tokens)[None] == position[:, None]) & is_active[:, None]
+        ended = ended | beam.pop("finished", False) | (position + 1 >= self.max_tokens)
+        finished = state["finished"] | (ended & is_active)
         return {
             **state,
-            **beam,
+            **{name: ops.where(is_active, beam[name], state[name]) for name in beam},
             "step": state["step"] + 1,
             "cache": cache,
             "memory": {**state["memory"], **{n: rows[n] for n in self.model.state_names}},
             "token": token,
-            "position": ops.where(is_active, position + 1, 0),
+            "position": ops.where(is_busy & ~finished, position + 1, 0),
             "written": ops.where(is_place, token[:, None], state["written"]),
             "grammar": grammar,
-            "finished": finished & is_active,
+            "finished": finished,
         }
 
     def _choose_beam1(self, state: State, logits: Any) -> tuple[Any, State]:
@@ -324,29 +330,33 @@ def compile_function(function: Callable[..., Any], variables: list[Any]) -> Call
     return lambda *args: compiled(weights, *args)
 
 
-def _collect_row(state: State, results: State) -> tuple[State, State]:
-    """Moves the tokens of the first finished row to the results and frees the row."""
-    row = ops.argmax(ops.cast(state["finished"], "int32"))
-    is_row = ops.arange(state["finished"].shape[0]) == row
-    tokens = _slice_row(state["written"], row)[0]
+def _is_over(state: State) -> Any:
+    """Places [B] of which every decoder has finished."""
+    return ops.all(ops.reshape(state["finished"], (state["segment"].shape[0], -1)), axis=1)
+
+
+def _collect_place(state: State, results: State) -> tuple[State, State]:
+    """Moves the tokens of the first finished place to the results and frees it."""
+    is_over = _is_over(state)
+    place = ops.argmax(ops.cast(is_over, "int32"))
+    is_place = ops.arange(is_over.shape[0]) == place
+    count, num_rows = results["count"], results["tokens"].shape[1]
+    first = place * num_rows
+    tokens = _slice_rows(state["written"], first, num_rows)
     if "best_length" in state:
-        best = _slice_row(state["best_length"], row)
-        is_end = (ops.arange(tokens.shape[0]) == best) & (
-            _slice_row(state["best_score"], row) > IMPOSSIBLE
-        )
-        tokens = ops.where(is_end, EOS, tokens)
-    count = results["count"]
-    index = _slice_row(state["segment"], row)
+        best = _slice_rows(state["best_length"], first, num_rows)[:, None]
+        has_best = _slice_rows(state["best_score"], first, num_rows)[:, None] > IMPOSSIBLE
+        tokens = ops.where((ops.arange(tokens.shape[1]) == best) & has_best, EOS, tokens)
+    index = _slice_rows(state["segment"], place)
     collected = {
         "segment": ops.slice_update(results["segment"], (count,), index),
-        "tokens": _set_row(results["tokens"], count, tokens),
+        "tokens": _set_rows(results["tokens"], count, tokens[None]),
         "count": count + 1,
     }
     state = {
         **state,
-        "segment": ops.where(is_row, -1, state["segment"]),
-        "finished": state["finished"] & ~is_row,
-        "position": ops.where(is_row, 0, state["position"]),
+        "segment": ops.where(is_place, -1, state["segment"]),
+        "finished": state["finished"] & ~ops.repeat(is_place, num_rows),
     }
     return state, collected
 
@@ -354,9 +364,7 @@ def _collect_row(state: State, results: State) -> tuple[State, State]:
 def _to_outputs(results: State) -> Iterator[tuple[int, TokenOutput]]:
     results = {name: _to_numpy(array) for name, array in results.items()}
     for i in range(int(results["count"])):
-        row = results["tokens"][i].tolist()
-        tokens = row[: row.index(EOS) + 1] if EOS in row else row
-        yield int(results["segment"][i]), TokenOutput(tokens)
+        yield int(results["segment"][i]), join_sequences(results["tokens"][i].tolist())
 
 
 def _resize_cache(state: State, length: int) -> State:
@@ -376,12 +384,12 @@ def _resize_cache(state: State, length: int) -> State:
     }
 
 
-def _slice_row(array: Any, row: Any) -> Any:
-    return ops.slice(array, (row, *[0] * (len(array.shape) - 1)), (1, *array.shape[1:]))
+def _slice_rows(array: Any, first: Any, number: int = 1) -> Any:
+    return ops.slice(array, (first, *[0] * (len(array.shape) - 1)), (number, *array.shape[1:]))
 
 
-def _set_row(array: Any, row: Any, values: Any) -> Any:
-    return ops.slice_update(array, (row, *[0] * (len(array.shape) - 1)), values[None])
+def _set_rows(array: Any, first: Any, values: Any) -> Any:
+    return ops.slice_update(array, (first, *[0] * (len(array.shape) - 1)), values)
 
 
 def _where_rows(is_row: Any, new: State, old: State) -> State:

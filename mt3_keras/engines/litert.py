@@ -30,7 +30,7 @@ from mt3_keras.models.config import (
     TokenConfig,
 )
 from mt3_keras.models.preset_config import read_config
-from mt3_keras.outputs import Output, RollOutput, TokenOutput
+from mt3_keras.outputs import Output, RollOutput, TokenOutput, join_sequences
 from mt3_keras.quiet import quiet_stderr
 from mt3_keras.segments import AudioSegment
 
@@ -133,14 +133,16 @@ class EdgeModel:
       num_threads: that work on one operation.
 
     Attributes:
-      num_rows: sequences that are being decoded together.
+      num_decoders: sequences of a segment.
 
     Raises:
       BundleError: the folder is no bundle, or its files are damaged or do not belong together.
     """
 
     def __init__(self, folder: str | os.PathLike[str], num_threads: int = 1) -> None:
-        self.model_config = read_bundle_config(folder)
+        config = read_bundle_config(folder)
+        assert isinstance(config, TokenConfig)
+        self.model_config, self.num_decoders = config, config.num_decoders
         path = pathlib.Path(folder) / "model.tflite"
         try:
             self._interpreter = Interpreter(str(path), num_threads=num_threads)
@@ -154,47 +156,61 @@ class EdgeModel:
             if needed != self._inputs.keys():
                 raise ValueError("inputs differ")
             del step, encode  # while there is a runner, the interpreter refuses plain calls
+            for details in self._inputs.values():  # decoders of their own need a row each
+                shape = [self.num_decoders, *details["shape"][1:]]
+                self._interpreter.resize_tensor_input(details["index"], shape)
             with quiet_stderr():  # LiteRT prints what it runs on
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError, KeyError) as error:
             raise _damaged(folder) from error
         self._shape = (0, 0)  # rows and positions of the cache; without one the latter is 0
-        self._positions: list[int] = []  # of each row
+        # A row is a decoder's sequence; those of a segment stand together.
+        self._positions: list[int] = []
         self._memories: list[dict[str, Any]] = []
 
     @property
-    def num_rows(self) -> int:
-        """Sequences that are being decoded together."""
-        return len(self._memories)
+    def num_segments(self) -> int:
+        """Segments that are being decoded together."""
+        return len(self._memories) // self.num_decoders
 
-    def encode(self, samples: NDArray[np.float32], num_frames: int, row: int = 0) -> None:
-        """Encodes a segment, samples [input_samples]; the row begins anew, or is a new one."""
+    def encode(self, samples: NDArray[np.float32], num_frames: int, place: int = 0) -> None:
+        """Encodes a segment, samples [*samples_shape]; its place is begun anew, or a new one."""
         # Made anew each time: while there is a runner, the interpreter refuses plain calls.
         run = self._interpreter.get_signature_runner("encode")
         memory = run(samples=samples[None], num_frames=np.array([num_frames], np.int32))
         del run
-        self._memories[row : row + 1] = [memory]
-        self._positions[row : row + 1] = [0]
+        rows = self._rows([place])
+        span = slice(rows[0], rows[-1] + 1)
+        self._memories[span] = [
+            {name: kept[i : i + 1] for name, kept in memory.items()} for i in range(len(rows))
+        ]
+        self._positions[span] = [0] * len(rows)
         needed = (max(self._positions) // CACHE_STEP + 1) * CACHE_STEP if self._has_cache else 0
-        if self._shape == (self.num_rows, needed):
-            self._begin_row(row)
+        if self._shape == (len(self._memories), needed):
+            for row in rows:
+                self._begin_row(row)
         else:
-            self._resize(range(self.num_rows), needed)
+            self._resize(range(len(self._memories)), needed)
 
-    def keep_rows(self, rows: Sequence[int]) -> None:
-        """Forgets all other rows; these, at least one, are then numbered from 0."""
+    def keep(self, places: Sequence[int]) -> None:
+        """Forgets all other segments; these, at least one, are then numbered from 0."""
+        rows = self._rows(places)
         self._memories = [self._memories[row] for row in rows]
         self._positions = [self._positions[row] for row in rows]
         self._resize(rows, self._shape[1])
 
+    def _rows(self, places: Sequence[int]) -> list[int]:
+        number = self.num_decoders
+        return [place * number + i for place in places for i in range(number)]
+
     def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Takes every row one token further: logits float32 [num_rows, V].
+        """Takes every sequence one token further: logits float32 [segments * decoders, V].
 
         Args:
-          tokens: the last one of each row, 0 at the start.
+          tokens: the last one of each, 0 at the start.
         """
         if self._has_cache and max(self._positions) == self._shape[1]:
-            self._resize(range(self.num_rows), self._shape[1] + CACHE_STEP)
+            self._resize(range(len(self._memories)), self._shape[1] + CACHE_STEP)
         self._input("tokens")[...] = tokens
         self._input("positions")[...] = self._positions
         self._interpreter.invoke()
@@ -271,7 +287,7 @@ class EdgeModel:
         else:
             expected["state"] = (network.num_decoder_layers, network.width)
         found = {name: tuple(output["shape"][1:]) for name, output in self._outputs.items()}
-        if tuple(samples) != (1, config.input_samples) or found != expected:
+        if tuple(samples) != (1, *config.samples_shape) or found != expected:
             raise ValueError("sizes differ")
 
     @property
@@ -287,43 +303,60 @@ class EdgeModel:
         return ["bias", *(f"{kind}_{i}" for i in layers for kind in ("keys", "values"))]
 
 
-class TokenSequence:
+class SegmentSearch:
     """The tokens of one segment while they are searched, by the same rule as everywhere else.
 
     Args:
       grammar: on numpy.
       max_tokens: longest sequence.
-      prefix: tokens that it begins with, whatever the network predicts.
+      prefixes: tokens that each decoder's sequence begins with, whatever the network predicts.
     """
 
-    def __init__(self, grammar: Grammar, max_tokens: int, prefix: Sequence[int] = ()) -> None:
-        self._grammar, self._max_tokens, self._prefix = grammar, max_tokens, prefix
-        self._state = grammar.start(1)
-        self.tokens: list[int] = []
+    def __init__(
+        self, grammar: Grammar, max_tokens: int, prefixes: Sequence[Sequence[int]] = ((),)
+    ) -> None:
+        self._grammar, self._max_tokens, self._prefixes = grammar, max_tokens, prefixes
+        self._state = grammar.start(len(prefixes))
+        self._sequences: list[list[int]] = [[] for _ in prefixes]
+        self._ended = [False for _ in prefixes]
 
     @property
-    def last(self) -> int:
-        """What the network is given next."""
-        return self.tokens[-1] if self.tokens else 0
+    def last(self) -> list[int]:
+        """What each decoder is given next."""
+        return [sequence[-1] if sequence else 0 for sequence in self._sequences]
+
+    @property
+    def output(self) -> TokenOutput:
+        """The tokens so far."""
+        return join_sequences(self._sequences)
 
     def take(self, logits: NDArray[np.float32]) -> bool:
-        """Adds a token, given the logits [V] of the next; whether the sequence has ended."""
+        """Adds tokens, given the logits [decoders, V] of the next; whether all have ended."""
         pick: Callable[[Any], Any] | None = None
-        if len(self.tokens) < len(self._prefix):
-            forced = np.array([self._prefix[len(self.tokens)]], np.int32)
-            pick = lambda _: forced  # noqa: E731
-        tokens, self._state, ended = self._grammar.choose(self._state, logits[None], pick)
-        self.tokens.append(int(tokens[0]))
-        return bool(ended[0]) or len(self.tokens) >= self._max_tokens
+        if any(len(s) < len(p) for s, p in zip(self._sequences, self._prefixes, strict=True)):
+            pick = self._pick_prefixes
+        tokens, self._state, ended = self._grammar.choose(self._state, logits, pick)
+        for i, sequence in enumerate(self._sequences):
+            if not self._ended[i]:
+                sequence.append(int(tokens[i]))
+                self._ended[i] = bool(ended[i]) or len(sequence) >= self._max_tokens
+        return all(self._ended)
+
+    def _pick_prefixes(self, logits: NDArray[np.float32]) -> NDArray[np.int32]:
+        best = logits.argmax(axis=-1).astype(np.int32)
+        for i, prefix in enumerate(self._prefixes):
+            if (position := len(self._sequences[i])) < len(prefix):
+                best[i] = prefix[position]
+        return best
 
 
 class TokenEngine:
     """Searches tokens greedily, several segments at a time, on all cores.
 
     Args:
-      folder: of the bundle of an `MT3Backbone` or a `RecurrentBackbone`.
+      folder: of the bundle of a network that emits tokens.
       rules: which tokens may be emitted.
-      num_sequences: decoded at a time; None is two for each core this process may use.
+      num_segments: decoded at a time; None is two for each core this process may use.
       max_tokens: longest sequence; None takes the model's own limit.
       num_threads: cores to use; None is all that this process may.
 
@@ -336,14 +369,14 @@ class TokenEngine:
         folder: str | os.PathLike[str],
         *,
         rules: Rules | None = None,
-        num_sequences: int | None = None,
+        num_segments: int | None = None,
         max_tokens: int | None = None,
         num_threads: int | None = None,
     ) -> None:
         num_threads = num_threads or count_cores()
-        self.num_sequences = num_sequences or ROWS * num_threads
-        num_models = min(num_threads, self.num_sequences)
-        self._num_rows = [len(range(i, self.num_sequences, num_models)) for i in range(num_models)]
+        self.num_segments = num_segments or ROWS * num_threads
+        num_models = min(num_threads, self.num_segments)
+        self._shares = [len(range(i, self.num_segments, num_models)) for i in range(num_models)]
         self._models: queue.SimpleQueue[EdgeModel] = queue.SimpleQueue()
         for _ in range(num_models):
             self._models.put(model := self._open_model(folder))
@@ -358,50 +391,51 @@ class TokenEngine:
     def run(self, segments: Iterable[AudioSegment]) -> Iterator[tuple[int, Output]]:
         """Yields (index, output) as segments finish, in any order.
 
-        Segments are drawn as they are needed, one for each sequence and as many to wait.
+        Segments are drawn as they are needed, and as many to wait as are decoded.
         """
-        works = [functools.partial(self._search, num_rows) for num_rows in self._num_rows]
-        return run_in_threads(segments, works, 2 * self.num_sequences)
+        works = [functools.partial(self._search, share) for share in self._shares]
+        return run_in_threads(segments, works, 2 * self.num_segments)
 
-    def _search(self, num_rows: int, jobs: Jobs) -> None:
+    def _search(self, share: int, jobs: Jobs) -> None:
         """Decodes what waits, so many segments together."""
         model = self._models.get()
         try:
-            rows: list[tuple[int, TokenSequence]] = []
+            places: list[tuple[int, SegmentSearch]] = []
             while not jobs.are_over():
-                while len(rows) < num_rows and (waited := jobs.take(block=not rows)):
-                    if not rows and model.num_rows > 1:
-                        model.keep_rows([0])
-                    rows.append(self._begin(model, waited, len(rows)))
-                if rows:
-                    rows = self._step(model, rows, jobs)
+                while len(places) < share and (waited := jobs.take(block=not places)):
+                    if not places and model.num_segments > 1:
+                        model.keep([0])
+                    places.append(self._begin(model, waited, len(places)))
+                if places:
+                    places = self._step(model, places, jobs)
         finally:
             self._models.put(model)
 
     def _begin(
-        self, model: EdgeModel, waited: tuple[int, AudioSegment], row: int
-    ) -> tuple[int, TokenSequence]:
+        self, model: EdgeModel, waited: tuple[int, AudioSegment], place: int
+    ) -> tuple[int, SegmentSearch]:
         number, segment = waited
-        model.encode(segment.samples, segment.num_frames, row)
-        return number, TokenSequence(self._grammar, self._max_tokens)
+        model.encode(segment.samples, segment.num_frames, place)
+        return number, SegmentSearch(self._grammar, self._max_tokens, [()] * model.num_decoders)
 
     def _step(
-        self, model: EdgeModel, rows: list[tuple[int, TokenSequence]], jobs: Jobs
-    ) -> list[tuple[int, TokenSequence]]:
-        """The rows after a step; where one has ended, what waits takes its place."""
-        logits = model.step([sequence.last for _, sequence in rows])
-        going: list[tuple[int, TokenSequence] | None] = []
-        for i, (number, sequence) in enumerate(rows):
-            if not sequence.take(logits[i]):
-                going.append((number, sequence))
+        self, model: EdgeModel, places: list[tuple[int, SegmentSearch]], jobs: Jobs
+    ) -> list[tuple[int, SegmentSearch]]:
+        """The places after a step; where one has ended, what waits takes it."""
+        logits = model.step([token for _, search in places for token in search.last])
+        apart = logits.reshape(len(places), model.num_decoders, -1)
+        going: list[tuple[int, SegmentSearch] | None] = []
+        for i, (number, search) in enumerate(places):
+            if not search.take(apart[i]):
+                going.append((number, search))
                 continue
-            jobs.finish(number, TokenOutput(sequence.tokens))
+            jobs.finish(number, search.output)
             waited = jobs.take(block=False)
             going.append(self._begin(model, waited, i) if waited else None)
-        kept = [i for i, row in enumerate(going) if row]
-        if kept and len(kept) < len(rows):
-            model.keep_rows(kept)
-        return [row for row in going if row]
+        kept = [i for i, place in enumerate(going) if place]
+        if kept and len(kept) < len(places):
+            model.keep(kept)
+        return [place for place in going if place]
 
 
 def search_one(
@@ -409,22 +443,22 @@ def search_one(
     grammar: Grammar,
     max_tokens: int,
     segment: AudioSegment,
-    prefix: Sequence[int] = (),
+    prefixes: Sequence[Sequence[int]] | None = None,
 ) -> TokenOutput:
     """The tokens of one segment by greedy search.
 
     Args:
-      model: with one row at most.
+      model: with one segment at most.
       grammar: on numpy.
       max_tokens: longest sequence.
       segment: whose tokens are searched.
-      prefix: tokens that it begins with, whatever the network predicts.
+      prefixes: see `SegmentSearch`; None forces nothing.
     """
     model.encode(segment.samples, segment.num_frames)
-    sequence = TokenSequence(grammar, max_tokens, prefix)
-    while not sequence.take(model.step([sequence.last])[0]):
+    search = SegmentSearch(grammar, max_tokens, prefixes or [()] * model.num_decoders)
+    while not search.take(model.step(search.last)):
         pass
-    return TokenOutput(sequence.tokens)
+    return search.output
 
 
 class RollEngine:

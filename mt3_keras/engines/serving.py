@@ -28,12 +28,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mt3_keras.codec import EOS
 from mt3_keras.files import open_regular
 from mt3_keras.grammar import Rules
 from mt3_keras.models.config import NUM_PITCHES, DetectorConfig, ModelConfig, config_from_dict
 from mt3_keras.note_rolls import RollDecoding
-from mt3_keras.outputs import Output, RollOutput, TokenOutput
+from mt3_keras.outputs import Output, RollOutput, join_sequences
 from mt3_keras.quiet import quiet_stderr
 from mt3_keras.recording import Recording, Transcription, make_decoder
 from mt3_keras.wav import fits_wav, to_wav
@@ -116,6 +115,8 @@ class ServedConfig:
         try:
             stored = json.loads(text)
             model, serving = config_from_dict(stored), stored["serving"]
+            if model.tracks_in:
+                raise ValueError("it is of a network of separated tracks, which no recording has")
             programs = serving["rules"]["programs"]
             rules = Rules(
                 programs=None if programs is None else frozenset(programs),
@@ -357,10 +358,13 @@ def _to_outputs(found: Mapping[str, Any]) -> list[Output]:
     if "onsets" in found:
         arrays = [_to_floats(name, found[name][0]) for name in RollOutput._fields]
         return [RollOutput(*parts) for parts in zip(*arrays, strict=True)]
-    rows = list(found["tokens"][0])
-    if not all(type(token) is int for row in rows for token in row):
+    segments = [
+        row if row and type(row[0]) is list else [row]  # of several decoders, or of one
+        for row in found["tokens"][0]
+    ]
+    if not all(type(token) is int for rows in segments for row in rows for token in row):
         raise TypeError("tokens must be integers")
-    return [TokenOutput(row[: row.index(EOS) + 1] if EOS in row else row) for row in rows]
+    return [join_sequences(rows) for rows in segments]
 
 
 _COLUMNS = {"onsets": 5, "programs": 128, "strokes": 4, "ended": NUM_PITCHES}

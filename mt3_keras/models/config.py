@@ -7,8 +7,11 @@ name is the flag's name is the JSON key. The defaults are those of the paper's M
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar, Self
+
+from mt3_keras.tracks import Tracks
 
 SAMPLE_RATE_HZ = 16_000
 STEPS_PER_SECOND = 100  # the grid of the shift tokens
@@ -216,6 +219,41 @@ class T5Config(TokenNetworkConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class TracksOutNetworkConfig(T5Config):
+    """Sizes of a T5 with a decoder for each group of instruments.
+
+    Attributes:
+      tracks: the groups, by names that `Tracks` knows.
+      own_decoders: each group's decoder has weights of its own; else all share theirs.
+    """
+
+    tracks: tuple[str, ...] = ("drums", "bass", "keys", "guitar", "other")
+    own_decoders: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tracks", tuple(self.tracks))  # a list in JSON
+        super().__post_init__()
+
+
+@dataclasses.dataclass(frozen=True)
+class TracksInNetworkConfig(T5Config):
+    """Sizes of a T5 with an encoder for each track.
+
+    Attributes:
+      tracks: what they are, by names that `Tracks` knows.
+      own_encoders: each track's encoder has weights of its own; else all share theirs.
+    """
+
+    tracks: tuple[str, ...] = ("drums", "bass", "vocals", "other")
+    own_encoders: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tracks", tuple(self.tracks))  # a list in JSON
+        super().__post_init__()
+        Tracks(self.tracks)
+
+
+@dataclasses.dataclass(frozen=True)
 class RecurrentNetworkConfig(TokenNetworkConfig):
     """Sizes of the convolutional and recurrent encoder-decoder.
 
@@ -333,8 +371,7 @@ class BodyConfig:
 class ModelConfig:
     """What the code around a network asks of its description, whichever network it is.
 
-    `MT3Config`, `RecurrentConfig` and `DetectorConfig` are all there are. Each has a `spectrogram`
-    and a `network`.
+    `NETWORKS` are all there are. Each has a `spectrogram` and a `network`.
     """
 
     class_name: ClassVar[str]  # of the Keras class, in config.json
@@ -371,6 +408,16 @@ class ModelConfig:
         return self.lead_samples + self.segment_samples + self.overhang_samples
 
     @property
+    def tracks_in(self) -> tuple[str, ...]:
+        """Names of the tracks that the network is given apart; none where it is given their mix."""
+        return ()
+
+    @property
+    def samples_shape(self) -> tuple[int, ...]:
+        """Of what the network is given for a segment: [input_samples] or [T, input_samples]."""
+        return (*([len(self.tracks_in)] if self.tracks_in else []), self.input_samples)
+
+    @property
     def segment_seconds(self) -> float:
         return self.segment_samples / SAMPLE_RATE_HZ
 
@@ -405,9 +452,19 @@ class ModelConfig:
 
 
 class TokenConfig(ModelConfig):
-    """Description of a network that emits tokens: `MT3Config` or `RecurrentConfig`."""
+    """Description of a network that emits tokens."""
 
     vocabulary: VocabularyConfig
+
+    @property
+    def tracks_out(self) -> Tracks | None:
+        """The groups of instruments that have a decoder each; None of one decoder for all."""
+        return None
+
+    @property
+    def num_decoders(self) -> int:
+        """Sequences of tokens for each segment."""
+        return len(self.tracks_out.tracks) if self.tracks_out else 1
 
     @property
     def max_step(self) -> int:
@@ -435,6 +492,39 @@ class RecurrentConfig(TokenConfig):
     spectrogram: LogMelConfig = LogMelConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     network: RecurrentNetworkConfig = RecurrentNetworkConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class TracksInConfig(TokenConfig):
+    """Description of a `TracksInBackbone`."""
+
+    class_name: ClassVar[str] = "TracksInBackbone"
+
+    spectrogram: LogMelConfig = LogMelConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    network: TracksInNetworkConfig = TracksInNetworkConfig()
+
+    @property
+    def tracks_in(self) -> tuple[str, ...]:
+        return self.network.tracks
+
+
+@dataclasses.dataclass(frozen=True)
+class TracksOutConfig(TokenConfig):
+    """Description of a `TracksOutBackbone`."""
+
+    class_name: ClassVar[str] = "TracksOutBackbone"
+
+    spectrogram: LogMelConfig = LogMelConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    network: TracksOutNetworkConfig = TracksOutNetworkConfig()
+
+    def __post_init__(self) -> None:
+        _ = self.tracks_out  # refuses tracks that do not share out all instruments
+
+    @functools.cached_property
+    def tracks_out(self) -> Tracks:
+        return Tracks(self.network.tracks, self.vocabulary.granularity)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -470,6 +560,15 @@ class DetectorConfig(ModelConfig):
         return frames * self.spectrogram.hop_samples + self.spectrogram.overhang_samples
 
 
+NETWORKS: tuple[type[ModelConfig], ...] = (
+    MT3Config,
+    RecurrentConfig,
+    TracksInConfig,
+    TracksOutConfig,
+    DetectorConfig,
+)
+
+
 def config_from_dict(stored: dict[str, Any]) -> ModelConfig:
     """The description in the content of a `config.json`, of whichever network.
 
@@ -479,8 +578,7 @@ def config_from_dict(stored: dict[str, Any]) -> ModelConfig:
     Raises:
       ValueError: it describes no network of this package; one line.
     """
-    classes: tuple[type[ModelConfig], ...] = (MT3Config, RecurrentConfig, DetectorConfig)
-    kinds = {kind.class_name: kind for kind in classes}
+    kinds = {kind.class_name: kind for kind in NETWORKS}
     name = stored.get("class_name", MT3Config.class_name)
     if name not in kinds:
         raise ValueError(f"class_name must be {' or '.join(kinds)}: got {name!r}")

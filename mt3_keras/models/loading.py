@@ -11,7 +11,13 @@ import numpy as np
 from mt3_keras.extras import require_keras
 from mt3_keras.models.catalog import ModelError, find_preset, is_preset
 from mt3_keras.models.checksums import check_sum, drop_sums, write_sums
-from mt3_keras.models.config import DetectorConfig, ModelConfig, RecurrentConfig
+from mt3_keras.models.config import (
+    DetectorConfig,
+    ModelConfig,
+    RecurrentConfig,
+    TracksInConfig,
+    TracksOutConfig,
+)
 from mt3_keras.models.preset_config import read_config
 
 if TYPE_CHECKING:
@@ -117,6 +123,14 @@ def build_network(
         from mt3_keras.models.recurrent import RecurrentBackbone
 
         return RecurrentBackbone(**config.to_dict(), dtype=dtype)
+    if isinstance(config, TracksInConfig):
+        from mt3_keras.models.tracks_in import TracksInBackbone
+
+        return TracksInBackbone(**config.to_dict(), dtype=dtype)
+    if isinstance(config, TracksOutConfig):
+        from mt3_keras.models.tracks_out import TracksOutBackbone
+
+        return TracksOutBackbone(**config.to_dict(), dtype=dtype)
     from mt3_keras.models.mt3 import MT3Backbone
 
     return MT3Backbone(**config.to_dict(), dtype=dtype)

@@ -13,7 +13,7 @@ from keras import ops
 
 from mt3_keras.grammar import MASKED
 from mt3_keras.models.catalog import register_presets
-from mt3_keras.models.config import MT3Config, T5Config
+from mt3_keras.models.config import MT3Config, T5Config, TokenConfig
 from mt3_keras.models.layers import DecoderLayer, Encoder, Logits
 from mt3_keras.models.token_backbone import (
     Cache,
@@ -24,9 +24,30 @@ from mt3_keras.models.token_backbone import (
 )
 
 
+def make_encoder(config: T5Config, **options: Any) -> Encoder:
+    """The encoder of a T5; options are Keras's."""
+    return Encoder(
+        config.num_encoder_layers,
+        config.segment_frames,
+        config.width,
+        config.num_heads,
+        config.head_width,
+        config.mlp_width,
+        config.dropout,
+        **options,
+    )
+
+
+TAG = "tag"  # the part of the memory that says which decoder this is: float [B, D]
+
+
 @keras.saving.register_keras_serializable(package="mt3_keras")
 class Decoder(TokenDecoder):
-    """T5's decoder: see `TokenDecoder`."""
+    """T5's decoder: see `TokenDecoder`.
+
+    `tag` [B, D], of a network that has one, is added to every token's embedding; in `step` it is
+    part of the memory.
+    """
 
     config_type = T5Config
     config: T5Config
@@ -52,8 +73,10 @@ class Decoder(TokenDecoder):
             name="logits",
         )
 
-    def call(self, tokens: Any, encoded: Any, training: Any = None) -> Any:
+    def call(self, tokens: Any, encoded: Any, tag: Any = None, training: Any = None) -> Any:
         x_BLD = self.embed(tokens, training)
+        if tag is not None:
+            x_BLD = x_BLD + tag[:, None]
         positions_L = ops.arange(ops.shape(tokens)[1])
         bias_LL = ops.where(positions_L[None, :] > positions_L[:, None], MASKED, 0.0)
         for layer in self.layers:
@@ -64,6 +87,8 @@ class Decoder(TokenDecoder):
         self, tokens_B: Any, positions_B: Any, cache: Cache, bias_BC: Any, memory: Memory
     ) -> tuple[Any, Cache]:
         x_BD = self.embed_one(tokens_B, positions_B)
+        if TAG in memory:
+            x_BD = x_BD + memory[TAG]
         rows = {}
         for i, layer in enumerate(self.layers):
             x_BD, rows[f"keys_{i}"], rows[f"values_{i}"] = layer.step(
@@ -84,21 +109,12 @@ class MT3Backbone(TokenBackbone):
     rows [B, H, K]. The memory has no state.
     """
 
-    config_type = MT3Config
+    config_type: type[TokenConfig] = MT3Config
 
-    def make_encoder(self, network: T5Config, **options: Any) -> Encoder:
-        return Encoder(
-            network.num_encoder_layers,
-            network.segment_frames,
-            network.width,
-            network.num_heads,
-            network.head_width,
-            network.mlp_width,
-            network.dropout,
-            **options,
-        )
+    def make_encoder(self, network: Any, **options: Any) -> Any:
+        return make_encoder(network, **options)
 
-    def make_decoder(self, network: T5Config, **options: Any) -> Decoder:
+    def make_decoder(self, network: Any, **options: Any) -> Any:
         return Decoder(network, **options)
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:

@@ -156,9 +156,9 @@ class TokenBackbone(keras_hub.models.Backbone):
         self.decoder = self.make_decoder(config.network, dtype=policy, name="decoder")
 
         # === Functional Model ===
-        samples = keras.Input((config.input_samples,), dtype="float32", name="samples")
+        samples = keras.Input(config.samples_shape, dtype="float32", name="samples")
         num_frames = keras.Input((), dtype="int32", name="num_frames")
-        tokens = keras.Input((None,), dtype="int32", name="decoder_tokens")
+        tokens = keras.Input(self.tokens_shape(config), dtype="int32", name="decoder_tokens")
         inputs = {"samples": samples, "num_frames": num_frames, "decoder_tokens": tokens}
         super().__init__(
             inputs=inputs,
@@ -170,6 +170,10 @@ class TokenBackbone(keras_hub.models.Backbone):
         # === Config ===
         self.model_config = config
 
+    def tokens_shape(self, config: TokenConfig) -> tuple[int | None, ...]:
+        """Of an example's tokens; L is open."""
+        return (None,)
+
     def make_encoder(self, network: Any, **options: Any) -> Any:
         """Spectrum [B, T, M] -> encoded positions [B, P, D]."""
         raise NotImplementedError
@@ -179,13 +183,16 @@ class TokenBackbone(keras_hub.models.Backbone):
 
     def forward(self, inputs: dict[str, Any], training: Any = None) -> Any:
         """The logits of a call, float32 [B, L, V]."""
-        spectrum = self.log_mel(inputs["samples"], inputs["num_frames"])
-        encoded = self.encoder(spectrum, training=training)
+        encoded = self.to_positions(inputs["samples"], inputs["num_frames"], training)
         return self.decoder(inputs["decoder_tokens"], encoded, training=training)
+
+    def to_positions(self, samples: Any, num_frames: Any, training: Any = None) -> Any:
+        """Samples [B, input_samples] -> encoded positions [B, P, D]."""
+        return self.encoder(self.log_mel(samples, num_frames), training=training)
 
     def encode(self, samples: Any, num_frames: Any) -> Memory:
         """Samples [B, input_samples], int32 [B] -> memory, tensors [B, ...] by name."""
-        return self.decoder.memory(self.encoder(self.log_mel(samples, num_frames)))
+        return self.decoder.memory(self.to_positions(samples, num_frames))
 
     def decode_step(
         self, tokens: Any, positions: Any, cache: Cache, bias: Any, memory: Memory
@@ -211,8 +218,8 @@ class TokenBackbone(keras_hub.models.Backbone):
         raise NotImplementedError
 
     def empty_memory(self, batch_size: int) -> Memory:
-        """Zeros of the shapes that `encode` gives."""
-        samples = keras.KerasTensor((batch_size, self.model_config.input_samples), "float32")
+        """Zeros of the shapes that `encode` gives of so many segments."""
+        samples = keras.KerasTensor((batch_size, *self.model_config.samples_shape), "float32")
         num_frames = keras.KerasTensor((batch_size,), "int32")
         memory = self.encode(samples, num_frames)  # symbolic
         return {name: ops.zeros(spec.shape, spec.dtype) for name, spec in memory.items()}

@@ -50,6 +50,7 @@ from mt3_keras.synth.composer import compose
 from mt3_keras.synth.drum_kits import DrumKitSource, find_kits
 from mt3_keras.synth.recordings import RecordingsSource, find_instruments
 from mt3_keras.synth.sounds import Samples, SoundFontSource, Source
+from mt3_keras.tracks import Tracks
 
 NAME = "synthetic"
 SOURCE = "your own MIDI files and soundfonts, or none"
@@ -97,6 +98,8 @@ class SyntheticConfig:
       velocity_jitter: standard deviation, of each note and again of each part.
       gain_range_db: instruments are mixed at levels that differ by at most this, drums 6 dB louder.
       max_detuning_cents: of the whole excerpt, up or down.
+      tracks: names of tracks (`mt3_keras.tracks`) to be rendered each by itself beside their sum.
+        Of `augmentation` the level alone then counts.
     """
 
     midi: str = ""
@@ -125,6 +128,7 @@ class SyntheticConfig:
     velocity_jitter: float = 8.0
     gain_range_db: float = 12.0
     max_detuning_cents: float = 30.0
+    tracks: tuple[str, ...] = dataclasses.field(default=(), repr=False)  # data's options name them
     augmentation: Augmentation = DEFAULT_AUGMENTATION
 
     def __post_init__(self) -> None:
@@ -132,6 +136,8 @@ class SyntheticConfig:
             raise ValueError(f"split of {NAME} must be {' or '.join(SPLITS)}: got {self.split!r}")
         if not self.seconds >= 1:
             raise ValueError(f"seconds must be at least 1: got {self.seconds}")
+        if self.tracks:
+            Tracks(self.tracks)
         if self.seed < 0:
             raise ValueError(f"seed must not be negative: got {self.seed}")
         if not 1 <= self.min_instruments <= self.max_instruments:
@@ -156,7 +162,8 @@ class Piece(NamedTuple):
     """One rendered example.
 
     Attributes:
-      samples: float32 [round(16000 * seconds)], 16 kHz mono, within [-1, 1].
+      samples: float32 [round(16000 * seconds)], 16 kHz mono, within [-1, 1]; of a configuration
+        with T tracks [1 + T, round(16000 * seconds)], the mix and then each track.
       notes: what sounds, ordered by onset, times from the start of `samples`.
       name: of the MIDI file in its folder or archive; "" for random music.
       damaged: names of files that were drawn before it and could not be read or held no notes.
@@ -193,10 +200,14 @@ def render(config: SyntheticConfig, index: int) -> Piece:
             others = _load_parts(config.midi, other)
             parts += cut_excerpt(others, config, rng) if others else []
         parts = vary_parts(parts, config, _playable_programs(config), rng)
-        stems, notes = play_parts(parts, config, rng)
-        if notes:
-            mix = mix_stems(stems, config.augmentation, rng)
-            return Piece(mix, notes, name, tuple(damaged))
+        played = play_stems(parts, config, rng)
+        if played:
+            notes = sort_notes([note for _, own in played for note in own])
+            if config.tracks:
+                samples = _sum_tracks(played, config, rng)
+            else:
+                samples = mix_stems([stem for stem, _ in played], config.augmentation, rng)
+            return Piece(samples, notes, name, tuple(damaged))
     raise DatasetError(
         f"{config.midi or NAME}: {_MAX_DRAWS} pieces drawn and none playable, "
         f"{len(damaged)} of them damaged or empty MIDI files; check the files and the soundfonts"
@@ -319,22 +330,44 @@ def cut_excerpt(
     return [part for part in excerpt if part]
 
 
+def _sum_tracks(
+    played: Sequence[tuple[Samples, list[Note]]], config: SyntheticConfig, rng: np.random.Generator
+) -> Samples:
+    """The mix and each track, [1 + T, n], at a random level."""
+    tracks = Tracks(config.tracks)
+    sums = np.zeros((1 + len(config.tracks), len(played[0][0])), np.float32)
+    for stem, (note, *_) in played:
+        sums[1 + tracks.owner(note.program, note.is_drum)] += stem
+    sums[0] = sums[1:].sum(axis=0)
+    peak = 10 ** (rng.uniform(config.augmentation.lowest_peak_db, -0.5) / 20)
+    return sums * np.float32(peak / np.abs(sums).max())
+
+
 def play_parts(
     parts: Sequence[Sequence[Note]], config: SyntheticConfig, rng: np.random.Generator
 ) -> tuple[list[Samples], list[Note]]:
+    """As `play_stems`: the stems, and the notes of all."""
+    played = play_stems(parts, config, rng)
+    notes = sort_notes([note for _, own in played for note in own])
+    return [stem for stem, _ in played], notes
+
+
+def play_stems(
+    parts: Sequence[Sequence[Note]], config: SyntheticConfig, rng: np.random.Generator
+) -> list[tuple[Samples, list[Note]]]:
     """Plays each part with the first of the sources, in random order, that can play any of it.
 
     The whole is detuned by rendering at another rate than it is read with.
 
     Returns:
-      One stem for each part that sounds, at its level in the mix, and the notes played, none
-      lasting beyond the excerpt.
+      One stem for each part that sounds, at its level in the mix, and the notes played, at least
+      one, none lasting beyond the excerpt.
     """
     num_samples = round(config.seconds * SAMPLE_RATE_HZ)
     cents = config.max_detuning_cents * rng.uniform(-1, 1)
     rate_hz = round(SAMPLE_RATE_HZ * 2 ** (-cents / 1200))
     clock = SAMPLE_RATE_HZ / rate_hz
-    stems, played_notes = [], []
+    stems = []
     for whole in parts:
         part = [note._replace(offset=min(note.offset, config.seconds)) for note in whole]
         timed = [n._replace(onset=n.onset * clock, offset=n.offset * clock) for n in part]
@@ -343,10 +376,10 @@ def play_parts(
             samples, played = source.play(timed, num_samples, rate_hz, rng)
             loudness = _loudness(samples)
             if played.any() and loudness > 0:
-                stems.append(samples * np.float32(10 ** (gain_db / 20) / loudness))
-                played_notes += [n for n, kept in zip(part, played, strict=True) if kept]
+                stem = samples * np.float32(10 ** (gain_db / 20) / loudness)
+                stems.append((stem, [n for n, kept in zip(part, played, strict=True) if kept]))
                 break
-    return stems, sort_notes(played_notes)
+    return stems
 
 
 @functools.cache
