@@ -68,8 +68,15 @@ def export_saved_model(
         partial.rename(versions / str(version))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _remove_if_empty(versions)
+        _remove_if_empty(folder)
     write_server_settings(folder)
     return versions / str(version)
+
+
+def _remove_if_empty(folder: pathlib.Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _versions(folder: pathlib.Path) -> list[int]:

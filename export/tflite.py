@@ -86,13 +86,13 @@ def export_bundle(
         raise ExportError("LiteRT export needs KERAS_BACKEND=tensorflow")
     if model.compute_dtype != "float32":
         raise ExportError(f"LiteRT export needs a float32 model: got {model.compute_dtype}")
-    folder.mkdir(parents=True, exist_ok=True)
-    drop_sums(folder)
     with tempfile.TemporaryDirectory() as scratch:
         graph = pathlib.Path(scratch) / "float32.tflite"
         graph.write_bytes(_convert(model, pathlib.Path(scratch) / "saved_model"))
         if quantize != "none":
             graph = _quantize(graph, quantize)
+        folder.mkdir(parents=True, exist_ok=True)
+        drop_sums(folder)
         with replacing(folder / "model.tflite") as path:
             path.write_bytes(_without_names(graph.read_bytes()))
     config = model.model_config
