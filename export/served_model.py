@@ -20,7 +20,7 @@ from export.audio_bytes import check_length, decode_wav, example_bytes, from_byt
 from export.served_notes import FIELDS, NoteReading
 from mt3_keras.engines.serving import Signatures
 from mt3_keras.grammar import MASKED, Grammar, Rules
-from mt3_keras.models.config import NUM_PITCHES, SAMPLE_RATE_HZ, ModelConfig
+from mt3_keras.models.config import SAMPLE_RATE_HZ, ModelConfig
 from mt3_keras.models.detector import NoteDetector
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.segments import MAX_ABS_SAMPLE, check_context
@@ -138,12 +138,10 @@ class ServedDetector:
         windows_BSN, num_frames = cut_windows(audio, self.config, self.context)
         batch, segments = tf.shape(windows_BSN)[0], tf.shape(windows_BSN)[1]
         windows = tf.reshape(windows_BSN, [batch * segments, self.config.input_samples])
-        network = self.config.network
+        types = {"programs": programs, "ended": ended}
         specs = {
-            "onsets": (tf.float32, (network.max_onsets, 5)),
-            "programs": (programs, (network.max_onsets, 128)),
-            "strokes": (tf.float32, (network.max_strokes, 4)),
-            "ended": (ended, (network.segment_frames, NUM_PITCHES)),
+            name: (types.get(name, tf.float32), shape)
+            for name, shape in self.config.network.output_shapes.items()
         }
 
         def predict(rows: Any) -> Tensors:

@@ -23,7 +23,6 @@ from mt3_keras.engines.threads import Jobs, run_in_threads
 from mt3_keras.grammar import MASKED, Grammar, Rules
 from mt3_keras.models.checksums import check_sum
 from mt3_keras.models.config import (
-    NUM_PITCHES,
     DetectorConfig,
     ModelConfig,
     RecurrentConfig,
@@ -101,12 +100,7 @@ class EdgeDetector:
         self._run, network = run, config.network
         self._state = {name: inputs[name]["shape"] for name in inputs if name != "samples"}
         shapes = {name: tuple(outputs[name]["shape"]) for name in outputs}
-        expected = {
-            "onsets": (1, network.max_onsets, 5),
-            "programs": (1, network.max_onsets, 128),
-            "strokes": (1, network.max_strokes, 4),
-            "ended": (1, network.segment_frames, NUM_PITCHES),
-        }
+        expected = {name: (1, *shape) for name, shape in network.output_shapes.items()}
         if (
             tuple(inputs["samples"]["shape"]) != (1, config.input_samples)
             or {name: shapes.get(name) for name in expected} != expected

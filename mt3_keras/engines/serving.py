@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from mt3_keras.files import open_regular
 from mt3_keras.grammar import Rules
-from mt3_keras.models.config import NUM_PITCHES, DetectorConfig, ModelConfig, config_from_dict
+from mt3_keras.models.config import BodyConfig, DetectorConfig, ModelConfig, config_from_dict
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.outputs import Output, RollOutput, join_sequences
 from mt3_keras.quiet import quiet_stderr
@@ -367,13 +367,13 @@ def _to_outputs(found: Mapping[str, Any]) -> list[Output]:
     return [join_sequences(rows) for rows in segments]
 
 
-_COLUMNS = {"onsets": 5, "programs": 128, "strokes": 4, "ended": NUM_PITCHES}
+_SHAPES = BodyConfig().output_shapes  # of which the last axis is every detector's
 
 
 def _to_floats(name: str, segments: Any) -> NDArray[np.float32]:
     """A detector's output of all segments; probabilities come as whole numbers up to 255."""
     values = np.asarray(segments, np.float32)
-    if values.ndim != 3 or values.shape[2] != _COLUMNS[name] or not np.isfinite(values).all():
+    if values.ndim != 3 or values.shape[2] != _SHAPES[name][1] or not np.isfinite(values).all():
         raise ValueError(f"{name} of shape {values.shape}")
     return values / np.float32(255) if name in ("programs", "ended") else values
 

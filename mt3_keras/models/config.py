@@ -367,6 +367,16 @@ class BodyConfig:
         """Of each pitch at each step, from which its notes are predicted."""
         return self.directions * self.recurrent_width + self.channels
 
+    @property
+    def output_shapes(self) -> dict[str, tuple[int, int]]:
+        """Of what `NoteDetector.detect` gives of a segment, by name (see `outputs.RollOutput`)."""
+        return {
+            "onsets": (self.max_onsets, 5),
+            "programs": (self.max_onsets, 128),
+            "strokes": (self.max_strokes, 4),
+            "ended": (self.segment_frames, NUM_PITCHES),
+        }
+
 
 class ModelConfig:
     """What the code around a network asks of its description, whichever network it is.
