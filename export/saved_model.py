@@ -54,6 +54,7 @@ def export_saved_model(
     if keras.backend.backend() != "tensorflow":
         raise ValueError("a SavedModel is written by TensorFlow: unset KERAS_BACKEND")
     versions = folder / name
+    made = [path for path in (versions, folder) if not path.exists()]
     versions.mkdir(parents=True, exist_ok=True)
     version = max(_versions(versions), default=0) + 1
     partial = versions / f".{version}.part"  # no number, so the server does not look at it
@@ -66,17 +67,13 @@ def export_saved_model(
         if served.decoding is not None:
             (partial / "decoding.json").write_text(served.decoding.to_json())
         partial.rename(versions / str(version))
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        _remove_if_empty(versions)
-        _remove_if_empty(folder)
+        for path in made:
+            path.rmdir()
+        raise
     write_server_settings(folder)
     return versions / str(version)
-
-
-def _remove_if_empty(folder: pathlib.Path) -> None:
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _versions(folder: pathlib.Path) -> list[int]:

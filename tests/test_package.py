@@ -63,11 +63,13 @@ def test_a_package_has_one_pin_in_all_files():
     assert len(pins) == len({name for name, _ in pins})
 
 
-def test_every_requirements_file_is_compared_but_the_one_without_dependencies():
-    # What requirements-fonts.txt lists is installed without dependencies, which no extra can say.
+def test_every_requirements_file_is_compared_but_those_of_other_environments():
+    # What requirements-fonts.txt lists is installed without dependencies, which no extra can say;
+    # tensorflow-io needs an older TensorFlow than any extra.
     assert {path.name for path in ROOT.glob("requirements*.txt")} == {
         *FILES,
         "requirements-fonts.txt",
+        "requirements-tfio.txt",
     }
 
 

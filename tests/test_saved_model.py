@@ -349,8 +349,8 @@ def test_server_settings_name_every_model_and_keep_what_was_changed(tmp_path):
 def test_a_failed_export_leaves_nothing(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_serving", None)
     with pytest.raises(ValueError, match=r"mt3-keras\[serving\]"):
-        export_saved_model(ServedModel(tiny_model), tmp_path, name="tiny")
-    assert not list((tmp_path / "tiny").iterdir())
+        export_saved_model(ServedModel(tiny_model), tmp_path / "new", name="tiny")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

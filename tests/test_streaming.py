@@ -53,6 +53,8 @@ def read_start(samples, num_frames, config):
 class PerfectModel:
     """Stands in for an `EdgeModel`: emits exactly the notes that it was made with."""
 
+    num_decoders = 1
+
     def __init__(self, notes, config=MT3):
         self.model_config = config
         self._codec = Codec(config.vocabulary.num_velocity_bins)

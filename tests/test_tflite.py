@@ -247,7 +247,8 @@ def test_a_second_export_replaces_the_first(tiny_bundle, tiny_model, tmp_path):
     for name in ("model.tflite", "config.json"):
         (tmp_path / name).write_text("of an earlier bundle")
     export_bundle(tiny_model, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.tflite"]
+    names = ["SHA256SUMS", "config.json", "model.tflite"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert (tmp_path / "config.json").read_text() == (tiny_bundle / "config.json").read_text()
     segments = segments_of(tiny_model.model_config, 2)
     assert in_order(litert.TokenEngine(tmp_path).run(segments)) == in_order(
@@ -258,7 +259,7 @@ def test_a_second_export_replaces_the_first(tiny_bundle, tiny_model, tmp_path):
 def test_a_detectors_bundle_says_how_its_rolls_are_decoded(mini, tmp_path):
     decoding = RollDecoding(shortest=3, onset_limit=0.6)
     export_bundle(mini, tmp_path, decoding=decoding)
-    names = ["config.json", "decoding.json", "model.tflite"]
+    names = ["SHA256SUMS", "config.json", "decoding.json", "model.tflite"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert RollDecoding.read(tmp_path) == decoding
     export_bundle(mini, tmp_path)  # leaves it as it is
