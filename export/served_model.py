@@ -260,13 +260,7 @@ class ServedModel:
 
     def decode_step(self, inputs: Tensors) -> Tensors:
         """`decode_step` of the network, its arguments and results by name (see `step_inputs`)."""
-        logits, rows = self.model.decode_step(
-            inputs["tokens"],
-            inputs["positions"],
-            {name: inputs[name] for name in self.model.empty_cache(1, 1)},
-            inputs.get("bias"),
-            {name: inputs[name] for name in self.model.empty_memory(1)},
-        )
+        logits, rows = self.model.step_by_name(inputs)
         return {"logits": logits, **rows}
 
     def step_inputs(self) -> Tensors:

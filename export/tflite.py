@@ -170,14 +170,8 @@ def _encode(model: TokenBackbone, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _decode_step(model: TokenBackbone, inputs: dict[str, Any]) -> dict[str, Any]:
+    logits, new = model.step_by_name(inputs)
     names = list(model.empty_cache(1, 1))
-    logits, new = model.decode_step(
-        inputs["tokens"],
-        inputs["positions"],
-        {name: inputs[name] for name in names},
-        inputs.get("bias"),
-        inputs,
-    )
     if not names:
         return {"logits": logits, **new}
     return {"logits": logits, "columns": tf.stack([new[name] for name in names], 1)}

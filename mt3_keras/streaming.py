@@ -239,10 +239,8 @@ class StreamingTranscriber:
             if not (tie_forcing and vocabulary.ties):
                 return search_one(model, grammar, max_tokens, segment)
             parts: list[list[Key]] = [[] for _ in range(config.num_decoders)]
-            for key in sounding:
-                parts[config.tracks_out.owner(key[0], False) if config.tracks_out else 0].append(
-                    key
-                )
+            for program, pitch in sounding:
+                parts[config.decoder_of(program, False)].append((program, pitch))
             prefixes = [tie_tokens(part, codec, vocabulary.granularity) for part in parts]
             return search_one(model, grammar, max_tokens, segment, prefixes)
 

@@ -361,8 +361,7 @@ class ChunkMaker:
         vocabulary = config.vocabulary
         parts: list[list[Note]] = [[] for _ in range(config.num_decoders)]
         for note in self._token_notes(record, vocabulary.granularity):
-            tracks = config.tracks_out
-            parts[tracks.owner(note.program, note.is_drum) if tracks else 0].append(note)
+            parts[config.decoder_of(note.program, note.is_drum)].append(note)
         return [
             encode_segments(
                 notes_to_events(notes, self._codec),

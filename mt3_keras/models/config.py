@@ -476,6 +476,10 @@ class TokenConfig(ModelConfig):
         """Sequences of tokens for each segment."""
         return len(self.tracks_out.tracks) if self.tracks_out else 1
 
+    def decoder_of(self, program: int, is_drum: bool) -> int:
+        """The number of the decoder that emits an instrument's notes."""
+        return self.tracks_out.owner(program, is_drum) if self.tracks_out else 0
+
     @property
     def max_step(self) -> int:
         """Latest time of an event in a segment, in steps: its last frame's may round up."""

@@ -213,6 +213,20 @@ class TokenBackbone(keras_hub.models.Backbone):
         """
         return self.decoder.step(tokens, positions, cache, bias, memory)
 
+    def step_by_name(self, inputs: dict[str, Any]) -> tuple[Any, Cache]:
+        """`decode_step`, given all that it takes by name: as a served model and a bundle are asked.
+
+        Args:
+          inputs: "tokens", "positions", "bias" if there is a cache, and the tensors of cache and
+            memory by their names.
+        """
+        cache = {name: inputs[name] for name in self.empty_cache(1, 1)}
+        others = {"tokens", "positions", "bias", *cache}
+        memory = {name: kept for name, kept in inputs.items() if name not in others}
+        return self.decode_step(
+            inputs["tokens"], inputs["positions"], cache, inputs.get("bias"), memory
+        )
+
     def empty_cache(self, batch_size: int, length: int) -> Cache:
         """Zeros for `decode_step`: room for `length` past positions."""
         raise NotImplementedError

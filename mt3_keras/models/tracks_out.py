@@ -95,19 +95,15 @@ class GroupDecoders(Configured):
         """See `TokenBackbone.decode_step`."""
         steps = []
         for i, decoder in enumerate(self.decoders):
-            kept = {name: self._rows_of(i, rows) for name, rows in cache.items()}
-            own = {
-                name: self._rows_of(i, memory[name]) for name in memory if name in self._needed()
-            }
+            kept, own = (
+                {name: self._rows_of(i, rows) for name, rows in tensors.items()}
+                for tensors in (cache, memory)
+            )
             tokens, positions = (self._rows_of(i, x) for x in (tokens_R, positions_R))
             bias = bias_RC if bias_RC.shape[0] == 1 else self._rows_of(i, bias_RC)
             steps.append(decoder.step(tokens, positions, kept, bias, own))
         rows = {name: self._join([new[name] for _, new in steps]) for name in steps[0][1]}
         return self._join([logits for logits, _ in steps]), rows
-
-    def _needed(self) -> list[str]:
-        layers = range(self.config.num_decoder_layers)
-        return [TAG, *(f"cross_{kind}_{i}" for i in layers for kind in ("keys", "values"))]
 
     def _tag_rows(self, encoded_BPD: Any) -> Any:
         """The tags [G, D] for every segment, [R, D]."""
