@@ -21,8 +21,7 @@ import numpy as np
 from mt3_keras import __version__, stores
 from mt3_keras.audio import duration, read_blocks
 from mt3_keras.beam import Report
-from mt3_keras.cores import on_one_core
-from mt3_keras.models.catalog import find_preset
+from mt3_keras.models.catalog import find_preset, needs_keras, pick_engine
 from mt3_keras.note_table import describe_source, note_records, note_schema
 from mt3_keras.sections import Section, cut_section, cut_sections, pack, unpack
 
@@ -197,8 +196,10 @@ def engine_of_thread(model: str, options: Mapping[str, Any]) -> Transcriber:
     if getattr(_engines, "key", None) != key:
         from mt3_keras.transcriber import Transcriber
 
-        with on_one_core():
-            _engines.transcriber = Transcriber.from_preset(model, **options)
+        engine = options.get("engine", "auto")
+        engine = pick_engine(model, engine, needs_keras=needs_keras(options))
+        one_core = {"threads": 1} if engine == "litert" else {}  # every core has a worker
+        _engines.transcriber = Transcriber.from_preset(model, **{**one_core, **options})
         _engines.key = key
     return _engines.transcriber
 
