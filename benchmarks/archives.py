@@ -160,7 +160,7 @@ def _run(
     *commands: Sequence[str], codes: Sequence[int] = (0,), environment: dict[str, str] | None = None
 ) -> Usage:
     """Runs commands side by side and watches them."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    before, began = _children_seconds(), time.monotonic()
     running = [_start(command, environment) for command in commands]
     samples = []
     while any(process.poll() is None for process in running):
@@ -170,9 +170,19 @@ def _run(
     for command, process in zip(commands, running, strict=True):
         if process.returncode not in codes:
             sys.exit(f"{' '.join(command)[:200]}: ended with {process.returncode}")
-    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Usage(seconds, used, [max(part) for part in np.array_split(samples, 4) if len(part)])
+    seconds, used = time.monotonic() - began, _children_seconds() - before
+    return Usage(seconds, used, _quarters(samples))
+
+
+def _children_seconds() -> float:
+    """Processor time of all processes that were started from here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _quarters(samples: Sequence[float]) -> list[float]:
+    """The largest of each quarter of the time."""
+    return [max(part) for part in np.array_split(samples, 4) if len(part)]
 
 
 def _start(
@@ -270,7 +280,7 @@ class Dask:
 
 
 def _run_dask(root: pathlib.Path, music: Sequence[pathlib.Path]) -> Usage:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = _children_seconds()
     peaks: list[float] = []
     over = threading.Event()
     with Dask(root / "dask-cluster") as cluster:
@@ -281,11 +291,9 @@ def _run_dask(root: pathlib.Path, music: Sequence[pathlib.Path]) -> Usage:
         usage = _run(_archive_command(root / "dask", listed, cluster.flags, cluster.beam_flags))
         over.set()
         watcher.join()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    used = _children_seconds() - before
     _check_archive(root / "dask", root, music)
-    memory = [max(part) for part in np.array_split(peaks, 4) if len(part)]
-    return Usage(usage.seconds, used, memory)
+    return Usage(usage.seconds, used, _quarters(peaks))
 
 
 def _watch(pids: Sequence[int], peaks: list[float], over: threading.Event) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import run_main
 from mt3_keras.data.records import Record, find_records
 from mt3_keras.metrics import further_scores, mean_scores, onset_scores
 from mt3_keras.models.config import SAMPLE_RATE_HZ
@@ -106,4 +107,4 @@ def count_leaked(reference: list[Note], found: list[Note], tracks: Tracks) -> tu
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -197,8 +197,8 @@ def find_records(
                 f"{folder}/*-{split}.json: {state}; run train.prepare with --split {split} and"
                 " this out_dir"
             )
-        found += [Records(path) for path in paths]
-        for records, path in zip(found[-len(paths) :], paths, strict=True):
+        for path in paths:
+            records = Records(path)
             held = records.summary["config"].get("options", {}).get("tracks", [])
             if tracks and list(tracks) != held:
                 names = ",".join(tracks)
@@ -206,4 +206,5 @@ def find_records(
                     f"{path}: has not the tracks of the network; prepare the data"
                     f" with train.prepare --tracks {names} in another out_dir"
                 )
+            found.append(records)
     return found

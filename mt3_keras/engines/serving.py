@@ -265,15 +265,14 @@ class RestServer:
 
     def predict(self, samples: Samples, seconds: float) -> list[Output]:
         """See `Server`."""
+        signature = self._signatures.audio
         if self._signatures.audio_bytes and fits_wav(samples):
+            signature = self._signatures.audio_bytes
             content = base64.b64encode(to_wav(samples)).decode()
-            signature, inputs = (
-                self._signatures.audio_bytes,
-                f'"audio_bytes":[{{"b64":"{content}"}}]',
-            )
+            inputs = f'"audio_bytes":[{{"b64":"{content}"}}]'
         else:
             numbers = ",".join([f"{x:.9g}" for x in samples.tolist()])  # they tell float32 apart
-            signature, inputs = self._signatures.audio, f'"audio":[[{numbers}]]'
+            inputs = f'"audio":[[{numbers}]]'
         body = f'{{"signature_name":"{signature}","inputs":{{{inputs}}}}}'
         try:
             status, text = self._post(
