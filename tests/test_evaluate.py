@@ -129,6 +129,14 @@ def test_a_folder_with_a_manifest_is_scored(folder, tiny_preset, tmp_path, capsy
     assert read_manifest(folder)[0].onset_tolerance == 0.1
 
 
+def test_an_item_whose_tolerance_is_no_number_is_left_out(folder):
+    items = json.loads((folder / "manifest.json").read_text())["items"]
+    items[0]["onset_tolerance_s"] = "wide"
+    (folder / "manifest.json").write_text(json.dumps({"items": items}))
+    with pytest.raises(ValueError, match="wide"):
+        read_manifest(folder)[0].load()
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"items": []}'])
 def test_a_damaged_manifest_is_named(folder, content, capsys):
     (folder / "manifest.json").write_text(content)

@@ -54,20 +54,21 @@ def _to_item(folder: pathlib.Path, entry: Any, number: int) -> Item:
     from mt3_keras.midi import read_midi
     from train.scores import Item
 
-    def load() -> tuple[pathlib.Path, Sequence[Note]]:
-        pair = check_item(folder, entry)
-        return pair.audio, read_midi(pair.midi)
+    def refuse() -> tuple[pathlib.Path, Sequence[Note]]:
+        raise ValueError(fault)
 
     try:
-        words = check_item(folder, entry).id.split("_")  # such as real_violin_..., synth_band_...
+        pair = check_item(folder, entry)
         tolerance = float(entry.get("onset_tolerance_s", 0.05))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError) as error:
+        fault = str(error)
         name = entry.get("id") if isinstance(entry, dict) else None
-        return Item(id=str(name or f"item {number}"), load=load)
+        return Item(id=str(name or f"item {number}"), load=refuse)
+    words = pair.id.split("_")  # such as real_violin_..., synth_band_...
     kind = "real" if str(entry.get("kind", "real")).startswith("real") else "rendered"
     return Item(
-        id=entry["id"],
-        load=load,
+        id=pair.id,
+        load=lambda: (pair.audio, read_midi(pair.midi)),
         groups=(kind, f"{kind} {words[1] if len(words) > 1 else 'all'}"),
         onset_tolerance=tolerance,
         only_drums=str(entry.get("eval", "notes")).startswith("drum"),
