@@ -50,12 +50,13 @@ def read_manifest(folder: pathlib.Path) -> list[Item]:
 
 
 def _to_item(folder: pathlib.Path, entry: Any, number: int) -> Item:
+    from mt3_keras.data.example import DatasetError
     from mt3_keras.data.folder import check_item
     from mt3_keras.midi import read_midi
     from train.scores import Item
 
     def refuse() -> tuple[pathlib.Path, Sequence[Note]]:
-        raise ValueError(fault)
+        raise DatasetError(fault)
 
     try:
         pair = check_item(folder, entry)
