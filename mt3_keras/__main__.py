@@ -34,5 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_subcommand("mt3", "mt3_keras.cli", COMMANDS, __version__, arguments)
 
 
+def __getattr__(name: str) -> object:
+    """What the first version held here, for scripts that import it from its old place."""
+    if name == "_plan_outputs":
+        from mt3_keras.cli.transcribe import plan_outputs
+
+        return plan_outputs
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 if __name__ == "__main__":
     sys.exit(main())

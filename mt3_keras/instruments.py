@@ -9,7 +9,6 @@ how many notes each instrument has, and with them which one plays each note. Num
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mt3_keras.models.config import NUM_CLASSES, PROGRAMS_PER_CLASS
+from mt3_keras.rows import Rows
 
 Chances = NDArray[np.float32]
 
@@ -27,29 +27,6 @@ LEAST = 1e-4  # of a note's chance for any instrument: one sure mistake should n
 LEAST_SPREAD, SPREAD_WEIGHT = 4.0, 8.0  # semitones; notes' worth of the spread before any is seen
 WIDEST = 12.0  # semitones, the spread of an instrument of which nothing is known
 RECENT = 300  # notes by which one is named while the piece goes on
-IN_MEMORY = 2**22  # bytes of notes' chances; more are in a temporary file
-
-
-class _Rows:
-    """Rows of float32 [width], one after the other; many of them are kept in a file."""
-
-    def __init__(self, width: int) -> None:
-        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - lives as long
-        self._width, self._num_rows = width, 0
-
-    def __len__(self) -> int:
-        return self._num_rows
-
-    def append(self, rows: Chances) -> None:
-        self._file.seek(4 * self._width * self._num_rows)
-        self._file.write(np.ascontiguousarray(rows, np.float32).tobytes())
-        self._num_rows += len(rows)
-
-    def read(self, first: int, end: int) -> Chances:
-        """Rows first to end, float32 [n, width]."""
-        self._file.seek(4 * self._width * first)
-        content = self._file.read(4 * self._width * (end - first))
-        return np.frombuffer(content, np.float32).reshape(-1, self._width)
 
 
 class PiecePrograms:
@@ -81,7 +58,7 @@ class PiecePrograms:
         )
         self._open_piece()  # refuses what cannot be
         self.most = min(2, len(self._classes), num_instruments or 2)
-        self._notes = _Rows(NUM_CLASSES * PROGRAMS_PER_CLASS + 1)  # chances, and the pitch
+        self._notes = Rows(("f4", NUM_CLASSES * PROGRAMS_PER_CLASS + 1))  # chances, and the pitch
         self._num_forgotten = 0
         self._recent: list[list[int]] | None = None
 
@@ -125,7 +102,7 @@ class PiecePrograms:
             first = min(first, needed_from - self._num_forgotten)
         if first:
             rest = self._notes.read(first, len(self._notes))
-            self._notes = _Rows(rest.shape[1])
+            self._notes = Rows(self._notes.dtype)
             self._notes.append(rest)
             self._num_forgotten += first
 

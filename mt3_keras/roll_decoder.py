@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import array
 import math
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from mt3_keras.models.config import LOWEST_PITCH
 from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.notes import MIN_DURATION, Note, OpenNote, sort_notes
 from mt3_keras.outputs import Floats, RollOutput
+from mt3_keras.rows import Rows
 
 
 class _Begun(NamedTuple):
@@ -28,21 +28,20 @@ _Ended = tuple[_Begun, int, float]  # with pitch and end
 
 
 class _Kept:
-    """All notes of a recording in 31 bytes each: a recording may last for days."""
+    """All notes of a recording in 27 bytes each: a recording may last for days."""
 
     def __init__(self) -> None:
-        kinds = "dddihhb"  # onset, end, confidence, row, pitch, velocity, rank
-        self._columns: list[Any] = [array.array(kind) for kind in kinds]
+        # Onset, end, confidence, row, pitch, velocity, rank.
+        self._rows = Rows("f8, f8, f4, i4, u1, u1, u1")
 
     def add(self, begun: _Begun, pitch: int, end: float) -> None:
         """Takes a note, or with the row -1 a stroke."""
         onset, velocity, confidence = begun.note
-        values = (onset, end, confidence or 0.0, begun.row, pitch, velocity, begun.rank)
-        for column, value in zip(self._columns, values, strict=True):
-            column.append(value)
+        row = (onset, end, confidence or 0.0, begun.row, pitch, velocity, begun.rank)
+        self._rows.append([row])
 
     def __iter__(self) -> Iterator[_Ended]:
-        for onset, end, confidence, row, pitch, velocity, rank in zip(*self._columns, strict=True):
+        for onset, end, confidence, row, pitch, velocity, rank in self._rows.read().tolist():
             yield _Begun(OpenNote(onset, velocity, confidence), row, rank), pitch, end
 
 
