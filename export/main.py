@@ -10,7 +10,6 @@ float16, is OUT_DIR too, and may be a bundle at the same time.
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from absl import flags
 
 from mt3_keras.cli.command_line import Command, UsageError, run
 from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
-from mt3_keras.extras import MissingPackageError, require
+from mt3_keras.extras import require, require_tensorflow_io
 
 if TYPE_CHECKING:
     from mt3_keras.transcriber import Transcriber
@@ -75,7 +74,9 @@ def _export(values: flags.FlagValues, _: list[str]) -> None:
     if "saved_model" in values.formats:
         require("tensorflow_serving")
     if values.encoded_audio:
-        _check_decoders(values.formats)
+        if "saved_model" not in values.formats:
+            raise UsageError("--encoded_audio is of served graphs: give --formats=saved_model")
+        require_tensorflow_io()
     values["engine"].value = "keras"
     transcriber = load_transcriber(values)
     folder = pathlib.Path(values.out_dir)
@@ -95,16 +96,6 @@ def _export(values: flags.FlagValues, _: list[str]) -> None:
         print(f"wrote {folder}")
 
 
-def _check_decoders(formats: Sequence[str]) -> None:
-    if "saved_model" not in formats:
-        raise UsageError("--encoded_audio is of served graphs: give --formats=saved_model")
-    if importlib.util.find_spec("tensorflow_io") is None:
-        raise MissingPackageError(
-            "the package tensorflow_io is missing: pip install -r requirements-tfio.txt, in an"
-            " environment of its own"
-        )
-
-
 def _export_saved_model(
     transcriber: Transcriber, folder: pathlib.Path, values: flags.FlagValues
 ) -> None:
@@ -118,7 +109,7 @@ def _export_saved_model(
         "batch_size": values.batch_size or 16,
     }
     if values.encoded_audio:
-        from export.encoded_audio import decode_audio
+        from mt3_keras.graph_codecs import decode_audio
 
         options["decode"] = decode_audio
     served: Any

@@ -16,10 +16,11 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from export.audio_bytes import check_length, decode_wav, example_bytes, from_bytes
+from export.audio_bytes import example_bytes, from_bytes
 from export.served_notes import FIELDS, NoteReading
 from mt3_keras.engines.serving import Signatures
 from mt3_keras.grammar import MASKED, Grammar, Rules
+from mt3_keras.graph_audio import check_length, decode_wav
 from mt3_keras.models.config import SAMPLE_RATE_HZ, ModelConfig
 from mt3_keras.models.detector import NoteDetector
 from mt3_keras.note_rolls import RollDecoding

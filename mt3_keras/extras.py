@@ -46,6 +46,19 @@ def require(*packages: str) -> None:
             raise _missing(package)
 
 
+def require_tensorflow_io() -> None:
+    """Checks that tensorflow-io is there, which has an environment of its own.
+
+    Raises:
+      MissingPackageError: it is not.
+    """
+    if not _is_installed("tensorflow_io"):
+        raise MissingPackageError(
+            "the package tensorflow_io is missing: pip install -r requirements-tfio.txt, in an"
+            " environment of its own"
+        )
+
+
 def explain_import_error(error: ImportError) -> MissingPackageError | None:
     """The error to show for a failed import; None if it is not of an optional package."""
     package = (error.name or "").partition(".")[0]

@@ -1,4 +1,4 @@
-"""FLAC, OGG and MP3 in a served graph, by tensorflow-io: run by .ci/tfio, skipped elsewhere."""
+"""FLAC, OGG and MP3 in a graph, by tensorflow-io: run by .ci/tfio, skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_io", reason="needs requirements-tfio.txt: run .ci/tfio")
 
 from export.audio_bytes import from_bytes  # noqa: E402
-from export.encoded_audio import decode_audio  # noqa: E402
-from mt3_keras.audio import read_blocks  # noqa: E402
+from mt3_keras.audio import read_blocks, sum_files  # noqa: E402
+from mt3_keras.data import folder  # noqa: E402
+from mt3_keras.data.pipeline import PipelineConfig, training_batches  # noqa: E402
+from mt3_keras.data.shards import cut_pieces  # noqa: E402
+from mt3_keras.graph_codecs import decode_audio  # noqa: E402
+from mt3_keras.midi import write_midi  # noqa: E402
+from mt3_keras.models.config import SMALL  # noqa: E402
+from mt3_keras.notes import Note  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
+from train.audio_files import FileRecords, find_files  # noqa: E402
+from train.main import main  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +90,8 @@ def test_a_flac_gives_the_notes_that_its_samples_give():
     from mt3_keras.models.loading import load_model
     from mt3_keras.note_rolls import RollDecoding
 
-    folder = find_preset("small")
-    served = ServedDetector(load_model(folder), decoding=RollDecoding.read(folder))
+    preset = find_preset("small")
+    served = ServedDetector(load_model(preset), decoding=RollDecoding.read(preset))
     spec = tf.TensorSpec([None, None], tf.float32)
     transcribe = tf.function(served.transcribe, [spec], autograph=False)
     by_bytes, _ = from_bytes(transcribe, decode_audio)
@@ -111,3 +119,56 @@ def test_a_golden_clip_gives_the_originals_tokens(official, shared):
     golden = json.loads((shared / "golden" / "band.json").read_text())["segments"]
     for row, segment in zip(rows, golden, strict=True):
         assert row[: row.index(1) + 1] == segment["tokens"]
+
+
+def write_folder(root):
+    """Three recordings with MIDI files, one longer than a record, and one that is no recording."""
+    generator = np.random.default_rng(5)
+    for name, seconds in (("train/a", 3.0), ("train/b", 17.5), ("validation/c", 4.0)):
+        path = root / f"{name}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, generator.uniform(-0.5, 0.5, round(seconds * 16_000)), 16_000)
+        onsets = np.arange(0.1, seconds - 0.6, 0.35)
+        notes = [Note(t, t + 0.3, 50 + i, 80, 0, False) for i, t in enumerate(onsets.tolist())]
+        write_midi(notes, path.with_suffix(".mid"))
+    (root / "train" / "d.flac").write_bytes(b"fLaC and no more")
+    (root / "train" / "d.mid").write_bytes((root / "train" / "a.mid").read_bytes())
+
+
+def test_files_read_by_tensorflow_io_give_the_batches_of_prepared_records(tmp_path, caplog):
+    write_folder(tmp_path / "mine")
+    examples = folder.find(tmp_path / "mine", "train")
+    expected = [
+        record
+        for example in examples
+        if not example.id.endswith("d")
+        for record in cut_pieces(example.id, sum_files(example.audio), example.load_notes())
+    ]
+    files = FileRecords(tmp_path / "mine", "train")
+    assert "d.flac" in caplog.text and len(expected) == 3
+    for found, record in zip(files, expected, strict=True):
+        np.testing.assert_array_equal(found.pcm, record.pcm)
+        assert found._replace(pcm=None) == record._replace(pcm=None)
+
+    def prepared(*_):
+        records = FileRecords.__new__(FileRecords)
+        records._records, records.summary = expected, files.summary
+        return [records]
+
+    config = PipelineConfig(data=(str(tmp_path / "mine"),), num_mixed=2, max_attenuation_db=6.0)
+    streams = [training_batches(config, SMALL, 3, find) for find in (find_files, prepared)]
+    for _ in range(3):
+        batches = [next(stream) for stream in streams]
+        for name, values in batches[0].items():
+            np.testing.assert_array_equal(values, batches[1][name], err_msg=name)
+
+
+def test_a_run_reads_its_files_itself(tmp_path, capsys):
+    write_folder(tmp_path / "mine")
+    flags = ["--flagfile=train/configs/finetune.flags", "--reader=tfio", "--batch_size=1"]
+    flags += [
+        f"--{name}=1" for name in ("steps", "log_steps", "validate_steps", "checkpoint_steps")
+    ]
+    flags += [f"--data={tmp_path / 'mine'}", f"--out_dir={tmp_path / 'run'}"]
+    assert main(flags) == 0, capsys.readouterr().err
+    assert (tmp_path / "run" / "model.weights.h5").exists()

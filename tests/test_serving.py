@@ -500,7 +500,7 @@ def wav_of(samples, rate=16_000, **options):
 
 @pytest.fixture(scope="module")
 def decode():
-    from export.audio_bytes import decode_wav
+    from mt3_keras.graph_audio import decode_wav
 
     return tf.function(decode_wav, [tf.TensorSpec([], tf.string)], autograph=False)
 
@@ -600,7 +600,7 @@ def test_bytes_that_are_no_recording_are_refused(kind, name, server, detector_se
     address = {"tiny": server[1], "mini": detector_server}[name]["rest"]
     status, answer = post_files(address, BAD_FILES[kind], name=name)
     assert status == 400 and answer["error"]
-    assert kind != "too long" or "a request holds at most 600 s of audio" in answer["error"]
+    assert kind != "too long" or "a recording may last 600 s here" in answer["error"]
 
 
 def read_command(page):

@@ -48,7 +48,7 @@ class RunConfig:
         0, "Above 0: train only low-rank additions of this rank to attention's queries and values."
     )
 
-    data: tuple[str, ...] = _setting((), "Folders made by train.prepare, one a data set.")
+    data: tuple[str, ...] = _setting((), "Folders, one a data set: see --reader.")
     validation_split: str = _setting("validation", "Split to validate on; empty: do not validate.")
     new_data: bool = _setting(
         False, "Resume a run on other data than before, from that data's beginning."
@@ -76,6 +76,12 @@ class RunConfig:
         "What the last frames of a segment are given: zeros, as in the original, or the audio "
         "that follows.",
         ("segment", "full"),
+    )
+    reader: Literal["records", "tfio"] = _setting(
+        "records",
+        "What --data holds: records of train.prepare, or recordings with MIDI files, decoded by "
+        "tensorflow-io (requirements-tfio.txt).",
+        ("records", "tfio"),
     )
     num_workers: int = _setting(0, "Processes that prepare batches; 0: this one does.")
     resident: bool = _setting(

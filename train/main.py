@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from mt3_keras.cli.command_line import Command, run
+from mt3_keras.extras import require_tensorflow_io
 from mt3_keras.process import keep_freed_memory, load_keras
 from train.config import RunConfig, RunError, config_from_flags, define_flags
 
@@ -298,7 +299,7 @@ def _make_callbacks(
 def open_prepared_data(
     config: RunConfig, model_config: ModelConfig, batch_size: int, index: int, num_workers: int
 ) -> Data:
-    """The data that `train.prepare` wrote (see `OpenData`).
+    """The data that --data names (see `OpenData`).
 
     Raises:
       ValueError: there is none, or it is damaged.
@@ -306,10 +307,17 @@ def open_prepared_data(
     import itertools
 
     from mt3_keras.data.pipeline import PipelineConfig, training_batches
+    from mt3_keras.data.records import find_records
     from mt3_keras.models.config import TokenConfig
 
     if not config.data:
         raise RunError("--data is needed: one or more folders made by train.prepare")
+    find: Callable[..., Any] = find_records
+    if config.reader == "tfio":
+        if config.resident or config.num_workers:
+            raise RunError("--reader=tfio holds the data here: drop --resident and --num_workers")
+        require_tensorflow_io()
+        from train.audio_files import find_files as find
     if isinstance(model_config, TokenConfig):
         longest = model_config.network.max_tokens
         if config.target_tokens > longest:
@@ -335,9 +343,9 @@ def open_prepared_data(
         held_out = dataclasses.replace(
             settings, split=config.validation_split, num_mixed=1, buckets=(), num_workers=0
         )
-        batches = training_batches(held_out, model_config, batch_size)
+        batches = training_batches(held_out, model_config, batch_size, find)
         validation = list(itertools.islice(batches, config.validation_batches))
-    return Data(training_batches(settings, model_config, batch_size), validation)
+    return Data(training_batches(settings, model_config, batch_size, find), validation)
 
 
 def _open_resident_data(config: RunConfig, model_config: Any, batch_size: int) -> Data:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -107,15 +107,24 @@ class PipelineConfig:
 
 
 def training_batches(
-    config: PipelineConfig, model_config: ModelConfig, batch_size: int
+    config: PipelineConfig,
+    model_config: ModelConfig,
+    batch_size: int,
+    find: Callable[..., Sequence[Records]] = find_records,
 ) -> TrainingBatches:
     """Opens an endless stream of batches, `batch_size` rows each on every host.
+
+    Args:
+      config: what is drawn.
+      model_config: of the network that is trained.
+      batch_size: rows of a batch.
+      find: finds the records of (folders, split, tracks).
 
     Raises:
       RecordsError: prepared data is missing or damaged (also on iteration).
       ValueError: a setting is out of range.
     """
-    return TrainingBatches(config, model_config, batch_size)
+    return TrainingBatches(config, model_config, batch_size, find)
 
 
 class TrainingBatches(Iterator[Batch]):
@@ -130,10 +139,16 @@ class TrainingBatches(Iterator[Batch]):
       num_too_long: chunks drawn anew so far because they had too many tokens.
     """
 
-    def __init__(self, config: PipelineConfig, model_config: ModelConfig, batch_size: int) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        model_config: ModelConfig,
+        batch_size: int,
+        find: Callable[..., Sequence[Records]] = find_records,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive: got {batch_size}")
-        sets = find_records(config.data, config.split, model_config.tracks_in)
+        sets = find(config.data, config.split, model_config.tracks_in)
         self._window = config.window_batches if config.buckets else 1
         self._dataset = _to_windows(sets, config, model_config, batch_size, self._window)
         self._num_workers = config.num_workers

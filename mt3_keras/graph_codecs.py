@@ -1,4 +1,4 @@
-"""FLAC, OGG and MP3 files -> samples, in the graph of a served model, by tensorflow-io.
+"""FLAC, OGG and MP3 files -> samples, in a TensorFlow graph, by tensorflow-io.
 
 Its operators are loaded with `import tensorflow_io`, and a server needs them as well as the export:
 TF Serving's published binaries have not. Its last release runs beside TensorFlow 2.16
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_io as tfio
 
-from export.audio_bytes import decode_wav, to_mono
+from mt3_keras.graph_audio import MOST_SECONDS, decode_wav, to_mono
 
 FULL_SCALE = 2**15
 # Of MPEG-1, 2 and 2.5 by the two bits of a frame's header; 0 is none.
@@ -25,11 +25,15 @@ _MP3_RATES_HZ = {
 _ID3_HEAD = 10  # bytes before a tag
 
 
-def decode_audio(contents: Any) -> Any:
+def decode_audio(contents: Any, most_seconds: int = MOST_SECONDS) -> Any:
     """The content of a FLAC (16 bits), OGG Vorbis, MP3 or WAV file -> float32 [n], 16 kHz mono.
 
     Any rate and any number of channels, whose mean is taken; a file without the head of another
     kind is taken for MP3.
+
+    Args:
+      contents: string scalar.
+      most_seconds: that the recording may last.
 
     Raises:
       InvalidArgumentError: it is no such file, or too long.
@@ -37,15 +41,15 @@ def decode_audio(contents: Any) -> Any:
     head = tf.strings.substr(contents, 0, 4)
     return tf.case(
         [
-            (head == b"RIFF", lambda: decode_wav(contents)),
-            (head == b"fLaC", lambda: _decode_flac(contents)),
-            (head == b"OggS", lambda: _decode_vorbis(contents)),
+            (head == b"RIFF", lambda: decode_wav(contents, most_seconds)),
+            (head == b"fLaC", lambda: to_mono(*_decode_flac(contents), most_seconds)),
+            (head == b"OggS", lambda: to_mono(*_decode_vorbis(contents), most_seconds)),
         ],
-        default=lambda: _decode_mp3(contents),
+        default=lambda: to_mono(*_decode_mp3(contents), most_seconds),
     )
 
 
-def _decode_flac(contents: Any) -> Any:
+def _decode_flac(contents: Any) -> tuple[Any, Any]:
     """The head's 20 bits of rate, 3 of channels and 5 of the width of a sample begin at byte 18."""
     head = _bytes(contents, 18, 4)
     rate = 4096 * head[0] + 16 * head[1] + head[2] // 16
@@ -54,17 +58,17 @@ def _decode_flac(contents: Any) -> Any:
         [tf.debugging.Assert(tf.equal(bits, 16), ["a FLAC file must have 16 bits: got ", bits])]
     ):
         channels = tfio.audio.decode_flac(contents, dtype=tf.int16)
-    return to_mono(tf.cast(channels, tf.float32) / FULL_SCALE, rate)
+    return tf.cast(channels, tf.float32) / FULL_SCALE, rate
 
 
-def _decode_vorbis(contents: Any) -> Any:
+def _decode_vorbis(contents: Any) -> tuple[Any, Any]:
     head = _bytes(contents, 40, 3)  # in the first page, the lowest byte first
     rate = head[0] + 2**8 * head[1] + 2**16 * head[2]
-    return to_mono(tfio.audio.decode_vorbis(contents), rate)
+    return tfio.audio.decode_vorbis(contents), rate
 
 
-def _decode_mp3(contents: Any) -> Any:
-    return to_mono(tfio.audio.decode_mp3(contents), _mp3_rate(contents))
+def _decode_mp3(contents: Any) -> tuple[Any, Any]:
+    return tfio.audio.decode_mp3(contents), _mp3_rate(contents)
 
 
 def _mp3_rate(contents: Any) -> Any:
