@@ -24,7 +24,6 @@ of the estimated notes that pair with nothing.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 import pathlib
@@ -32,9 +31,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import flags
 from tqdm import tqdm
 
-from benchmarks.machine import run_json, run_main
+from benchmarks.machine import run_json
+from mt3_keras.cli.command_line import Command, UsageError, run
 from mt3_keras.files import replacing
 from mt3_keras.metrics import match_notes, onset_scores
 from mt3_keras.notes import Note, map_program
@@ -79,58 +80,55 @@ Clip = tuple[Item, str, Sequence[Note]]  # audio file and true notes
 Summary = Mapping[str, Scores]  # by group
 
 
-def main() -> None:
-    arguments = _parse()
-    try:
-        clips = [(item, *_load(item)) for item in read_manifest(arguments.data)]
-        notes = {}
-        for name, folder in arguments.model or [_to_model("small")]:
-            notes[name] = transcribe(folder, clips)
-        for name, python in arguments.peer or ():
-            notes[name] = run_peer(name, python, clips)
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.accuracy", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "data", None, "Folder with manifest.json.", flag_values=values, required=True
+    )
+    flags.DEFINE_multi_string(
+        "model",
+        ["small"],
+        "[NAME=]MODEL: a shipped model's name, a preset or T5X folder or an edge bundle; may be "
+        "repeated.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "peer",
+        [],
+        "NAME=PYTHON: basic-pitch or harmonica-SIZE, and an interpreter that has it; may be "
+        "repeated.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("json", None, "Write all scores and notes here.", flag_values=values)
+
+
+def _compare(values: flags.FlagValues, _: list[str]) -> None:
+    peers = dict(map(_to_peer, values.peer))
+    clips = [(item, *_load(item)) for item in read_manifest(pathlib.Path(values.data))]
+    notes = {}
+    for text in values.model:
+        name, _, folder = text.partition("=")
+        notes[name] = transcribe(folder or name, clips)
+    for name, python in peers.items():
+        notes[name] = run_peer(name, python, clips)
     items = [item for item, *_ in clips]
-    peers = dict(arguments.peer or ())
     scores = {name: score_clips(clips, found, name not in peers) for name, found in notes.items()}
     summaries = {name: summarize(items, of_clips) for name, of_clips in scores.items()}
     print(report(items, summaries))
-    if arguments.json:
+    if values.json:
         result = {"summary": summaries, "items": scores, "notes": notes}
-        with replacing(arguments.json) as temporary:
+        with replacing(values.json) as temporary:
             temporary.write_text(json.dumps(result) + "\n")
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, type=pathlib.Path, help="holds manifest.json")
-    parser.add_argument(
-        "--model",
-        action="append",
-        type=_to_model,
-        metavar="[NAME=]MODEL",
-        help="a shipped model's name, a preset or T5X folder or an edge bundle; may be repeated",
-    )
-    parser.add_argument(
-        "--peer",
-        action="append",
-        type=_to_peer,
-        metavar="NAME=PYTHON",
-        help="basic-pitch or harmonica-SIZE, and an interpreter that has it; may be repeated",
-    )
-    parser.add_argument("--json", help="write all scores and notes here")
-    return parser.parse_args()
-
-
-def _to_model(text: str) -> tuple[str, str]:
-    name, _, folder = text.partition("=")
-    return name, folder or name
 
 
 def _to_peer(text: str) -> tuple[str, str]:
     name, _, python = text.partition("=")
     if not python or not (name == "basic-pitch" or name.startswith("harmonica-")):
-        raise argparse.ArgumentTypeError(f"{text}: not basic-pitch=PYTHON or harmonica-SIZE=PYTHON")
+        raise UsageError(f"--peer={text}: not basic-pitch=PYTHON or harmonica-SIZE=PYTHON")
     return name, python
 
 
@@ -241,5 +239,7 @@ def report(items: Sequence[Item], summaries: Mapping[str, Summary]) -> str:
     return "\n\n".join(tables)
 
 
+COMMAND = Command("--data=DIR [FLAGS]", __doc__, _define_flags, _compare)
+
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

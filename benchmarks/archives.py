@@ -1,6 +1,6 @@
 """Archives of recordings: the same notes on every runner, killed or not; throughput and memory.
 
-    python -m benchmarks.archives --folder DIR --steps alone local dask spark local-kills long
+    python -m benchmarks.archives --folder DIR --steps alone,local,dask,spark,local-kills,long
 
 Renders short recordings of mixed lengths and damages some (DIR/music, kept for the next call), then
 
@@ -19,7 +19,6 @@ processor time, which other work of the machine hardly changes.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import contextlib
 import csv
@@ -41,11 +40,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
+from absl import flags
 
-from benchmarks.machine import describe_machine, resident_mb, run_main
+from benchmarks.machine import describe_machine, resident_mb
+from mt3_keras.cli.command_line import Command, check_names, run
 from mt3_keras.cores import count_cores
 from mt3_keras.synth.synthetic import SyntheticConfig, render
 
+RUNNERS = ("local", "dask", "spark")
+STEPS = ("alone", *RUNNERS, *(f"{runner}-kills" for runner in RUNNERS), "long")
 MT3 = [sys.executable, "-m", "mt3_keras"]
 LENGTHS = (1.0, 5.0)  # seconds of a recording
 PIECE_SECONDS = 60.0  # of a long recording, which is made of many pieces
@@ -60,10 +63,30 @@ class Usage(NamedTuple):
     memory: list[float]  # MB, of each quarter of the time
 
 
-def main() -> None:
-    arguments = _parse()
-    root = arguments.folder
-    music = _write_music(root / "music", arguments.recordings, arguments.damaged)
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.archives", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    def count(name: str, default: int, least: int, meaning: str) -> None:
+        flags.DEFINE_integer(name, default, meaning, least, flag_values=values)
+
+    flags.DEFINE_string(
+        "folder", None, "For recordings and results.", flag_values=values, required=True
+    )
+    flags.DEFINE_list("steps", ["alone", "local"], f"Of {', '.join(STEPS)}.", flag_values=values)
+    count("recordings", 2000, 1, "Short ones.")
+    count("damaged", 40, 0, "Of the recordings.")
+    count("kills", 10, 1, "Of a driver, and of a worker.")
+    count("kill_recordings", 200, 1, "Of the recordings.")
+    flags.DEFINE_float("hours", 3.0, "Of the long recording.", 0.02, flag_values=values)
+
+
+def _take_steps(values: flags.FlagValues, _: list[str]) -> None:
+    check_names("steps", values.steps, STEPS)
+    root = pathlib.Path(values.folder)
+    music = _write_music(root / "music", values.recordings, values.damaged)
     print(f"machine: {describe_machine()}", flush=True)
     steps = {
         "alone": lambda: _run_alone(root, music),
@@ -74,7 +97,7 @@ def main() -> None:
         "spark": lambda: _run_spark(root, music),
     }
     audio = sum(map(_duration, music))
-    for step in (step for step in steps if step in arguments.steps):
+    for step in (step for step in steps if step in values.steps):
         shutil.rmtree(root / step, ignore_errors=True)
         usage = steps[step]()
         stored = root / "alone.json"
@@ -82,23 +105,11 @@ def main() -> None:
             stored.write_text(json.dumps(usage))
         base = Usage(*json.loads(stored.read_text())) if stored.exists() else None
         _report(step, usage, base, audio)
-    for runner in ("local", "dask", "spark"):
-        if f"{runner}-kills" in arguments.steps:
-            _kill(root, music[: arguments.kill_recordings], arguments.kills, runner)
-    if "long" in arguments.steps:
-        _run_long(root / "long", arguments.hours)
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", required=True, type=pathlib.Path)
-    parser.add_argument("--steps", nargs="+", default=["alone", "local"])
-    parser.add_argument("--recordings", type=int, default=2000)
-    parser.add_argument("--damaged", type=int, default=40, help="of the recordings")
-    parser.add_argument("--kills", type=int, default=10, help="of a driver, and of a worker")
-    parser.add_argument("--kill_recordings", type=int, default=200)
-    parser.add_argument("--hours", type=float, default=3.0, help="of the long recording")
-    return parser.parse_args()
+    for runner in RUNNERS:
+        if f"{runner}-kills" in values.steps:
+            _kill(root, music[: values.kill_recordings], values.kills, runner)
+    if "long" in values.steps:
+        _run_long(root / "long", values.hours)
 
 
 def _report(step: str, usage: Usage, base: Usage | None, audio: float) -> None:
@@ -522,5 +533,7 @@ def _long_pieces(hours: float) -> Iterator[np.ndarray]:
         yield render(SyntheticConfig(seed=29, seconds=PIECE_SECONDS), number).samples
 
 
+COMMAND = Command("--folder=DIR [FLAGS]", __doc__, _define_flags, _take_steps)
+
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

@@ -16,17 +16,18 @@ whose beats nobody knows.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import numpy as np
+from absl import flags
 
-from benchmarks.machine import run_main
-from benchmarks.pieces import Excerpt, add_flags, read_excerpts
+from benchmarks.pieces import Excerpt, define_piece_flags, read_excerpts
 from mt3_keras.beat_tracker import LEAST_CONFIDENCE, track_beats
 from mt3_keras.beats import LEAST_BAR_CONFIDENCE, Beats
+from mt3_keras.cli.command_line import Command, run
 from mt3_keras.notes import Note
 from mt3_keras.transcriber import Transcriber
 from train.evaluate import read_manifest
@@ -58,13 +59,19 @@ class Judged:
         return self.downbeats >= RIGHT_BARS
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.beats", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    define_piece_flags(values)
+    flags.DEFINE_string("data", None, "Folder with manifest.json.", flag_values=values)
+
+
+def _compare(values: flags.FlagValues, _: list[str]) -> None:
     """Prints the limits that would be chosen, and the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_flags(parser)
-    parser.add_argument("--data", type=pathlib.Path)
-    arguments = parser.parse_args()
-    excerpts = read_excerpts(arguments)
+    excerpts = read_excerpts(values)
     judged = [judge(excerpt, excerpt.found) for excerpt in excerpts]
     chosen = [row for row in judged if not row.excerpt.is_reported]
     reported = [row for row in judged if row.excerpt.is_reported]
@@ -72,8 +79,8 @@ def main() -> None:
     print(report_limits(chosen))
     from_played = [judge(row.excerpt, row.excerpt.played) for row in reported]
     print(report(reported, from_played))
-    if arguments.data:
-        print(report_recordings(arguments.data, arguments.model))
+    if values.data:
+        print(report_recordings(pathlib.Path(values.data), values.model))
 
 
 def judge(excerpt: Excerpt, notes: Sequence[Note]) -> Judged:
@@ -194,5 +201,7 @@ def _describe(beats: Beats | None) -> str:
     return f"{rate} {beats.confidence:11.2f} {beats.bar_confidence:8.2f}  {emitted}"
 
 
+COMMAND = Command("--midi=DIR --font=FILE --work_dir=DIR [FLAGS]", __doc__, _define_flags, _compare)
+
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

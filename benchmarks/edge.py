@@ -15,7 +15,6 @@ with sleeping threads and its better run is taken, and a busy machine is named.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pathlib
@@ -25,13 +24,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 from numpy.typing import NDArray
 
-from benchmarks.machine import describe_machine, matmul_speed, resident_mb, run_json, run_main
+from benchmarks.machine import describe_machine, matmul_speed, resident_mb, run_json
 from mt3_keras.audio import read_blocks
+from mt3_keras.cli.command_line import Command, run
 from mt3_keras.engines.litert import ROWS, EdgeModel, TokenEngine, read_bundle_config
 from mt3_keras.grammar import Rules
 from mt3_keras.models.config import SAMPLE_RATE_HZ
@@ -41,8 +43,7 @@ from mt3_keras.streaming import NoteOn, StreamingTranscriber
 from mt3_keras.transcriber import Transcriber
 
 BLOCK = SAMPLE_RATE_HZ // 10  # samples pushed at a time
-STREAMS = ("segments", "low latency")
-KINDS = ("tokens", "file", *(f"stream {kind}" for kind in STREAMS), "start", "limits")
+KINDS = ("tokens", "file", "stream", "start", "limits")
 SETTLED_SECONDS = 300  # of sound, after which a stream should not grow any more
 
 QUIET = 0.5  # load above which something else is running
@@ -50,57 +51,66 @@ QUIET = 0.5  # load above which something else is running
 Figures = dict[str, float]
 
 
-def main() -> None:
-    arguments = _parse()
-    limit_threads(arguments.threads)  # for all processes started from here
-    if arguments.measure:
-        print(json.dumps(measure(arguments)))
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.edge", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    def text(name: str, default: str | None, meaning: str, required: bool = False) -> None:
+        flags.DEFINE_string(name, default, meaning, flag_values=values, required=required)
+
+    text("bundle", None, "Folder of an edge bundle.", required=True)
+    text("audio", None, "A recording.", required=True)
+    flags.DEFINE_integer("threads", 2, "Of a process.", 1, flag_values=values)
+    flags.DEFINE_integer("runs", 3, "Of each measurement.", 1, flag_values=values)
+    flags.DEFINE_float("hours", 0.0, "In one stream.", 0.0, flag_values=values)
+    text("peer_python", sys.executable, "The peer's interpreter.")
+    text("peer_script", None, "The peer; by default none.")
+    text("peer_weights", None, "The peer's weights.")
+    flags.DEFINE_enum(
+        "measure",
+        None,
+        [*KINDS, "endurance"],
+        "Print these figures as JSON: what each process is started for.",
+        flag_values=values,
+    )
+
+
+def _compare(values: flags.FlagValues, _arguments: list[str]) -> None:
+    limit_threads(values.threads)  # for all processes started from here
+    if values.measure:
+        print(json.dumps(measure(values)))
         return
-    print(f"machine: {describe_machine()}; {arguments.threads} threads, {arguments.audio}")
+    print(f"machine: {describe_machine()}; {values.threads} threads, {values.audio}")
     if (load := os.getloadavg()[0]) > QUIET:
         print(f"BUSY: load {load:.1f} before the first run; no ratio below counts")
     runs: dict[str, list[Figures]] = {}
-    for _ in range(arguments.runs):
+    for _ in range(values.runs):
         for kind in KINDS:
-            runs.setdefault(kind, []).append(_run_ours(arguments, kind))
-        if arguments.peer_script:
+            runs.setdefault(kind, []).append(_run_ours(values, kind))
+        if values.peer_script:
             for name, options in (("float32", "--batch 16"), ("int8", "--batch 1 --quant int8")):
-                runs.setdefault(name, []).append(_run_peer(arguments, options))
-    print(report({name: _medians(several) for name, several in runs.items()}, arguments))
-    if arguments.hours:
-        found = _run_ours(arguments, "endurance")
+                runs.setdefault(name, []).append(_run_peer(values, options))
+    print(report({name: _medians(several) for name, several in runs.items()}, values.runs))
+    if values.hours:
+        found = _run_ours(values, "endurance")
         print(
-            f"{arguments.hours:g} h in one stream: {found['notes']:.0f} notes, real-time factor "
+            f"{values.hours:g} h in one stream: {found['notes']:.0f} notes, real-time factor "
             f"{found['factor']:.3f}, memory after the first five minutes {found['settled MB']:.0f} "
             f"MB, in the end {found['last MB']:.0f} MB, at most {found['MB']:.0f} MB"
         )
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", required=True, type=pathlib.Path)
-    parser.add_argument("--audio", required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--hours", type=float, default=0.0)
-    parser.add_argument("--peer_python", default=sys.executable)
-    parser.add_argument("--peer_script")
-    parser.add_argument("--peer_weights")
-    parser.add_argument("--measure", choices=[*KINDS, "endurance"], help=argparse.SUPPRESS)
-    return parser.parse_args()
+def _run_ours(values: flags.FlagValues, kind: str) -> Figures:
+    given = (f"--{name}={values[name].value}" for name in ("bundle", "audio", "threads", "hours"))
+    return run_json([sys.executable, "-m", "benchmarks.edge", *given, f"--measure={kind}"])
 
 
-def _run_ours(arguments: argparse.Namespace, kind: str) -> Figures:
-    command = [sys.executable, "-m", "benchmarks.edge", "--bundle", str(arguments.bundle)]
-    command += ["--audio", arguments.audio, "--threads", str(arguments.threads)]
-    command += ["--hours", str(arguments.hours)]
-    return run_json([*command, "--measure", kind])
-
-
-def _run_peer(arguments: argparse.Namespace, options: str) -> Figures:
+def _run_peer(values: flags.FlagValues, options: str) -> Figures:
     """The faster of two runs: see the module."""
-    command = [arguments.peer_python, arguments.peer_script, arguments.audio, "--json"]
-    command += ["--weights", arguments.peer_weights, "--threads", str(arguments.threads)]
+    command = [values.peer_python, values.peer_script, values.audio, "--json"]
+    command += ["--weights", values.peer_weights, "--threads", str(values.threads)]
     found = []
     for policy in ("ACTIVE", "PASSIVE"):
         os.environ["OMP_WAIT_POLICY"] = policy
@@ -116,22 +126,23 @@ def _medians(runs: list[Figures]) -> Figures:
 # --- what each process measures ---
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
+def measure(values: flags.FlagValues) -> Figures:
     """One kind of figures, and the peak memory of this process."""
-    samples = np.concatenate(list(read_blocks(arguments.audio)))
-    kind, _, steps = arguments.measure.partition(" ")
+    bundle = pathlib.Path(values.bundle)
+    samples = np.concatenate(list(read_blocks(values.audio)))
+    kind = values.measure
     if kind == "tokens":
-        found = _time_tokens(arguments.bundle, samples, arguments.threads)
+        found = _time_tokens(bundle, samples, values.threads)
     elif kind == "file":
-        found = _time_file(arguments.bundle, samples)
+        found = _time_file(bundle, samples)
     elif kind == "stream":
-        found = _time_stream(arguments.bundle, samples, steps == "low latency")
+        found = _time_stream(bundle, samples)
     elif kind == "endurance":
-        found = _endure(arguments.bundle, samples, arguments.hours)
+        found = _endure(bundle, samples, values.hours)
     elif kind == "start":
-        found = _time_start(arguments.bundle, samples)
+        found = _time_start(bundle, samples)
     else:
-        found = _find_limits(arguments.bundle)
+        found = _find_limits(bundle)
     return found | {"MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
@@ -189,13 +200,13 @@ def _time_file(bundle: pathlib.Path, samples: Any) -> Figures:
     return {"factor": (time.perf_counter() - start) * SAMPLE_RATE_HZ / samples.size}
 
 
-def _time_stream(bundle: pathlib.Path, samples: Any, low_latency: bool) -> Figures:
+def _time_stream(bundle: pathlib.Path, samples: Any) -> Figures:
     """Real-time factor, and seconds from onsets to when they are reported.
 
     A block can be pushed when its last sample has been played and those before it are done with.
     Notes that only the end of the recording makes certain are left out.
     """
-    stream = StreamingTranscriber.from_bundle(bundle, low_latency=low_latency)
+    stream = StreamingTranscriber.from_bundle(bundle)
     computing = done = 0.0
     delays: list[float] = []
     reported: set[NoteOn] = set()
@@ -310,11 +321,11 @@ def _weights(path: pathlib.Path) -> dict[str, tuple[int, int]]:
 # --- what is printed ---
 
 
-def report(found: dict[str, Figures], arguments: argparse.Namespace) -> str:
+def report(found: dict[str, Figures], num_runs: int) -> str:
     """Our figures beside the peer's; a ratio above 1 means that ours is that much faster."""
     tokens, peers = found["tokens"], [name for name in ("float32", "int8") if name in found]
     heads = "".join(f"{'peer ' + name:>14}{'':8}" for name in peers)
-    lines = [f"{'median of ' + str(arguments.runs):34}{'ours':>9}{heads}".rstrip()]
+    lines = [f"{'median of ' + str(num_runs):34}{'ours':>9}{heads}".rstrip()]
 
     def add(name: str, ours: float, key: str | None = None) -> None:
         runs = [found[peer][key] for peer in peers] if key else []
@@ -325,14 +336,12 @@ def report(found: dict[str, Figures], arguments: argparse.Namespace) -> str:
         add(f"{name}: ms/token", tokens[f"{name}: token"], "ms_per_token")
         add(f"{name}: encode, ms/segment", tokens[f"{name}: encode"], "encode_ms_per_segment")
     add("whole file: real-time factor", found["file"]["factor"], "rtf")
-    for kind in STREAMS:
-        run = found[f"stream {kind}"]
-        add(f"stream, {kind}: real-time factor", run["factor"])
-        add("  onset to its telling, median s", run["delay"])
-        add("  95 % are reported within, s", run["longest delays"])
+    add("stream: real-time factor", found["stream"]["factor"])
+    add("  onset to its report, median s", found["stream"]["delay"])
+    add("  95 % are reported within, s", found["stream"]["longest delays"])
     add("cold start to first note, s", found["start"]["seconds"])
     add("memory: whole file, MB", found["file"]["MB"], "peak_rss_mb")
-    add("memory: stream, MB", found["stream segment"]["MB"])
+    add("memory: stream, MB", found["stream"]["MB"])
     add("memory: command, MB", found["start"]["MB of the command"])
     return "\n".join([*lines, *_report_limits(tokens, found["limits"])])
 
@@ -352,5 +361,7 @@ def _report_limits(tokens: Figures, limits: Figures) -> list[str]:
     return lines
 
 
+COMMAND = Command("--bundle=DIR --audio=FILE [FLAGS]", __doc__, _define_flags, _compare)
+
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

@@ -25,7 +25,7 @@ import soundfile
 from absl import flags
 
 from mt3_keras.audio import AUDIO_SUFFIXES, find_audio, read_blocks, resample
-from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.command_line import Command, check_names, run
 from mt3_keras.cli.transcribe import parse_beats, plan_outputs
 from mt3_keras.instrument_names import instrument_name, parse_instruments
 from mt3_keras.midi import read_midi, write_midi
@@ -402,8 +402,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def _fuzz(values: flags.FlagValues, _: list[str]) -> int:
-    if unknown := sorted(set(values.kinds) - set(KINDS)):
-        raise UsageError(f"--kinds must be of {', '.join(KINDS)}: got {unknown[0]!r}")
+    check_names("kinds", values.kinds, KINDS)
     found, faults = try_all(values.kinds, 10**6 * values.seed, values.count)
     print("| kind | tried | read | refused in a line | faults |\n| --- | --- | --- | --- | --- |")
     for kind, counts in found.items():

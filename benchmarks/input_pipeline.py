@@ -1,7 +1,7 @@
 """Whether the input pipeline keeps up: examples it makes per second, against what training uses.
 
     python -m benchmarks.input_pipeline --model small [--data DIR,...] [--batch 24]
-        [--workers 0 1 2]
+        [--workers 0,1,2]
 
 In one run, on the same machine: the pipeline alone, for each number of worker processes; training
 alone, on batches in memory; both together. Without --data it first renders a little of its own. A
@@ -11,16 +11,19 @@ share the processor's cores, the last line says what is left of training's speed
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.machine import describe_machine, run_main
+from absl import flags
+
+from benchmarks.machine import describe_machine
 from benchmarks.train_step import time_training
+from mt3_keras.cli.command_line import Command, run
 from mt3_keras.models.config import CONFIGS
 
 if TYPE_CHECKING:
@@ -28,26 +31,30 @@ if TYPE_CHECKING:
     from train.objective import TrainingModel
 
 
-def main() -> None:
-    arguments = _parse()
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.input_pipeline", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    def count(name: str, default: int, least: int, meaning: str) -> None:
+        flags.DEFINE_integer(name, default, meaning, least, flag_values=values)
+
+    flags.DEFINE_enum("model", "small", sorted(CONFIGS), "The network.", flag_values=values)
+    flags.DEFINE_list("data", [], "Folders made by train.prepare.", flag_values=values)
+    count("batch", 24, 1, "Examples in a batch.")
+    count("tokens", 0, 0, "Of the targets; 0 is as many as there can be.")
+    count("batches", 20, 1, "Timed of each.")
+    flags.DEFINE_list(
+        "workers", ["0", str(os.cpu_count())], "Numbers of worker processes.", flag_values=values
+    )
+    count("num_mixed", 1, 1, "See train.main.")
+
+
+def _measure(values: flags.FlagValues, _: list[str]) -> None:
     print(f"machine: {describe_machine()}")
     with tempfile.TemporaryDirectory() as folder:
-        data = tuple(arguments.data.split(",")) if arguments.data else (_render(folder),)
-        _compare(arguments, data)
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=sorted(CONFIGS), default="small")
-    parser.add_argument("--data", default="", help="folders made by train.prepare")
-    parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument(
-        "--tokens", type=int, default=0, help="of the targets; 0: as many as can be"
-    )
-    parser.add_argument("--batches", type=int, default=20, help="timed of each")
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, os.cpu_count() or 1])
-    parser.add_argument("--num_mixed", type=int, default=1)
-    return parser.parse_args()
+        _compare(values, tuple(values.data) or (_render(folder),))
 
 
 def _render(folder: str) -> str:
@@ -59,7 +66,7 @@ def _render(folder: str) -> str:
     return folder
 
 
-def _compare(arguments: argparse.Namespace, data: tuple[str, ...]) -> None:
+def _compare(values: flags.FlagValues, data: tuple[str, ...]) -> None:
     from mt3_keras.data.pipeline import PipelineConfig, training_batches
     from mt3_keras.process import load_keras
 
@@ -69,18 +76,18 @@ def _compare(arguments: argparse.Namespace, data: tuple[str, ...]) -> None:
         settings = PipelineConfig(
             data=data,
             context="full",
-            target_tokens=arguments.tokens,
+            target_tokens=values.tokens,
             num_workers=num_workers,
-            num_mixed=arguments.num_mixed,
+            num_mixed=values.num_mixed,
         )
-        return training_batches(settings, CONFIGS[arguments.model], arguments.batch)
+        return training_batches(settings, CONFIGS[values.model], values.batch)
 
-    made = {n: _time_stream(stream(n), arguments) for n in arguments.workers}
+    made = {n: _time_stream(stream(n), values) for n in map(int, values.workers)}
     held = list(itertools.islice(stream(0), 4))
-    model = _make_model(arguments)
-    step = time_training(model, held, arguments.batches)["step"]
-    used = arguments.batch / step
-    print(f"{arguments.model}, batch {arguments.batch}: training alone {used:.1f} examples/s")
+    model = _make_model(values)
+    step = time_training(model, held, values.batches)["step"]
+    used = values.batch / step
+    print(f"{values.model}, batch {values.batch}: training alone {used:.1f} examples/s")
     for num_workers, examples in made.items():
         print(
             f"pipeline alone, {num_workers} worker processes: {examples:.1f} examples/s, "
@@ -88,34 +95,34 @@ def _compare(arguments: argparse.Namespace, data: tuple[str, ...]) -> None:
         )
     best = max(made, key=lambda n: made[n])
     together = stream(best)
-    step = time_training(model, together, arguments.batches)["step"]
+    step = time_training(model, together, values.batches)["step"]
     together.close()
-    both = arguments.batch / step
+    both = values.batch / step
     print(
         f"both, {best} worker processes: {both:.1f} examples/s, {both / used:.0%} of training alone"
     )
 
 
-def _time_stream(stream: TrainingBatches, arguments: argparse.Namespace) -> float:
+def _time_stream(stream: TrainingBatches, values: flags.FlagValues) -> float:
     """Examples per second once it runs; the first batches start the workers."""
     for _ in range(2):
         next(stream)
     start = time.perf_counter()
-    for _ in range(arguments.batches):
+    for _ in range(values.batches):
         next(stream)
     seconds = time.perf_counter() - start
     stream.close()
-    return float(arguments.batches * arguments.batch / seconds)
+    return float(values.batches * values.batch / seconds)
 
 
-def _make_model(arguments: argparse.Namespace) -> TrainingModel:
+def _make_model(values: flags.FlagValues) -> TrainingModel:
     from train.config import RunConfig
     from train.model import make_model
 
-    return make_model(
-        RunConfig(model=arguments.model, batch_size=arguments.batch, optimizer="adam")
-    )
+    return make_model(RunConfig(model=values.model, batch_size=values.batch, optimizer="adam"))
 
+
+COMMAND = Command("[FLAGS]", __doc__, _define_flags, _measure)
 
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

@@ -10,11 +10,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import numpy as np
-
-from mt3_keras.cli.command_line import guard
 
 GIGA = 1e9
 
@@ -66,10 +63,3 @@ def matmul_speed(size: int = 2048, num_products: int = 6) -> float:
         matrix @ matrix
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def run_main(main: Callable[[], int | None]) -> None:
-    """Ends the process with main(): what went wrong is one line; with --debug it is raised."""
-    argv = sys.argv[1:]
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    sys.exit(guard(main.__globals__["__spec__"].name, main, argv))

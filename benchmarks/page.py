@@ -12,7 +12,6 @@ page_phone_dark.png and, drawn by Python, band.png.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import shutil
 import sys
@@ -20,9 +19,12 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+from absl import flags
+
 from benchmarks.browser import ROOT, count_same, drive, to_notes
-from benchmarks.machine import describe_machine, run_main
+from benchmarks.machine import describe_machine
 from mt3_keras import __main__
+from mt3_keras.cli.command_line import Command, run
 from mt3_keras.transcriber import Transcriber
 from train.evaluate import read_manifest
 
@@ -37,23 +39,29 @@ ROLL = "band.png"
 TIMEOUT = 3600.0  # seconds
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.page", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("page", "build/web", "Folder of the page.", flag_values=values)
+    flags.DEFINE_string("model", "small", "That of the page.", flag_values=values)
+    flags.DEFINE_string("data", None, "Folder with manifest.json.", flag_values=values)
+    flags.DEFINE_string("pictures", None, "Write pictures into this folder.", flag_values=values)
+
+
+def _compare(values: flags.FlagValues, audio: list[str]) -> None:
     """Prints a table, or writes pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("audio", nargs="*", type=pathlib.Path)
-    parser.add_argument("--page", type=pathlib.Path, default=pathlib.Path("build/web"))
-    parser.add_argument("--model", default="small", help="that of the page")
-    parser.add_argument("--data", type=pathlib.Path)
-    parser.add_argument("--pictures", type=pathlib.Path)
-    arguments = parser.parse_args(argv)
-    if arguments.pictures:
-        take_pictures(arguments.page, arguments.pictures, arguments.model)
+    page = pathlib.Path(values.page)
+    if values.pictures:
+        take_pictures(page, pathlib.Path(values.pictures), values.model)
         return
-    paths = list(arguments.audio)
-    if arguments.data:
-        paths += [pathlib.Path(item.load()[0]) for item in read_manifest(arguments.data)]
+    paths = list(map(pathlib.Path, audio))
+    if values.data:
+        paths += [pathlib.Path(i.load()[0]) for i in read_manifest(pathlib.Path(values.data))]
     print(f"machine: {describe_machine()}")
-    print(report(arguments.page, paths or [EXAMPLE], arguments.model))
+    print(report(page, paths or [EXAMPLE], values.model))
 
 
 def take_pictures(page: pathlib.Path, out_dir: pathlib.Path, model: str) -> None:
@@ -108,5 +116,7 @@ def _format(name: str, row: dict[str, float]) -> str:
     return f"{name:46} {row['seconds']:7.1f} {counts} {row['s']:6.2f} {row['cpu']:6.2f}"
 
 
+COMMAND = Command("[AUDIO ...] [FLAGS]", __doc__, _define_flags, _compare, takes_arguments=True)
+
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,6 @@ for choosing limits, the second for reporting.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import dataclasses
 import hashlib
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from absl import flags
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -60,34 +60,41 @@ class Excerpt:
         return self.name.split("/", 1)[0]
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `read_excerpts`."""
-    parser.add_argument("--midi", type=pathlib.Path, required=True, help="folder of folders")
-    parser.add_argument(
-        "--font", action="append", required=True, help="sf2 or sf3; may be repeated"
+def define_piece_flags(values: flags.FlagValues) -> None:
+    """Adds the flags that `read_excerpts` reads."""
+
+    def text(name: str, meaning: str) -> None:
+        flags.DEFINE_string(name, None, meaning, flag_values=values, required=True)
+
+    text("midi", "Folder of folders of MIDI files.")
+    text("work_dir", "Folder for what is rendered.")
+    flags.DEFINE_multi_string(
+        "font", None, "An sf2 or sf3 file; may be repeated.", flag_values=values, required=True
     )
-    parser.add_argument("--leave_out", default="", help="folders whose beats are not the music's")
-    parser.add_argument("--work_dir", type=pathlib.Path, required=True, help="for what is rendered")
-    parser.add_argument("--model", default="small")
+    flags.DEFINE_list(
+        "leave_out", [], "Folders whose beats are not the music's.", flag_values=values
+    )
+    flags.DEFINE_string("model", "small", "What transcribes.", flag_values=values)
 
 
-def read_excerpts(arguments: argparse.Namespace) -> list[Excerpt]:
+def read_excerpts(values: flags.FlagValues) -> list[Excerpt]:
     """All excerpts; those that `--work_dir` has already are not rendered again."""
-    arguments.work_dir.mkdir(parents=True, exist_ok=True)
+    work_dir = pathlib.Path(values.work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
     transcriber: Transcriber | None = None
     excerpts = []
-    files = list(find_files(arguments.midi, arguments.leave_out.split(",")))
+    files = list(find_files(pathlib.Path(values.midi), values.leave_out))
     for path, is_reported in tqdm(files, disable=None):
-        audio = arguments.work_dir / f"{path.parent.name}_{path.stem}.wav"
+        audio = work_dir / f"{path.parent.name}_{path.stem}.wav"
         description = audio.with_suffix(".json")
         if not description.exists():
             piece = read_piece(path)
-            drawn = draw(piece, path.stem, arguments.font) if piece else None
+            drawn = draw(piece, path.stem, values.font) if piece else None
             if drawn is None:
                 continue
             samples, played, beats = drawn
             soundfile.write(audio, samples, SAMPLE_RATE_HZ)
-            transcriber = transcriber or Transcriber.from_preset(arguments.model)
+            transcriber = transcriber or Transcriber.from_preset(values.model)
             found = transcriber.transcribe(audio).notes
             with replacing(description) as temporary:
                 temporary.write_text(json.dumps([played, found, dataclasses.asdict(beats)]))

@@ -16,7 +16,6 @@ does not change, and seconds.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import concurrent.futures
 import contextlib
@@ -27,74 +26,80 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from absl import flags
 
-from benchmarks.machine import describe_machine, processor_seconds, resident_mb, run_main
+from benchmarks.machine import describe_machine, processor_seconds, resident_mb
 from mt3_keras.audio import read_blocks
+from mt3_keras.cli.command_line import Command, run
 from mt3_keras.engines.serving import GrpcServer, ServedConfig, ServingError, call_patiently
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.wav import to_wav
 
+SIGNATURES = ("serving_default", "serving_bytes", "candidates", "candidates_bytes")
 DEADLINE = 600.0  # seconds
 
 
-def main() -> None:
-    arguments = _parse()
-    config = ServedConfig.read(arguments.model)
-    samples = np.concatenate(list(read_blocks(arguments.audio)))
-    length = round(arguments.seconds * SAMPLE_RATE_HZ)
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.serving", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    def text(name: str, meaning: str, required: bool = False) -> None:
+        flags.DEFINE_string(name, None, meaning, flag_values=values, required=required)
+
+    def count(name: str, default: int | None, meaning: str) -> None:
+        flags.DEFINE_integer(name, default, meaning, 1, flag_values=values)
+
+    text("model", "Folder of the served model's versions.", required=True)
+    text("audio", "A recording.", required=True)
+    flags.DEFINE_float("seconds", 4.0, "Of audio in a request.", 0.1, flag_values=values)
+    count("requests", 200, "Of a round.")
+    count("clients", 32, "That ask at once.")
+    count("rounds", 3, "Of many clients.")
+    text("server", "HOST:PORT of a running one.")
+    count("pid", None, "Of the running server.")
+    count("num_batch_threads", 2, "Of the stand-in.")
+    flags.DEFINE_boolean("sizes", False, "Sizes of requests and answers.", flag_values=values)
+    flags.DEFINE_list("signatures", [*SIGNATURES], "That --sizes asks.", flag_values=values)
+
+
+def _load_server(values: flags.FlagValues, _: list[str]) -> None:
+    config = ServedConfig.read(pathlib.Path(values.model))
+    samples = np.concatenate(list(read_blocks(values.audio)))
+    length = round(values.seconds * SAMPLE_RATE_HZ)
     print(f"machine: {describe_machine()}")
     starts = np.linspace(0, max(0, samples.size - length), 4).astype(int)
     windows = [samples[start : start + length] for start in starts]
-    if arguments.sizes:
-        _measure_sizes(arguments, config.name, np.resize(samples, length))
+    if values.sizes:
+        _measure_sizes(values, config.name, np.resize(samples, length))
         return
-    with _reach_server(arguments, config.name) as (address, pid):
+    with _reach_server(values, config.name) as (address, pid):
         client = GrpcServer(address, config.name)
         expected = [_ask(client, window) for window in windows]
-        print(f"requests of {arguments.seconds:g} s, every eighth of NaN; memory of the server")
-        single = _measure("one at a time", client, windows, expected, arguments.requests // 8, 1)
+        print(f"requests of {values.seconds:g} s, every eighth of NaN; memory of the server")
+        single = _measure("one at a time", client, windows, expected, values.requests // 8, 1)
         print(f"memory {resident_mb(pid):.0f} MB")
-        for number in range(arguments.rounds):
-            name = f"{arguments.clients} clients, round {number + 1}"
-            many = _measure(name, client, windows, expected, arguments.requests, arguments.clients)
+        for number in range(values.rounds):
+            name = f"{values.clients} clients, round {number + 1}"
+            many = _measure(name, client, windows, expected, values.requests, values.clients)
             print(f"memory {resident_mb(pid):.0f} MB, throughput {many / single:.2f}x")
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, type=pathlib.Path)
-    parser.add_argument("--audio", required=True)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of audio in a request")
-    parser.add_argument("--requests", type=int, default=200, help="of a round")
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--server", help="HOST:PORT of a running one")
-    parser.add_argument("--pid", type=int, help="of the running server")
-    parser.add_argument("--num_batch_threads", type=int, default=2, help="of the stand-in")
-    parser.add_argument("--sizes", action="store_true", help="sizes of requests and answers")
-    parser.add_argument(
-        "--signatures",
-        nargs="+",
-        default=["serving_default", "serving_bytes", "candidates", "candidates_bytes"],
-        help="that are asked",
-    )
-    return parser.parse_args()
 
 
 @contextlib.contextmanager
 def _reach_server(
-    arguments: argparse.Namespace, name: str, interface: str = "grpc"
+    values: flags.FlagValues, name: str, interface: str = "grpc"
 ) -> Iterator[tuple[str, int | None]]:
-    if arguments.server:
-        yield arguments.server, arguments.pid
+    if values.server:
+        yield values.server, values.pid
         return
     script = pathlib.Path(__file__).parent.parent / "tests" / "serving_stand_in.py"
     command = [sys.executable, "-I", str(script), f"--model_name={name}"]
-    command += [f"--model_base_path={arguments.model}"]
-    command += [f"--num_batch_threads={arguments.num_batch_threads}"]
+    command += [f"--model_base_path={values.model}"]
+    command += [f"--num_batch_threads={values.num_batch_threads}"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None
@@ -102,12 +107,12 @@ def _reach_server(
         process.communicate("")
 
 
-def _measure_sizes(arguments: argparse.Namespace, name: str, samples: np.ndarray) -> None:
+def _measure_sizes(values: flags.FlagValues, name: str, samples: np.ndarray) -> None:
     numbers = ",".join([f"{x:.9g}" for x in samples.tolist()])
     content = base64.b64encode(to_wav(samples)).decode()
     inputs = {"audio": f'"audio":[[{numbers}]]', "bytes": f'"audio_bytes":[{{"b64":"{content}"}}]'}
-    with _reach_server(arguments, name, "rest") as (address, pid):
-        for signature in arguments.signatures:
+    with _reach_server(values, name, "rest") as (address, pid):
+        for signature in values.signatures:
             body = inputs["bytes" if signature.endswith("bytes") else "audio"]
             body = f'{{"signature_name":"{signature}","inputs":{{{body}}}}}'
             request = urllib.request.Request(
@@ -165,5 +170,7 @@ def _measure(
     return throughput
 
 
+COMMAND = Command("--model=DIR --audio=FILE [FLAGS]", __doc__, _define_flags, _load_server)
+
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

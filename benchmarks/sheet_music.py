@@ -14,21 +14,22 @@ score_strings.png, of one recording each, and bars.png.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import io
 import os
 import pathlib
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 
 import numpy as np
+from absl import flags
 
-from benchmarks.machine import run_main
-from benchmarks.pieces import Excerpt, add_flags, read_excerpts
+from benchmarks.pieces import Excerpt, define_piece_flags, read_excerpts
 from mt3_keras.beat_tracker import track_beats
 from mt3_keras.beats import Beats
+from mt3_keras.cli.command_line import Command, run
 from mt3_keras.engraving import write_score
 from mt3_keras.midi import read_midi
 from mt3_keras.notes import Note
@@ -44,23 +45,29 @@ MOST_PIXELS, GAP_PIXELS = 1500, 30  # of a score's height; between its systems
 PLAIN_BAR = 2.0  # seconds, of four beats where none are known
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.sheet_music", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    define_piece_flags(values)
+    flags.DEFINE_integer("pieces", 20, "Recordings to report on.", 1, flag_values=values)
+    flags.DEFINE_string("musescore", "musescore3", "MuseScore's command.", flag_values=values)
+    flags.DEFINE_string("pictures", None, "Write pictures into this folder.", flag_values=values)
+
+
+def _compare(values: flags.FlagValues, _: list[str]) -> None:
     """Prints a table, or writes pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_flags(parser)
-    parser.add_argument("--pieces", type=int, default=20)
-    parser.add_argument("--musescore", default="musescore3")
-    parser.add_argument("--pictures", type=pathlib.Path)
-    arguments = parser.parse_args()
-    excerpts = [excerpt for excerpt in read_excerpts(arguments) if excerpt.is_reported]
+    excerpts = [excerpt for excerpt in read_excerpts(values) if excerpt.is_reported]
     found = [(excerpt, track_beats(excerpt.found)) for excerpt in excerpts]
     tracked = [(excerpt, beats) for excerpt, beats in found if beats]
     print(f"{len(tracked)} of {len(excerpts)} recordings have beats, without which is no score")
-    if arguments.pictures:
-        write_pictures(tracked, arguments.pictures)
+    if values.pictures:
+        write_pictures(tracked, pathlib.Path(values.pictures))
         return
-    places = np.linspace(0, len(tracked) - 1, min(arguments.pieces, len(tracked))).astype(int)
-    print(report([tracked[place] for place in places], arguments.musescore))
+    places = np.linspace(0, len(tracked) - 1, min(values.pieces, len(tracked))).astype(int)
+    print(report([tracked[place] for place in places], values.musescore))
 
 
 def report(tracked: Sequence[tuple[Excerpt, Beats]], musescore: str) -> str:
@@ -183,5 +190,7 @@ def _draw_bars(excerpt: Excerpt, beats: Beats, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+COMMAND = Command("--midi=DIR --font=FILE --work_dir=DIR [FLAGS]", __doc__, _define_flags, _compare)
+
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

@@ -10,15 +10,17 @@ instrument, of drums.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import soundfile
+from absl import flags
 
-from benchmarks.machine import run_main
+from mt3_keras.cli.command_line import Command, run
 from mt3_keras.metrics import further_scores, mean_scores, onset_scores
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note
@@ -39,25 +41,33 @@ SCORES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="small")
-    parser.add_argument("--songs", type=int, default=40)
-    parser.add_argument("--seconds", type=float, default=16.0)
-    parser.add_argument("--soundfonts", nargs="*", default=[])
-    arguments = parser.parse_args()
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.stems", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("model", "small", "What transcribes.", flag_values=values)
+    flags.DEFINE_integer("songs", 40, "How many.", 1, flag_values=values)
+    flags.DEFINE_float("seconds", 16.0, "Length of a song.", 1.0, flag_values=values)
+    flags.DEFINE_list(
+        "soundfonts", [], ".sf2 and .sf3 files; none uses built-in sounds.", flag_values=values
+    )
+
+
+def _compare(values: flags.FlagValues, _: list[str]) -> None:
     config = SyntheticConfig(
-        soundfonts=tuple(arguments.soundfonts),
-        additive_share=0.0 if arguments.soundfonts else 1.0,
-        seconds=arguments.seconds,
+        soundfonts=tuple(values.soundfonts),
+        additive_share=0.0 if values.soundfonts else 1.0,
+        seconds=values.seconds,
         max_detuning_cents=0.0,
     )
-    transcriber = Transcriber.from_preset(arguments.model)
+    transcriber = Transcriber.from_preset(values.model)
     stems = StemTranscriber(transcriber)
     found: dict[str, list[dict[str, float]]] = {"mix": [], "stems": []}
     seconds = dict.fromkeys(found, 0.0)
     with tempfile.TemporaryDirectory() as scratch:
-        for number in range(arguments.songs):
+        for number in range(values.songs):
             folder = pathlib.Path(scratch) / str(number)
             reference = write_song(config, number, folder)
             for way in found:
@@ -73,7 +83,7 @@ def main() -> None:
     print("| --- " * (len(SCORES) + 2) + "|")
     for way, scores in found.items():
         means = mean_scores(scores)
-        cost = seconds[way] / arguments.songs / arguments.seconds
+        cost = seconds[way] / values.songs / values.seconds
         row = " | ".join(f"{means[name]:.3f}" for name in SCORES)
         print(f"| {way} | {row} | {cost:.3f} |")
 
@@ -115,5 +125,7 @@ def score(reference: list[Note], estimate: list[Note]) -> dict[str, float]:
     return {ours: scores[theirs] for ours, theirs in SCORES.items() if theirs in scores}
 
 
+COMMAND = Command("[FLAGS]", __doc__, _define_flags, _compare)
+
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

@@ -12,14 +12,16 @@ time, encoding included, and the real-time factor.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
+import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 
-from benchmarks.machine import run_main
+from mt3_keras.cli.command_line import Command, run
 from mt3_keras.data.records import Record, find_records
 from mt3_keras.metrics import further_scores, mean_scores, onset_scores
 from mt3_keras.models.config import SAMPLE_RATE_HZ
@@ -33,20 +35,28 @@ SCORES = {"class": "Onset + program F1 (midi_class)", "drums": "Drum onset F1"}
 COLUMNS = ("onset", *SCORES, "leakage", "longest", "tokens/s", "factor")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--tracks", default="drums,bass,other")
-    parser.add_argument("--models", required=True)
-    parser.add_argument("--songs", type=int, default=20)
-    arguments = parser.parse_args()
-    names = tuple(arguments.tracks.split(","))
-    (records,) = find_records([arguments.data], arguments.split, names)
-    songs = [records[i] for i in range(min(arguments.songs, len(records)))]
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.tracks", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "data", None, "Folder made by train.prepare.", flag_values=values, required=True
+    )
+    flags.DEFINE_string("split", "validation", "Which of its splits.", flag_values=values)
+    flags.DEFINE_list("tracks", ["drums", "bass", "other"], "Their names.", flag_values=values)
+    flags.DEFINE_list("models", None, "What transcribes.", flag_values=values, required=True)
+    flags.DEFINE_integer("songs", 20, "At most so many.", 1, flag_values=values)
+
+
+def _compare(values: flags.FlagValues, _: list[str]) -> None:
+    names = tuple(values.tracks)
+    (records,) = find_records([values.data], values.split, names)
+    songs = [records[i] for i in range(min(values.songs, len(records)))]
     print("| | " + " | ".join(COLUMNS) + " |")
     print("| --- " * (len(COLUMNS) + 1) + "|")
-    for model in arguments.models.split(","):
+    for model in values.models:
         row = measure(model, songs, Tracks(names))
         cells = [f"{row[name]:.3f}" if row[name] < 10 else f"{row[name]:.0f}" for name in COLUMNS]
         print(f"| {pathlib.Path(model).name} | " + " | ".join(cells) + " |")
@@ -106,5 +116,7 @@ def count_leaked(reference: list[Note], found: list[Note], tracks: Tracks) -> tu
     return num_right, num_leaked
 
 
+COMMAND = Command("--data=DIR --models=MODEL,... [FLAGS]", __doc__, _define_flags, _compare)
+
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,6 @@ compared with TensorFlow's. They keep freed memory, as `train.main` does.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -17,11 +16,14 @@ import pathlib
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import flags
 
-from benchmarks.machine import describe_machine, run_json, run_main
+from benchmarks.machine import describe_machine, run_json
+from mt3_keras.cli.command_line import Command, check_names, run
 from mt3_keras.data.rolls import CERTAIN
 from mt3_keras.models.config import CONFIGS, HEADS, NUM_PITCHES, DetectorConfig, ModelConfig
 from train.config import RunConfig
@@ -39,81 +41,91 @@ FLAVOURS = {
 LARGEST_DIFFERENCE = 1e-3  # of logits, relative where they are large, and of losses
 
 
-def main() -> None:
-    arguments = _parse()
-    if arguments.measure:
-        print(json.dumps(measure(arguments)))
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.train_step", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    def choice(name: str, default: str | None, names: Sequence[str], meaning: str) -> None:
+        flags.DEFINE_enum(name, default, names, meaning, flag_values=values)
+
+    def count(name: str, default: int | None, meaning: str) -> None:
+        flags.DEFINE_integer(name, default, meaning, 1, flag_values=values)
+
+    choice("model", "small", sorted(CONFIGS), "The network.")
+    count("batch", 24, "Examples in a batch.")
+    count("tokens", 160, "Of each example, of a token model.")
+    count("steps", 10, "Timed in each run.")
+    count("runs", 3, "Of each flavour.")
+    count("threads", os.cpu_count(), "Of a process.")
+    choice("dtype", "float32", ["float32", "mixed_bfloat16"], "In which the network computes.")
+    flags.DEFINE_list("flavours", [*FLAVOURS], f"Of {', '.join(FLAVOURS)}.", flag_values=values)
+    flags.DEFINE_string("jax_python", sys.executable, "JAX's interpreter.", flag_values=values)
+    measured = "Print figures as JSON: what each process is started for."
+    choice("measure", None, ["reference", *FLAVOURS], measured)
+    flags.DEFINE_string("reference", None, "File that --measure compares with.", flag_values=values)
+
+
+def _compare(values: flags.FlagValues, _arguments: list[str]) -> None:
+    check_names("flavours", values.flavours, FLAVOURS)
+    if values.measure:
+        print(json.dumps(measure(values)))
         return
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.flavours}
-    print(f"machine: {describe_machine()}; {arguments.threads} threads")
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in values.flavours}
+    print(f"machine: {describe_machine()}; {values.threads} threads")
     with tempfile.TemporaryDirectory() as folder:
         reference = str(pathlib.Path(folder) / "reference.npz")
-        expected = run_json(_command(arguments, "reference", reference))
-        for _ in range(arguments.runs):
+        expected = run_json(_command(values, "reference", reference))
+        for _ in range(values.runs):
             for name in runs:
-                runs[name].append(run_json(_command(arguments, name, reference)))
+                runs[name].append(run_json(_command(values, name, reference)))
     for name, found in runs.items():
-        check_agreement(name, found[0], expected["loss"], arguments.dtype)
-    print(report(runs, arguments))
+        check_agreement(name, found[0], expected["loss"], values.dtype)
+    print(report(runs, values))
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=sorted(CONFIGS), default="small")
-    parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--tokens", type=int, default=160, help="of each example, of a token model")
-    parser.add_argument("--steps", type=int, default=10, help="timed in each run")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--dtype", choices=["float32", "mixed_bfloat16"], default="float32")
-    parser.add_argument("--flavours", nargs="*", choices=list(FLAVOURS), default=list(FLAVOURS))
-    parser.add_argument("--jax_python", default=sys.executable)
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    parser.add_argument("--reference", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def _command(arguments: argparse.Namespace, name: str, reference: str) -> list[str]:
-    python = arguments.jax_python if name == "jax" else sys.executable
+def _command(values: flags.FlagValues, name: str, reference: str) -> list[str]:
+    python = values.jax_python if name == "jax" else sys.executable
     command = [python, "-m", "benchmarks.train_step", "--measure", name, "--reference", reference]
     keys = ("steps", "threads", "dtype", "model", "batch", "tokens")
-    return [*command, *(f"--{key}={getattr(arguments, key)}" for key in keys)]
+    return [*command, *(f"--{key}={values[key].value}" for key in keys)]
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
+def measure(values: flags.FlagValues) -> dict[str, float]:
     """One flavour: how far its outputs are off, its first loss, and its speed.
 
     "reference" writes the file that all others are compared with.
     """
-    backend, jit_compile = FLAVOURS.get(arguments.measure, FLAVOURS["tensorflow"])
+    backend, jit_compile = FLAVOURS.get(values.measure, FLAVOURS["tensorflow"])
     os.environ["KERAS_BACKEND"] = backend
     from mt3_keras.process import keep_freed_memory, limit_threads, load_keras
 
-    limit_threads(arguments.threads)
+    limit_threads(values.threads)
     keep_freed_memory()
     load_keras()
     settings = RunConfig(
-        model=arguments.model,
+        model=values.model,
         dropout=0.0,
-        batch_size=arguments.batch,
+        batch_size=values.batch,
         optimizer="adam",
         clip_norm=1.0,
         jit_compile=jit_compile,
-        log_steps=arguments.steps,
-        steps=arguments.steps,
-        checkpoint_steps=arguments.steps,
-        validate_steps=arguments.steps,
+        log_steps=values.steps,
+        steps=values.steps,
+        checkpoint_steps=values.steps,
+        validate_steps=values.steps,
     )
-    batch = make_batch(CONFIGS[arguments.model], arguments.batch, arguments.tokens)
-    path = pathlib.Path(arguments.reference)
-    if arguments.measure == "reference":
+    batch = make_batch(CONFIGS[values.model], values.batch, values.tokens)
+    path = pathlib.Path(values.reference)
+    if values.measure == "reference":
         return {"loss": _write_reference(settings, batch, path)}
     weights, expected = _read_reference(path)
     model = _new_model(settings, weights)
     difference = float((np.abs(predict(model, batch) - expected) / (1 + np.abs(expected))).max())
-    if arguments.dtype != "float32":
-        model = _new_model(dataclasses.replace(settings, dtype=arguments.dtype), weights)
-    return {"difference": difference, **time_training(model, [batch], arguments.steps)}
+    if values.dtype != "float32":
+        model = _new_model(dataclasses.replace(settings, dtype=values.dtype), weights)
+    return {"difference": difference, **time_training(model, [batch], values.steps)}
 
 
 def _new_model(settings: RunConfig, weights: dict[str, Any]) -> TrainingModel:
@@ -259,14 +271,14 @@ def check_agreement(name: str, found: dict[str, float], loss: float, dtype: str)
         sys.exit(f"{name}: first loss {found['loss']:.6g}, expected {loss:.6g}: not the same step")
 
 
-def report(runs: dict[str, list[dict[str, float]]], arguments: argparse.Namespace) -> str:
+def report(runs: dict[str, list[dict[str, float]]], values: flags.FlagValues) -> str:
     """A table of medians, a row for each flavour, beside the first."""
-    audio = arguments.batch * CONFIGS[arguments.model].segment_seconds
+    audio = values.batch * CONFIGS[values.model].segment_seconds
     medians = {name: statistics.median(run["step"] for run in runs[name]) for name in runs}
     first_name = next(iter(medians))
     lines = [
-        f"{arguments.model}, batch {arguments.batch}, {arguments.dtype}",
-        f"{'median of ' + str(arguments.runs):16}{'s/step':>9}{'s audio/s':>11}"
+        f"{values.model}, batch {values.batch}, {values.dtype}",
+        f"{'median of ' + str(values.runs):16}{'s/step':>9}{'s audio/s':>11}"
         f"{'first step':>12}{'outputs off':>13}{'speed to ' + first_name:>22}",
     ]
     for name, step in medians.items():
@@ -279,5 +291,7 @@ def report(runs: dict[str, list[dict[str, float]]], arguments: argparse.Namespac
     return "\n".join(lines)
 
 
+COMMAND = Command("[FLAGS]", __doc__, _define_flags, _compare)
+
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

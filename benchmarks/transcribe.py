@@ -14,67 +14,74 @@ side by side: best two a thread. Its encoder includes the front end.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.machine import GIGA, describe_machine, matmul_speed, run_json, run_main
+from absl import flags
+
+from benchmarks.machine import GIGA, describe_machine, matmul_speed, run_json
+from mt3_keras.cli.command_line import Command, run
 
 
-def main() -> None:
-    arguments = _parse()
-    if arguments.measure:
-        print(json.dumps(measure(arguments)))
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("benchmarks.transcribe", COMMAND, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    def text(name: str, default: str | None, meaning: str, required: bool = False) -> None:
+        flags.DEFINE_string(name, default, meaning, flag_values=values, required=required)
+
+    def count(name: str, default: int | None, meaning: str) -> None:
+        flags.DEFINE_integer(name, default, meaning, 1, flag_values=values)
+
+    text("model", None, "What transcribes.", required=True)
+    text("audio", None, "A recording.", required=True)
+    count("threads", os.cpu_count(), "Of a process.")
+    count("batch", 16, "Segments decoded side by side.")
+    flags.DEFINE_enum("engine", "keras", ["keras", "litert"], "Ours.", flag_values=values)
+    count("runs", 3, "Of each.")
+    text("peer_python", sys.executable, "The peer's interpreter.")
+    text("peer_script", None, "The peer; by default none.")
+    text("peer_weights", None, "The peer's weights.")
+    text("peer_options", "", "More flags for the peer, such as '--quant int8'.")
+    flags.DEFINE_boolean(
+        "measure",
+        False,
+        "Print figures as JSON: what each process is started for.",
+        flag_values=values,
+    )
+
+
+def _compare(values: flags.FlagValues, _arguments: list[str]) -> None:
+    if values.measure:
+        print(json.dumps(measure(values)))
         return
     print(f"machine: {describe_machine()}")
     ours, peers = [], []
-    for _ in range(arguments.runs):
-        ours.append(_run_ours(arguments))
-        if arguments.peer_script:
-            peers.append(_run_peer(arguments))
+    for _ in range(values.runs):
+        ours.append(_run_ours(values))
+        if values.peer_script:
+            peers.append(_run_peer(values))
     print(report(ours, peers))
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--audio", required=True)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--engine", choices=("keras", "litert"), default="keras")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--peer_python", default=sys.executable)
-    parser.add_argument("--peer_script")
-    parser.add_argument("--peer_weights")
-    parser.add_argument(
-        "--peer_options", default="", help="more flags for the peer, e.g. --quant int8"
-    )
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+def _run_ours(values: flags.FlagValues) -> dict[str, float]:
+    keys = ("model", "audio", "threads", "batch", "engine")
+    given = (f"--{key}={values[key].value}" for key in keys)
+    return run_json([sys.executable, "-m", "benchmarks.transcribe", "--measure", *given])
 
 
-def _run_ours(arguments: argparse.Namespace) -> dict[str, float]:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.transcribe",
-        "--measure",
-        "--model",
-        arguments.model,
-    ]
-    command += ["--audio", arguments.audio, "--threads", str(arguments.threads)]
-    return run_json([*command, "--batch", str(arguments.batch), "--engine", arguments.engine])
-
-
-def _run_peer(arguments: argparse.Namespace) -> dict[str, float]:
-    command = [arguments.peer_python, arguments.peer_script, arguments.audio, "--json"]
-    command += ["--weights", arguments.peer_weights, "--batch", str(arguments.batch)]
-    command += ["--threads", str(arguments.threads), *arguments.peer_options.split()]
+def _run_peer(values: flags.FlagValues) -> dict[str, float]:
+    command = [values.peer_python, values.peer_script, values.audio, "--json"]
+    command += ["--weights", values.peer_weights, "--batch", str(values.batch)]
+    command += ["--threads", str(values.threads), *values.peer_options.split()]
     found = run_json(command)
     total = found["mel_s"] + found["encode_s"] + found["decode_s"]
     return {
@@ -89,15 +96,15 @@ def _run_peer(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
+def measure(values: flags.FlagValues) -> dict[str, float]:
     """One warm transcription of zero-padded segments, its parts timed on the same segments.
 
     On Keras by the exact path.
     """
     from mt3_keras.process import limit_threads, load_keras
 
-    limit_threads(arguments.threads)
-    on_keras = arguments.engine == "keras"
+    limit_threads(values.threads)
+    on_keras = values.engine == "keras"
     if on_keras:
         load_keras()
     from mt3_keras import Transcriber
@@ -106,22 +113,22 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
     path: dict[str, Any] = {"exact": True} if on_keras else {"context": "segment"}
     transcriber = Transcriber.from_preset(
-        arguments.model, batch_size=arguments.batch, engine=arguments.engine, **path
+        values.model, batch_size=values.batch, engine=values.engine, **path
     )
     start = time.perf_counter()
-    transcriber.transcribe(arguments.audio)
+    transcriber.transcribe(values.audio)
     cold = time.perf_counter() - start
     start = time.perf_counter()
-    result = transcriber.transcribe(arguments.audio)
+    result = transcriber.transcribe(values.audio)
     total = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    segments = list(cut_segments(read_blocks(arguments.audio), transcriber.model_config, "segment"))
+    segments = list(cut_segments(read_blocks(values.audio), transcriber.model_config, "segment"))
     if on_keras:
         front_end, encode = _time_encoder(transcriber.model, segments)
     else:
         from benchmarks.edge import time_search
 
-        timed = time_search(transcriber.model, segments, arguments.batch)
+        timed = time_search(transcriber.model, segments, values.batch)
         front_end, encode = 0.0, timed["encode"] * len(segments) / 1000
     return {
         "compile": cold - total,
@@ -191,11 +198,11 @@ def report(ours: list[dict[str, float]], peers: list[dict[str, float]]) -> str:
         _row(key if "(" in key else f"{key} (s)", mine[key], other.get(key))
         for key in ("front end", "encode", "decode", "total", "peak memory (MB)")
     ]
-    for run in (mine, other):
-        if run:
-            run["decode (ms/token)"] = 1000 * run["decode"] / run["tokens"]
-            run["encode (ms/segment)"] = 1000 * run["encode"] / run["segments"]
-            run["real-time factor"] = run["total"] / run["audio"]
+    for figures in (mine, other):
+        if figures:
+            figures["decode (ms/token)"] = 1000 * figures["decode"] / figures["tokens"]
+            figures["encode (ms/segment)"] = 1000 * figures["encode"] / figures["segments"]
+            figures["real-time factor"] = figures["total"] / figures["audio"]
     lines += [
         _row(key, mine[key], other.get(key))
         for key in ("decode (ms/token)", "encode (ms/segment)", "real-time factor")
@@ -219,5 +226,7 @@ def _row(name: str, mine: float, other: float | None) -> str:
     return f"{name:28}{mine:10.3f}{other:10.3f}{other / mine:10.2f}x"
 
 
+COMMAND = Command("--model=MODEL --audio=FILE [FLAGS]", __doc__, _define_flags, _compare)
+
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main(sys.argv[1:]))

@@ -8,16 +8,17 @@ mp, mf, f) and the pedal (`ped`, which holds notes to the end of their bar) appl
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pretty_midi
-import scipy.signal
 import soundfile
+from absl import flags
 
+from mt3_keras.cli.command_line import Command, run
 from mt3_keras.data.example import DatasetError
 from mt3_keras.files import replacing
 from mt3_keras.midi import write_midi
@@ -27,6 +28,7 @@ from mt3_keras.synth.augment import Samples, room_responses
 from mt3_keras.synth.sounds import SoundFontSource
 
 FOLDER = pathlib.Path(__file__).parent
+FLUID = "/usr/share/sounds/sf2/FluidR3_GM.sf2"  # where Debian puts it
 VELOCITIES = {"p": 52, "mp": 66, "mf": 80, "f": 96}
 OFFBEAT = 8  # what a note between two beats has less
 DRUMS = {"kick": 36, "snare": 38, "hat": 42, "crash": 49}
@@ -112,6 +114,8 @@ def play_part(part: Part, notes: list[Note], size: int, font: SoundFontSource) -
 
 def write_clip(name: str, font: SoundFontSource) -> None:
     """Writes the recording and its notes beside this file."""
+    import scipy.signal
+
     beats_per_minute, parts = CLIPS[name]
     played = [read_part(part, beats_per_minute) for part in parts]
     notes = sort_notes(note for part in played for note in part)
@@ -124,16 +128,22 @@ def write_clip(name: str, font: SoundFontSource) -> None:
     write_midi(notes, FOLDER / f"{name}.mid")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Writes the example clips.")
-    parser.add_argument("--soundfont", default="/usr/share/sounds/sf2/FluidR3_GM.sf2")
-    font = SoundFontSource(parser.parse_args().soundfont)
-    try:
-        for name in CLIPS:
-            write_clip(name, font)
-    except DatasetError as error:
-        sys.exit(str(error))
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    return run("examples.make_clips", COMMAND, argv)
 
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("soundfont", FLUID, "What plays.", flag_values=values)
+
+
+def _write_clips(values: flags.FlagValues, _: list[str]) -> None:
+    font = SoundFontSource(values.soundfont)
+    for name in CLIPS:
+        write_clip(name, font)
+
+
+COMMAND = Command("[FLAGS]", __doc__, _define_flags, _write_clips)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.command_line import Command, UsageError, check_names, run
 from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
 from mt3_keras.extras import require, require_tensorflow_io
 
@@ -65,8 +65,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 def _export(values: flags.FlagValues, _: list[str]) -> None:
     if not values.out_dir:
         raise UsageError("--out_dir is needed: a folder to write to")
-    if unknown := sorted(set(values.formats) - set(FORMATS)):
-        raise UsageError(f"--formats must be of {', '.join(FORMATS)}: got {', '.join(unknown)}")
+    check_names("formats", values.formats, FORMATS)
     if values.least_confidence is not None:
         raise UsageError("--least_confidence is for transcribing: an exported model keeps its own")
     if values.search == "beam1" or values.engine == "litert":

@@ -40,7 +40,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import mir_eval
 import numpy as np
 from numpy.typing import NDArray
 
@@ -229,6 +228,8 @@ def match_notes(
     Returns:
       Pairs (index in `reference`, index in `estimate`), in order.
     """
+    import mir_eval  # takes a second, which no --help should
+
     reference_groups, estimate_groups = _group_indices(reference), _group_indices(estimate)
     matching: list[tuple[int, int]] = []
     for key in reference_groups.keys() & estimate_groups.keys():
@@ -353,6 +354,8 @@ def _count(reference: Sequence[Note], estimate: Sequence[Note], **tolerances: An
 
 
 def _precision_recall_f1(counts: Counts) -> tuple[float, float, float]:
+    import mir_eval
+
     precision = counts.num_hits / counts.num_estimate if counts.num_estimate else 0.0
     recall = counts.num_hits / counts.num_reference if counts.num_reference else 0.0
     return precision, recall, mir_eval.util.f_measure(precision, recall)

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
+import importlib
 
 import numpy as np
 import pytest
+from absl import flags
 
 from benchmarks.accuracy import LOSSES, MISSED, find_losses, report, score_clip
 from benchmarks.beats import worth
 from benchmarks.browser import STEP, count_same
-from benchmarks.train_step import Repeated, check_agreement, make_batch
+from benchmarks.train_step import COMMAND, Repeated, check_agreement, make_batch
 from benchmarks.train_step import report as report_steps
 from mt3_keras.metrics import onset_scores
 from mt3_keras.models.config import HEADS, MT3, SMALL
 from mt3_keras.notes import Note
+from tests.conftest import ROOT
 from train.scores import Item, summarize
 
 PIANO, GUITAR, DRUM = 0, 24, Note(0.0, 0.1, 36, 100, is_drum=True)
+
+MODULES = [f"benchmarks.{path.stem}" for path in sorted((ROOT / "benchmarks").glob("*.py"))]
+COMMANDS = [name for name in MODULES if hasattr(importlib.import_module(name), "COMMAND")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_benchmark_describes_its_flags_and_refuses_others_in_a_line(name, capsys):
+    main = importlib.import_module(name).main
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m {name} ")
+    assert main(["--no_such_flag"]) == 2
+    assert "no_such_flag" in capsys.readouterr().err
 
 
 def _notes(*notes: tuple[float, int, int]) -> list[Note]:
@@ -74,8 +88,10 @@ def test_the_table_compares_each_with_the_first():
         "tensorflow": [run | {"step": s} for s in (0.5, 9.0, 0.1)],
         "jax": [run | {"step": 0.25, "difference": 1e-5}],
     }
-    arguments = argparse.Namespace(model="small", batch=10, runs=3, dtype="float32")
-    lines = report_steps(runs, arguments).splitlines()
+    values = flags.FlagValues()
+    COMMAND.define(values)
+    values(["train_step", "--batch=10"])
+    lines = report_steps(runs, values).splitlines()
     assert lines[0] == "small, batch 10, float32"
     assert "speed to tensorflow" in lines[1]
     assert lines[2].split() == ["tensorflow", "0.500", "81.9", "3.0s", "0", "1.00x"]

@@ -29,9 +29,7 @@ OURS = [(page, line) for page, line in shown_commands() if line.startswith(("mt3
 
 
 def help_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What --help prints for a command, or the source of a benchmark, which names its flags."""
-    if words[0] == "python" and words[2].startswith("benchmarks."):
-        return (ROOT / f"{words[2].replace('.', '/')}.py").read_text()
+    """What --help prints for a command."""
     module = "mt3_keras.__main__" if words[0] == "mt3" else words[2]
     subcommand = words[1:2] if words[0] == "mt3" else []
     assert importlib.import_module(module).main([*subcommand, "--help"]) == 0, words

@@ -8,7 +8,7 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from absl import flags
@@ -69,24 +69,11 @@ def run(program: str, command: Command | str, argv: Sequence[str]) -> int:
         return _run(program, command, argv)
 
 
-def guard(program: str, work: Callable[[], int | None], argv: Sequence[str]) -> int:
-    """Runs what has flags of its own as `run` does a command, up to the exit code."""
-    with any_streams(), ending_on_signals():
-        return _guard(program, work, argv)
-
-
 def _run(program: str, command: Command | str, argv: Sequence[str]) -> int:
-    def work() -> int:
-        found = _import_command(command) if isinstance(command, str) else command
-        return _work(program, found, argv)
-
-    return _guard(program, work, argv)
-
-
-def _guard(program: str, work: Callable[[], int | None], argv: Sequence[str]) -> int:
     ignore_matplotlib_backend()
     try:
-        code = work() or 0
+        found = _import_command(command) if isinstance(command, str) else command
+        code = _work(program, found, argv)
         sys.stdout.flush()
         return code
     except OutputClosed:
@@ -171,6 +158,21 @@ def _work(program: str, command: Command, argv: Sequence[str]) -> int:
         raise UsageError(f"unexpected argument {arguments[0]!r}")
     require(*command.packages)
     return command.work(values, arguments, *[foreign] * command.passes_on) or 0
+
+
+def check_names(flag: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Checks that a list of a flag holds known names only.
+
+    Args:
+      flag: its name.
+      names: those that were given.
+      known: those that there are.
+
+    Raises:
+      UsageError: one of them is unknown.
+    """
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"--{flag} must be of {', '.join(known)}: got {', '.join(unknown)}")
 
 
 def _to_typed(program: str) -> str:

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pedalboard
-import pyroomacoustics
 import scipy.fft
-import scipy.signal
 import soundfile
 from numpy.typing import NDArray
 
@@ -154,6 +152,8 @@ def room_responses(room: int) -> tuple[Samples, ...]:
     Returns:
       float32 [n] each, at 16 kHz; time 0 is when the direct sound, of amplitude 1, arrives.
     """
+    import pyroomacoustics  # takes a second, which no --help should
+
     rng = np.random.default_rng(room)
     size = rng.uniform((3.0, 3.0, 2.4), (12.0, 15.0, 5.0))
     absorption, _ = pyroomacoustics.inverse_sabine(
@@ -185,6 +185,8 @@ def _shortest_decay(size: NDArray[np.float64]) -> float:
 def _without_direct_sound(
     response: NDArray[np.float64], source: NDArray[np.float64], microphone: NDArray[np.float64]
 ) -> Samples:
+    import pyroomacoustics
+
     distance = float(np.linalg.norm(source - microphone[:, 0]))
     lobe = pyroomacoustics.constants.get("frac_delay_length") // 2
     arrival = lobe + round(distance / pyroomacoustics.constants.get("c") * SAMPLE_RATE_HZ)
@@ -204,6 +206,8 @@ def _compress(samples: Samples, rng: np.random.Generator) -> Samples:
 
 
 def _add_noise(samples: Samples, snr_db: float, rng: np.random.Generator) -> Samples:
+    import scipy.signal
+
     noise: Samples = rng.standard_normal(len(samples), np.float32)
     pole = np.float32(rng.uniform(0, 0.98))  # from white to nearly brown
     noise = scipy.signal.lfilter(np.ones(1, np.float32), np.array([1, -pole], np.float32), noise)
@@ -232,6 +236,8 @@ def _code_hard(samples: Samples, rng: np.random.Generator) -> Samples:
 
 
 def _telephone(samples: Samples, rng: np.random.Generator) -> Samples:
+    import scipy.signal
+
     edges_hz = float(rng.uniform(200, 500)), float(rng.uniform(2600, 3800))
     band = scipy.signal.butter(4, edges_hz, "bandpass", fs=SAMPLE_RATE_HZ, output="sos")
     return np.asarray(scipy.signal.sosfilt(band, samples), np.float32)

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.signal
 import soxr
 from numpy.typing import NDArray
 
@@ -212,6 +211,8 @@ def _choose(instrument: Instrument, note: Note) -> _Near | None:
 
 def _play(near: _Near, is_sustained: bool, strength: float, size: int, rate_hz: int) -> Samples:
     """A note that is held, from its onset on: float32 [size], a new array."""
+    import scipy.signal
+
     ratio = SAMPLE_RATE_HZ / rate_hz * 2 ** (near.semitones / 12)
     rendered = _SHORTEST << max(0, math.ceil(math.log2(size / _SHORTEST)))
     step = round(_STEPS * math.log2(ratio))
