@@ -133,7 +133,8 @@ class ServedDetector:
 
         Args:
           audio: float32 [B, n].
-          programs, ended: types of these outputs.
+          programs: type of this output.
+          ended: likewise.
           convert: of a name and the network's output, what is kept of it.
         """
         windows_BSN, num_frames = cut_windows(audio, self.config, self.context)
@@ -455,6 +456,9 @@ def _in_batches(
     """predict(slice of rows) for `batch_size` rows at a time, its results put together.
 
     Args:
+      predict: gives tensors by name, a row for each row of the slice.
+      total: number of all rows.
+      batch_size: rows at a time.
       specs: name of a result -> its type and the shape of a row.
     """
     num_batches = (total + batch_size - 1) // batch_size

@@ -73,14 +73,10 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
     layers.Logits: ({"units": 3}, {"inputs": (2, 5, 4)}, (2, 5, 3)),
     layers.Attention: (SIZES, {"query": (2, 5, 16)}, (2, 5, 16)),
     layers.GatedMLP: ({"width": 16, "mlp_width": 8}, {"x": (2, 5, 16)}, (2, 5, 16)),
-    layers.EncoderLayer: ({**SIZES, "mlp_width": 8}, {"x": (2, 5, 16)}, (2, 5, 16)),
-    layers.Encoder: (
-        {**SIZES, "mlp_width": 8, "num_layers": 1, "num_positions": 5},
-        {"spectrum_BTM": (2, 5, 7)},
-        (2, 5, 16),
-    ),
+    layers.EncoderLayer: ({"config": MINI_T5}, {"x": (2, 5, 16)}, (2, 5, 16)),
+    layers.Encoder: ({"config": MINI_T5}, {"spectrum_BTM": (2, 5, 7)}, (2, 5, 16)),
     layers.DecoderLayer: (
-        {**SIZES, "mlp_width": 8},
+        {"config": MINI_T5},
         {"x": (2, 5, 16), "encoded": (2, 4, 16), "bias": (2, 1, 5, 5)},
         (2, 5, 16),
     ),
@@ -98,7 +94,11 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
         {"log_mel_BTM": (2, 16, 7)},
         (2, 4, 16),
     ),
-    recurrent.RecurrentDecoderLayer: (SIZES, {"x": (2, 5, 16), "encoded": (2, 4, 16)}, (2, 5, 16)),
+    recurrent.RecurrentDecoderLayer: (
+        {"config": MINI_NETWORK},
+        {"x": (2, 5, 16), "encoded": (2, 4, 16)},
+        (2, 5, 16),
+    ),
     recurrent.RecurrentDecoder: (
         {"config": MINI_NETWORK},
         {"tokens": (2, 5), "encoded": (2, 4, 16)},

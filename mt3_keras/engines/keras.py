@@ -194,7 +194,7 @@ class TokenEngine:
         def fits(state: State) -> Any:
             return ops.max(state["position"]) < cache_length
 
-        def has_work(state: State, results: State, first: Any) -> Any:
+        def has_work(state: State, _results: State, first: Any) -> Any:
             is_free = state["segment"] < 0
             is_busy = ops.where(is_last, ops.any(~is_free), ops.all(~is_free))
             return fits(state) & ((first < count) | is_busy)
@@ -213,7 +213,7 @@ class TokenEngine:
             state, first = ops.while_loop(can_fill, fill, (state, first))
             (state,) = ops.while_loop(can_step, lambda state: (self._step(state),), (state,))
             state, results = ops.while_loop(
-                lambda state, results: ops.any(_is_over(state)), _collect_place, (state, results)
+                lambda state, _: ops.any(_is_over(state)), _collect_place, (state, results)
             )
             return state, results, first
 

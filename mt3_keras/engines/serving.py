@@ -391,6 +391,7 @@ def call_patiently(
 
     Args:
       call: raises `Unavailable` where another attempt is worth while.
+      address: of the server, as an error names it.
       deadline: seconds for each attempt.
       retries: attempts after the first.
       pause: seconds before the second attempt, about.

@@ -461,10 +461,13 @@ class ModelConfig:
         return cls(**parts)
 
 
+@dataclasses.dataclass(frozen=True)
 class TokenConfig(ModelConfig):
     """Description of a network that emits tokens."""
 
-    vocabulary: VocabularyConfig
+    spectrogram: LogMelConfig = LogMelConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    network: Any = None
 
     @property
     def tracks_out(self) -> Tracks | None:
@@ -492,8 +495,6 @@ class MT3Config(TokenConfig):
 
     class_name: ClassVar[str] = "MT3Backbone"
 
-    spectrogram: LogMelConfig = LogMelConfig()
-    vocabulary: VocabularyConfig = VocabularyConfig()
     network: T5Config = T5Config()
 
 
@@ -503,8 +504,6 @@ class RecurrentConfig(TokenConfig):
 
     class_name: ClassVar[str] = "RecurrentBackbone"
 
-    spectrogram: LogMelConfig = LogMelConfig()
-    vocabulary: VocabularyConfig = VocabularyConfig()
     network: RecurrentNetworkConfig = RecurrentNetworkConfig()
 
 
@@ -514,8 +513,6 @@ class TracksInConfig(TokenConfig):
 
     class_name: ClassVar[str] = "TracksInBackbone"
 
-    spectrogram: LogMelConfig = LogMelConfig()
-    vocabulary: VocabularyConfig = VocabularyConfig()
     network: TracksInNetworkConfig = TracksInNetworkConfig()
 
     @property
@@ -529,8 +526,6 @@ class TracksOutConfig(TokenConfig):
 
     class_name: ClassVar[str] = "TracksOutBackbone"
 
-    spectrogram: LogMelConfig = LogMelConfig()
-    vocabulary: VocabularyConfig = VocabularyConfig()
     network: TracksOutNetworkConfig = TracksOutNetworkConfig()
 
     def __post_init__(self) -> None:

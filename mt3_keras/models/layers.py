@@ -15,6 +15,8 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from mt3_keras.models.config import T5Config
+
 
 class Configured(keras.layers.Layer):
     """A layer that one config describes.
@@ -31,7 +33,9 @@ class Configured(keras.layers.Layer):
         self.config = self.config_type(**config) if isinstance(config, dict) else config
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "config": dataclasses.asdict(self.config)}
+        names = [field.name for field in dataclasses.fields(self.config_type)]
+        config = {name: getattr(self.config, name) for name in names}  # it may have more of them
+        return {**super().get_config(), "config": config}
 
 
 def sinusoid_frequencies(width: int) -> NDArray[np.float64]:
@@ -275,33 +279,21 @@ class GatedMLP(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class EncoderLayer(keras.layers.Layer):
+class EncoderLayer(Configured):
     """Self-attention and MLP, [B, T, D] -> [B, T, D]; every frame sees every frame."""
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        head_width: int,
-        mlp_width: int,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        policy = self.dtype_policy
-        self.sizes = {
-            "width": width,
-            "num_heads": num_heads,
-            "head_width": head_width,
-            "mlp_width": mlp_width,
-            "dropout": dropout,
-        }
-        attention = (width, num_heads, head_width, dropout)
+    config_type = T5Config
+    config: T5Config
+
+    def __init__(self, config: T5Config | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        net, policy = self.config, self.dtype_policy
+        attention = (net.width, net.num_heads, net.head_width, net.dropout)
         self.attention_norm = rms_norm("attention_norm", policy)
         self.attention = Attention(*attention, dtype=policy, name="attention")
         self.mlp_norm = rms_norm("mlp_norm", policy)
-        self.mlp = GatedMLP(width, mlp_width, dropout, dtype=policy, name="mlp")
-        self.dropout = broadcast_dropout(dropout, policy)
+        self.mlp = GatedMLP(net.width, net.mlp_width, net.dropout, dtype=policy, name="mlp")
+        self.dropout = broadcast_dropout(net.dropout, policy)
 
     def build(self, shape: Any) -> None:
         for part in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
@@ -312,53 +304,30 @@ class EncoderLayer(keras.layers.Layer):
         x = x + self.dropout(attended, training=training)
         return x + self.dropout(self.mlp(self.mlp_norm(x), training=training), training=training)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.sizes}
-
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class Encoder(keras.layers.Layer):
+class Encoder(Configured):
     """Spectrum [B, T, M] -> encoded positions [B, T, D]: a projection and `EncoderLayer`s.
 
     Args:
-      num_layers: how many.
-      num_positions: T at most.
-      width, num_heads, head_width, mlp_width, dropout: of `EncoderLayer`.
+      config: sizes of the whole network; T is `segment_frames` at most.
     """
 
-    def __init__(
-        self,
-        num_layers: int,
-        num_positions: int,
-        width: int,
-        num_heads: int,
-        head_width: int,
-        mlp_width: int,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        policy = self.dtype_policy
-        self.sizes = {
-            "num_layers": num_layers,
-            "num_positions": num_positions,
-            "width": width,
-            "num_heads": num_heads,
-            "head_width": head_width,
-            "mlp_width": mlp_width,
-            "dropout": dropout,
-        }
-        self.projection = dense(width, "projection", policy, truncated=True)
+    config_type = T5Config
+    config: T5Config
+
+    def __init__(self, config: T5Config | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        net, policy = self.config, self.dtype_policy
+        self.projection = dense(net.width, "projection", policy, truncated=True)
         self.layers = [
-            EncoderLayer(
-                width, num_heads, head_width, mlp_width, dropout, dtype=policy, name=f"layer_{i}"
-            )
-            for i in range(num_layers)
+            EncoderLayer(net, dtype=policy, name=f"layer_{i}")
+            for i in range(net.num_encoder_layers)
         ]
         self.norm = rms_norm("norm", policy)
-        self.dropout = broadcast_dropout(dropout, policy)
-        self.output_dropout = keras.layers.Dropout(dropout, dtype=policy)
-        self._positions = sinusoid_positions(num_positions, width)
+        self.dropout = broadcast_dropout(net.dropout, policy)
+        self.output_dropout = keras.layers.Dropout(net.dropout, dtype=policy)
+        self._positions = sinusoid_positions(net.segment_frames, net.width)
 
     def build(self, shape: Any) -> None:
         self.projection.build(shape)
@@ -375,40 +344,25 @@ class Encoder(keras.layers.Layer):
             x_BTD = layer(x_BTD, training=training)
         return self.output_dropout(self.norm(x_BTD), training=training)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.sizes}
-
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class DecoderLayer(keras.layers.Layer):
+class DecoderLayer(Configured):
     """Causal self-attention, cross-attention and MLP, [B, L, D] -> [B, L, D]."""
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        head_width: int,
-        mlp_width: int,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        policy = self.dtype_policy
-        self.sizes = {
-            "width": width,
-            "num_heads": num_heads,
-            "head_width": head_width,
-            "mlp_width": mlp_width,
-            "dropout": dropout,
-        }
-        attention = (width, num_heads, head_width, dropout)
+    config_type = T5Config
+    config: T5Config
+
+    def __init__(self, config: T5Config | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        net, policy = self.config, self.dtype_policy
+        attention = (net.width, net.num_heads, net.head_width, net.dropout)
         self.self_norm = rms_norm("self_norm", policy)
         self.self_attention = Attention(*attention, dtype=policy, name="self_attention")
         self.cross_norm = rms_norm("cross_norm", policy)
         self.cross_attention = Attention(*attention, dtype=policy, name="cross_attention")
         self.mlp_norm = rms_norm("mlp_norm", policy)
-        self.mlp = GatedMLP(width, mlp_width, dropout, dtype=policy, name="mlp")
-        self.dropout = broadcast_dropout(dropout, policy)
+        self.mlp = GatedMLP(net.width, net.mlp_width, net.dropout, dtype=policy, name="mlp")
+        self.dropout = broadcast_dropout(net.dropout, policy)
 
     def build(self, x_shape: Any, encoded_shape: Any, bias_shape: Any = None) -> None:
         for part in (self.self_norm, self.self_attention, self.cross_norm, self.mlp_norm, self.mlp):
@@ -434,6 +388,3 @@ class DecoderLayer(keras.layers.Layer):
 
     def attentions(self) -> list[Attention]:
         return [self.self_attention, self.cross_attention]
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.sizes}

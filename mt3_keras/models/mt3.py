@@ -14,7 +14,7 @@ from keras import ops
 from mt3_keras.grammar import MASKED
 from mt3_keras.models.catalog import register_presets
 from mt3_keras.models.config import MT3Config, T5Config, TokenConfig
-from mt3_keras.models.layers import DecoderLayer, Encoder, Logits
+from mt3_keras.models.layers import Configured, DecoderLayer, Encoder, Logits
 from mt3_keras.models.token_backbone import (
     Cache,
     Memory,
@@ -22,21 +22,6 @@ from mt3_keras.models.token_backbone import (
     TokenDecoder,
     kept_for_layer,
 )
-
-
-def make_encoder(config: T5Config, **options: Any) -> Encoder:
-    """The encoder of a T5; options are Keras's."""
-    return Encoder(
-        config.num_encoder_layers,
-        config.segment_frames,
-        config.width,
-        config.num_heads,
-        config.head_width,
-        config.mlp_width,
-        config.dropout,
-        **options,
-    )
-
 
 TAG = "tag"  # the part of the memory that says which decoder this is: float [B, D]
 
@@ -51,18 +36,7 @@ class Decoder(TokenDecoder):
 
     config_type = T5Config
     config: T5Config
-
-    def make_layer(self, name: str) -> DecoderLayer:
-        config = self.config
-        return DecoderLayer(
-            config.width,
-            config.num_heads,
-            config.head_width,
-            config.mlp_width,
-            config.dropout,
-            dtype=self.dtype_policy,
-            name=name,
-        )
+    layer_type = DecoderLayer
 
     def make_logits(self) -> Logits:
         return Logits(
@@ -110,12 +84,8 @@ class MT3Backbone(TokenBackbone):
     """
 
     config_type: type[TokenConfig] = MT3Config
-
-    def make_encoder(self, network: Any, **options: Any) -> Any:
-        return make_encoder(network, **options)
-
-    def make_decoder(self, network: Any, **options: Any) -> Any:
-        return Decoder(network, **options)
+    encoder_type: type[Configured] = Encoder
+    decoder_type: type[Configured] = Decoder
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
         net = self.model_config.network

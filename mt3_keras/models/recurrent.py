@@ -15,7 +15,6 @@ from mt3_keras.models.config import RecurrentConfig, RecurrentNetworkConfig
 from mt3_keras.models.layers import (
     Attention,
     Configured,
-    Logits,
     broadcast_dropout,
     rms_norm,
     sinusoid_positions,
@@ -117,30 +116,24 @@ class RecurrentEncoder(Configured):
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class RecurrentDecoderLayer(keras.layers.Layer):
+class RecurrentDecoderLayer(Configured):
     """Recurrent units over the tokens so far, then attention over the encoder's output.
 
     Both are pre-norm residuals: x [B, L, D], encoded [B, P, D] -> [B, L, D].
     """
 
-    def __init__(
-        self, width: int, num_heads: int, head_width: int, dropout: float = 0.0, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        policy = self.dtype_policy
-        self.sizes = {
-            "width": width,
-            "num_heads": num_heads,
-            "head_width": head_width,
-            "dropout": dropout,
-        }
+    config_type = RecurrentNetworkConfig
+    config: RecurrentNetworkConfig
+
+    def __init__(self, config: RecurrentNetworkConfig | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        net, policy = self.config, self.dtype_policy
         self.recurrent_norm = rms_norm("recurrent_norm", policy)
-        self.recurrent = _gated_units(width, "recurrent", policy)
+        self.recurrent = _gated_units(net.width, "recurrent", policy)
         self.cross_norm = rms_norm("cross_norm", policy)
-        self.cross_attention = Attention(
-            width, num_heads, head_width, dropout, dtype=policy, name="cross_attention"
-        )
-        self.dropout = broadcast_dropout(dropout, policy)
+        attention = (net.width, net.num_heads, net.head_width, net.dropout)
+        self.cross_attention = Attention(*attention, dtype=policy, name="cross_attention")
+        self.dropout = broadcast_dropout(net.dropout, policy)
 
     def build(self, x_shape: Any, encoded_shape: Any) -> None:
         for part in (self.recurrent_norm, self.recurrent, self.cross_norm):
@@ -163,9 +156,6 @@ class RecurrentDecoderLayer(keras.layers.Layer):
     def attentions(self) -> list[Attention]:
         return [self.cross_attention]
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.sizes}
-
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
 class RecurrentDecoder(TokenDecoder):
@@ -173,20 +163,7 @@ class RecurrentDecoder(TokenDecoder):
 
     config_type = RecurrentNetworkConfig
     config: RecurrentNetworkConfig
-
-    def make_layer(self, name: str) -> RecurrentDecoderLayer:
-        config = self.config
-        return RecurrentDecoderLayer(
-            config.width,
-            config.num_heads,
-            config.head_width,
-            config.dropout,
-            dtype=self.dtype_policy,
-            name=name,
-        )
-
-    def make_logits(self) -> Logits:
-        return Logits(self.config.vocabulary_rows, dtype=self.dtype_policy, name="logits")
+    layer_type = RecurrentDecoderLayer
 
     def call(self, tokens: Any, encoded: Any, training: Any = None) -> Any:
         x_BLD = self.embed(tokens, training)
@@ -225,13 +202,8 @@ class RecurrentBackbone(TokenBackbone):
     """
 
     config_type = RecurrentConfig
+    encoder_type, decoder_type = RecurrentEncoder, RecurrentDecoder
     state_names = (STATE,)
-
-    def make_encoder(self, network: RecurrentNetworkConfig, **options: Any) -> RecurrentEncoder:
-        return RecurrentEncoder(network, **options)
-
-    def make_decoder(self, network: RecurrentNetworkConfig, **options: Any) -> RecurrentDecoder:
-        return RecurrentDecoder(network, **options)
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
         """Nothing, whatever the size: see the class."""

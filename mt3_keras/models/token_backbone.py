@@ -16,6 +16,7 @@ from keras import ops
 from mt3_keras.models.config import LogMelConfig, TokenConfig, VocabularyConfig
 from mt3_keras.models.layers import (
     Configured,
+    Logits,
     broadcast_dropout,
     embed_tokens,
     rms_norm,
@@ -30,12 +31,14 @@ Cache = dict[str, Any]  # keys and values of past positions: name -> tensor [B, 
 class TokenDecoder(Configured):
     """Tokens so far [B, L] and encoded positions [B, P, D] -> logits of the next tokens [B, L, V].
 
-    A subclass makes the layers, each with a `cross_attention` to the encoded positions, and the
-    logits, and calls them: whole sequences in `call`, one token in `step`.
+    A subclass names the layers' type, each with a `cross_attention` to the encoded positions, and
+    calls them: whole sequences in `call`, one token in `step`.
 
     Args:
       config: sizes of the whole network.
     """
+
+    layer_type: type[Configured]
 
     def __init__(self, config: Any, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
@@ -47,18 +50,19 @@ class TokenDecoder(Configured):
             dtype=policy,
             name="embedding",
         )
-        self.layers = [self.make_layer(f"layer_{i}") for i in range(net.num_decoder_layers)]
+        self.layers = [
+            self.layer_type(net, dtype=policy, name=f"layer_{i}")
+            for i in range(net.num_decoder_layers)
+        ]
         self.norm = rms_norm("norm", policy)
         self.logits = self.make_logits()
         self.dropout = broadcast_dropout(net.dropout, policy)
         self._positions = sinusoid_positions(net.max_tokens, net.width)
         self.for_edge = False
 
-    def make_layer(self, name: str) -> Any:
-        raise NotImplementedError
-
-    def make_logits(self) -> Any:
-        raise NotImplementedError
+    def make_logits(self) -> Logits:
+        """The last projection."""
+        return Logits(self.config.vocabulary_rows, dtype=self.dtype_policy, name="logits")
 
     def build(self, tokens_shape: Any, encoded_shape: Any) -> None:
         self.embedding.build(tokens_shape)
@@ -135,6 +139,8 @@ class TokenBackbone(keras_hub.models.Backbone):
     """
 
     config_type: type[TokenConfig]
+    encoder_type: type[Configured]  # of `config.network`: spectrum -> encoded positions [B, P, D]
+    decoder_type: type[Configured]  # likewise: a `TokenDecoder`, or what is called as one
     state_names: tuple[str, ...] = ()
 
     def __init__(
@@ -152,8 +158,8 @@ class TokenBackbone(keras_hub.models.Backbone):
         # === Layers ===
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         self.log_mel = LogMel(config.spectrogram, dtype=policy, name="log_mel")
-        self.encoder = self.make_encoder(config.network, dtype=policy, name="encoder")
-        self.decoder = self.make_decoder(config.network, dtype=policy, name="decoder")
+        self.encoder = self.encoder_type(config.network, dtype=policy, name="encoder")
+        self.decoder = self.decoder_type(config.network, dtype=policy, name="decoder")
 
         # === Functional Model ===
         samples = keras.Input(config.samples_shape, dtype="float32", name="samples")
@@ -173,13 +179,6 @@ class TokenBackbone(keras_hub.models.Backbone):
     def tokens_shape(self, config: TokenConfig) -> tuple[int | None, ...]:
         """Of an example's tokens; L is open."""
         return (None,)
-
-    def make_encoder(self, network: Any, **options: Any) -> Any:
-        """Spectrum [B, T, M] -> encoded positions [B, P, D]."""
-        raise NotImplementedError
-
-    def make_decoder(self, network: Any, **options: Any) -> TokenDecoder:
-        raise NotImplementedError
 
     def forward(self, inputs: dict[str, Any], training: Any = None) -> Any:
         """The logits of a call, float32 [B, L, V]."""

@@ -12,8 +12,8 @@ from keras import ops
 
 from mt3_keras.models.catalog import register_presets
 from mt3_keras.models.config import TracksInConfig, TracksInNetworkConfig
-from mt3_keras.models.layers import Configured
-from mt3_keras.models.mt3 import MT3Backbone, make_encoder
+from mt3_keras.models.layers import Configured, Encoder
+from mt3_keras.models.mt3 import MT3Backbone
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
@@ -36,7 +36,7 @@ class TrackEncoders(Configured):
         net, policy = self.config, self.dtype_policy
         self.num_tracks = len(net.tracks)
         self.encoders = [
-            make_encoder(net, dtype=policy, name=f"encoder_{i}")
+            Encoder(net, dtype=policy, name=f"encoder_{i}")
             for i in range(self.num_tracks if net.own_encoders else 1)
         ]
 
@@ -70,9 +70,7 @@ class TracksInBackbone(MT3Backbone):
     """
 
     config_type = TracksInConfig
-
-    def make_encoder(self, network: Any, **options: Any) -> TrackEncoders:
-        return TrackEncoders(network, **options)
+    encoder_type = TrackEncoders
 
     def to_positions(self, samples: Any, num_frames: Any, training: Any = None) -> Any:
         """Samples [B, S, input_samples] -> encoded positions [B, P, D]."""

@@ -135,12 +135,10 @@ class TracksOutBackbone(MT3Backbone):
     """
 
     config_type = TracksOutConfig
+    decoder_type = GroupDecoders
 
     def tokens_shape(self, config: TokenConfig) -> tuple[int | None, ...]:
         return (config.num_decoders, None)
-
-    def make_decoder(self, network: Any, **options: Any) -> GroupDecoders:
-        return GroupDecoders(network, **options)
 
 
 register_presets(TracksOutBackbone)
