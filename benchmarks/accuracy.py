@@ -35,7 +35,7 @@ from absl import flags
 from tqdm import tqdm
 
 from benchmarks.machine import run_json
-from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.command_line import Command, Flags, UsageError, run
 from mt3_keras.files import replacing
 from mt3_keras.metrics import match_notes, onset_scores
 from mt3_keras.notes import Note, map_program
@@ -85,25 +85,21 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.accuracy", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "data", None, "Folder with manifest.json.", flag_values=values, required=True
-    )
-    flags.DEFINE_multi_string(
+def _define_flags(add: Flags) -> None:
+    add.text("data", None, "Folder with manifest.json.", required=True)
+    add.texts(
         "model",
         ["small"],
         "[NAME=]MODEL: a shipped model's name, a preset or T5X folder or an edge bundle; may be "
         "repeated.",
-        flag_values=values,
     )
-    flags.DEFINE_multi_string(
+    add.texts(
         "peer",
         [],
         "NAME=PYTHON: basic-pitch or harmonica-SIZE, and an interpreter that has it; may be "
         "repeated.",
-        flag_values=values,
     )
-    flags.DEFINE_string("json", None, "Write all scores and notes here.", flag_values=values)
+    add.text("json", None, "Write all scores and notes here.")
 
 
 def _compare(values: flags.FlagValues, _: list[str]) -> None:

@@ -43,7 +43,7 @@ import soundfile
 from absl import flags
 
 from benchmarks.machine import describe_machine, resident_mb
-from mt3_keras.cli.command_line import Command, check_names, run
+from mt3_keras.cli.command_line import Command, Flags, check_names, run
 from mt3_keras.cores import count_cores
 from mt3_keras.synth.synthetic import SyntheticConfig, render
 
@@ -68,19 +68,14 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.archives", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    def count(name: str, default: int, least: int, meaning: str) -> None:
-        flags.DEFINE_integer(name, default, meaning, least, flag_values=values)
-
-    flags.DEFINE_string(
-        "folder", None, "For recordings and results.", flag_values=values, required=True
-    )
-    flags.DEFINE_list("steps", ["alone", "local"], f"Of {', '.join(STEPS)}.", flag_values=values)
-    count("recordings", 2000, 1, "Short ones.")
-    count("damaged", 40, 0, "Of the recordings.")
-    count("kills", 10, 1, "Of a driver, and of a worker.")
-    count("kill_recordings", 200, 1, "Of the recordings.")
-    flags.DEFINE_float("hours", 3.0, "Of the long recording.", 0.02, flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.text("folder", None, "For recordings and results.", required=True)
+    add.names("steps", ["alone", "local"], f"Of {', '.join(STEPS)}.")
+    add.count("recordings", 2000, "Short ones.")
+    add.count("damaged", 40, "Of the recordings.", least=0)
+    add.count("kills", 10, "Of a driver, and of a worker.")
+    add.count("kill_recordings", 200, "Of the recordings.")
+    add.number("hours", 3.0, "Of the long recording.", least=0.02)
 
 
 def _take_steps(values: flags.FlagValues, _: list[str]) -> None:

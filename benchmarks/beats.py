@@ -27,7 +27,7 @@ from absl import flags
 from benchmarks.pieces import Excerpt, define_piece_flags, read_excerpts
 from mt3_keras.beat_tracker import LEAST_CONFIDENCE, track_beats
 from mt3_keras.beats import LEAST_BAR_CONFIDENCE, Beats
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 from mt3_keras.notes import Note
 from mt3_keras.transcriber import Transcriber
 from train.evaluate import read_manifest
@@ -64,9 +64,9 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.beats", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    define_piece_flags(values)
-    flags.DEFINE_string("data", None, "Folder with manifest.json.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    define_piece_flags(add)
+    add.text("data", None, "Folder with manifest.json.")
 
 
 def _compare(values: flags.FlagValues, _: list[str]) -> None:

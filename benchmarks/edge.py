@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import describe_machine, matmul_speed, resident_mb, run_json
 from mt3_keras.audio import read_blocks
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 from mt3_keras.engines.litert import ROWS, EdgeModel, TokenEngine, read_bundle_config
 from mt3_keras.grammar import Rules
 from mt3_keras.models.config import SAMPLE_RATE_HZ
@@ -56,24 +56,20 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.edge", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    def text(name: str, default: str | None, meaning: str, required: bool = False) -> None:
-        flags.DEFINE_string(name, default, meaning, flag_values=values, required=required)
-
-    text("bundle", None, "Folder of an edge bundle.", required=True)
-    text("audio", None, "A recording.", required=True)
-    flags.DEFINE_integer("threads", 2, "Of a process.", 1, flag_values=values)
-    flags.DEFINE_integer("runs", 3, "Of each measurement.", 1, flag_values=values)
-    flags.DEFINE_float("hours", 0.0, "In one stream.", 0.0, flag_values=values)
-    text("peer_python", sys.executable, "The peer's interpreter.")
-    text("peer_script", None, "The peer; by default none.")
-    text("peer_weights", None, "The peer's weights.")
-    flags.DEFINE_enum(
+def _define_flags(add: Flags) -> None:
+    add.text("bundle", None, "Folder of an edge bundle.", required=True)
+    add.text("audio", None, "A recording.", required=True)
+    add.count("threads", 2, "Of a process.")
+    add.count("runs", 3, "Of each measurement.")
+    add.number("hours", 0.0, "In one stream.", least=0.0)
+    add.text("peer_python", sys.executable, "The peer's interpreter.")
+    add.text("peer_script", None, "The peer; by default none.")
+    add.text("peer_weights", None, "The peer's weights.")
+    add.choice(
         "measure",
         None,
         [*KINDS, "endurance"],
         "Print these figures as JSON: what each process is started for.",
-        flag_values=values,
     )
 
 

@@ -25,7 +25,7 @@ import soundfile
 from absl import flags
 
 from mt3_keras.audio import AUDIO_SUFFIXES, find_audio, read_blocks, resample
-from mt3_keras.cli.command_line import Command, check_names, run
+from mt3_keras.cli.command_line import Command, Flags, check_names, run
 from mt3_keras.cli.transcribe import parse_beats, plan_outputs
 from mt3_keras.instrument_names import instrument_name, parse_instruments
 from mt3_keras.midi import read_midi, write_midi
@@ -395,10 +395,10 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.fuzz", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_integer("count", 400, "Situations of each kind.", 1, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Other seeds make other situations.", flag_values=values)
-    flags.DEFINE_list("kinds", list(KINDS), f"Of {', '.join(KINDS)}.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.count("count", 400, "Situations of each kind.")
+    add.count("seed", 0, "Other seeds make other situations.", least=0)
+    add.names("kinds", list(KINDS), f"Of {', '.join(KINDS)}.")
 
 
 def _fuzz(values: flags.FlagValues, _: list[str]) -> int:

@@ -23,7 +23,7 @@ from absl import flags
 
 from benchmarks.machine import describe_machine
 from benchmarks.train_step import time_training
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 from mt3_keras.models.config import CONFIGS
 
 if TYPE_CHECKING:
@@ -36,19 +36,14 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.input_pipeline", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    def count(name: str, default: int, least: int, meaning: str) -> None:
-        flags.DEFINE_integer(name, default, meaning, least, flag_values=values)
-
-    flags.DEFINE_enum("model", "small", sorted(CONFIGS), "The network.", flag_values=values)
-    flags.DEFINE_list("data", [], "Folders made by train.prepare.", flag_values=values)
-    count("batch", 24, 1, "Examples in a batch.")
-    count("tokens", 0, 0, "Of the targets; 0 is as many as there can be.")
-    count("batches", 20, 1, "Timed of each.")
-    flags.DEFINE_list(
-        "workers", ["0", str(os.cpu_count())], "Numbers of worker processes.", flag_values=values
-    )
-    count("num_mixed", 1, 1, "See train.main.")
+def _define_flags(add: Flags) -> None:
+    add.choice("model", "small", sorted(CONFIGS), "The network.")
+    add.names("data", [], "Folders made by train.prepare.")
+    add.count("batch", 24, "Examples in a batch.")
+    add.count("tokens", 0, "Of the targets; 0 is as many as there can be.", least=0)
+    add.count("batches", 20, "Timed of each.")
+    add.names("workers", ["0", str(os.cpu_count())], "Numbers of worker processes.")
+    add.count("num_mixed", 1, "See train.main.")
 
 
 def _measure(values: flags.FlagValues, _: list[str]) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 
 NUM_RECORDINGS, SECONDS = 3, 1.0
 FORMATS = ("mid", "json", "csv")
@@ -32,11 +32,11 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.kills", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
+def _define_flags(add: Flags) -> None:
     for name, count in (("kill", 50), ("term", 20), ("hup", 20)):
         text = f"How often SIG{name.upper()} is sent."
-        flags.DEFINE_integer(name, count, text, 0, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Of the moments.", flag_values=values)
+        add.count(name, count, text, least=0)
+    add.count("seed", 0, "Of the moments.", least=0)
 
 
 def _kill_often(values: flags.FlagValues, _: list[str]) -> int:

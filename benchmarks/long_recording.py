@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,11 +39,11 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.long_recording", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_float("hours", 10.0, "Length.", lower_bound=0.01, flag_values=values)
-    flags.DEFINE_string("recording", "examples/band.flac", "What is repeated.", flag_values=values)
-    flags.DEFINE_string("model", "small", "A model for LiteRT.", flag_values=values)
-    flags.DEFINE_boolean("replay", False, "Repeat the network's first answers.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.number("hours", 10.0, "Length.", least=0.01)
+    add.text("recording", "examples/band.flac", "What is repeated.")
+    add.text("model", "small", "A model for LiteRT.")
+    add.switch("replay", False, "Repeat the network's first answers.")
 
 
 def _measure(values: flags.FlagValues, _: list[str]) -> None:

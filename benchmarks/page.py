@@ -24,7 +24,7 @@ from absl import flags
 from benchmarks.browser import ROOT, count_same, drive, to_notes
 from benchmarks.machine import describe_machine
 from mt3_keras import __main__
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 from mt3_keras.transcriber import Transcriber
 from train.evaluate import read_manifest
 
@@ -44,11 +44,11 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.page", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("page", "build/web", "Folder of the page.", flag_values=values)
-    flags.DEFINE_string("model", "small", "That of the page.", flag_values=values)
-    flags.DEFINE_string("data", None, "Folder with manifest.json.", flag_values=values)
-    flags.DEFINE_string("pictures", None, "Write pictures into this folder.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.text("page", "build/web", "Folder of the page.")
+    add.text("model", "small", "That of the page.")
+    add.text("data", None, "Folder with manifest.json.")
+    add.text("pictures", None, "Write pictures into this folder.")
 
 
 def _compare(values: flags.FlagValues, audio: list[str]) -> None:

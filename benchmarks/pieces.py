@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mt3_keras.beats import Beats
+from mt3_keras.cli.command_line import Flags
 from mt3_keras.files import replacing
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, sort_notes
@@ -60,21 +61,13 @@ class Excerpt:
         return self.name.split("/", 1)[0]
 
 
-def define_piece_flags(values: flags.FlagValues) -> None:
+def define_piece_flags(add: Flags) -> None:
     """Adds the flags that `read_excerpts` reads."""
-
-    def text(name: str, meaning: str) -> None:
-        flags.DEFINE_string(name, None, meaning, flag_values=values, required=True)
-
-    text("midi", "Folder of folders of MIDI files.")
-    text("work_dir", "Folder for what is rendered.")
-    flags.DEFINE_multi_string(
-        "font", None, "An sf2 or sf3 file; may be repeated.", flag_values=values, required=True
-    )
-    flags.DEFINE_list(
-        "leave_out", [], "Folders whose beats are not the music's.", flag_values=values
-    )
-    flags.DEFINE_string("model", "small", "What transcribes.", flag_values=values)
+    add.text("midi", None, "Folder of folders of MIDI files.", required=True)
+    add.text("work_dir", None, "Folder for what is rendered.", required=True)
+    add.texts("font", None, "An sf2 or sf3 file; may be repeated.", required=True)
+    add.names("leave_out", [], "Folders whose beats are not the music's.")
+    add.text("model", "small", "What transcribes.")
 
 
 def read_excerpts(values: flags.FlagValues) -> list[Excerpt]:

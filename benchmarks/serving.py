@@ -33,7 +33,7 @@ from absl import flags
 
 from benchmarks.machine import describe_machine, processor_seconds, resident_mb
 from mt3_keras.audio import read_blocks
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 from mt3_keras.engines.serving import GrpcServer, ServedConfig, ServingError, call_patiently
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.wav import to_wav
@@ -47,24 +47,18 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.serving", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    def text(name: str, meaning: str, required: bool = False) -> None:
-        flags.DEFINE_string(name, None, meaning, flag_values=values, required=required)
-
-    def count(name: str, default: int | None, meaning: str) -> None:
-        flags.DEFINE_integer(name, default, meaning, 1, flag_values=values)
-
-    text("model", "Folder of the served model's versions.", required=True)
-    text("audio", "A recording.", required=True)
-    flags.DEFINE_float("seconds", 4.0, "Of audio in a request.", 0.1, flag_values=values)
-    count("requests", 200, "Of a round.")
-    count("clients", 32, "That ask at once.")
-    count("rounds", 3, "Of many clients.")
-    text("server", "HOST:PORT of a running one.")
-    count("pid", None, "Of the running server.")
-    count("num_batch_threads", 2, "Of the stand-in.")
-    flags.DEFINE_boolean("sizes", False, "Sizes of requests and answers.", flag_values=values)
-    flags.DEFINE_list("signatures", [*SIGNATURES], "That --sizes asks.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.text("model", None, "Folder of the served model's versions.", required=True)
+    add.text("audio", None, "A recording.", required=True)
+    add.number("seconds", 4.0, "Of audio in a request.", least=0.1)
+    add.count("requests", 200, "Of a round.")
+    add.count("clients", 32, "That ask at once.")
+    add.count("rounds", 3, "Of many clients.")
+    add.text("server", None, "HOST:PORT of a running one.")
+    add.count("pid", None, "Of the running server.")
+    add.count("num_batch_threads", 2, "Of the stand-in.")
+    add.switch("sizes", False, "Sizes of requests and answers.")
+    add.names("signatures", [*SIGNATURES], "That --sizes asks.")
 
 
 def _load_server(values: flags.FlagValues, _: list[str]) -> None:

@@ -29,7 +29,7 @@ from absl import flags
 from benchmarks.pieces import Excerpt, define_piece_flags, read_excerpts
 from mt3_keras.beat_tracker import track_beats
 from mt3_keras.beats import Beats
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 from mt3_keras.engraving import write_score
 from mt3_keras.midi import read_midi
 from mt3_keras.notes import Note
@@ -50,11 +50,11 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.sheet_music", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    define_piece_flags(values)
-    flags.DEFINE_integer("pieces", 20, "Recordings to report on.", 1, flag_values=values)
-    flags.DEFINE_string("musescore", "musescore3", "MuseScore's command.", flag_values=values)
-    flags.DEFINE_string("pictures", None, "Write pictures into this folder.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    define_piece_flags(add)
+    add.count("pieces", 20, "Recordings to report on.")
+    add.text("musescore", "musescore3", "MuseScore's command.")
+    add.text("pictures", None, "Write pictures into this folder.")
 
 
 def _compare(values: flags.FlagValues, _: list[str]) -> None:

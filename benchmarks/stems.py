@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 from mt3_keras.metrics import further_scores, mean_scores, onset_scores
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note
@@ -46,13 +46,11 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.stems", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("model", "small", "What transcribes.", flag_values=values)
-    flags.DEFINE_integer("songs", 40, "How many.", 1, flag_values=values)
-    flags.DEFINE_float("seconds", 16.0, "Length of a song.", 1.0, flag_values=values)
-    flags.DEFINE_list(
-        "soundfonts", [], ".sf2 and .sf3 files; none uses built-in sounds.", flag_values=values
-    )
+def _define_flags(add: Flags) -> None:
+    add.text("model", "small", "What transcribes.")
+    add.count("songs", 40, "How many.")
+    add.number("seconds", 16.0, "Length of a song.", least=1.0)
+    add.names("soundfonts", [], ".sf2 and .sf3 files; none uses built-in sounds.")
 
 
 def _compare(values: flags.FlagValues, _: list[str]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 from mt3_keras.data.records import Record, find_records
 from mt3_keras.metrics import further_scores, mean_scores, onset_scores
 from mt3_keras.models.config import SAMPLE_RATE_HZ
@@ -40,14 +40,12 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.tracks", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "data", None, "Folder made by train.prepare.", flag_values=values, required=True
-    )
-    flags.DEFINE_string("split", "validation", "Which of its splits.", flag_values=values)
-    flags.DEFINE_list("tracks", ["drums", "bass", "other"], "Their names.", flag_values=values)
-    flags.DEFINE_list("models", None, "What transcribes.", flag_values=values, required=True)
-    flags.DEFINE_integer("songs", 20, "At most so many.", 1, flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.text("data", None, "Folder made by train.prepare.", required=True)
+    add.text("split", "validation", "Which of its splits.")
+    add.names("tracks", ["drums", "bass", "other"], "Their names.")
+    add.names("models", None, "What transcribes.", required=True)
+    add.count("songs", 20, "At most so many.")
 
 
 def _compare(values: flags.FlagValues, _: list[str]) -> None:

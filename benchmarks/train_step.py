@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.machine import describe_machine, run_json
-from mt3_keras.cli.command_line import Command, check_names, run
+from mt3_keras.cli.command_line import Command, Flags, check_names, run
 from mt3_keras.data.rolls import CERTAIN
 from mt3_keras.models.config import CONFIGS, HEADS, NUM_PITCHES, DetectorConfig, ModelConfig
 from train.config import RunConfig
@@ -46,25 +46,19 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.train_step", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    def choice(name: str, default: str | None, names: Sequence[str], meaning: str) -> None:
-        flags.DEFINE_enum(name, default, names, meaning, flag_values=values)
-
-    def count(name: str, default: int | None, meaning: str) -> None:
-        flags.DEFINE_integer(name, default, meaning, 1, flag_values=values)
-
-    choice("model", "small", sorted(CONFIGS), "The network.")
-    count("batch", 24, "Examples in a batch.")
-    count("tokens", 160, "Of each example, of a token model.")
-    count("steps", 10, "Timed in each run.")
-    count("runs", 3, "Of each flavour.")
-    count("threads", os.cpu_count(), "Of a process.")
-    choice("dtype", "float32", ["float32", "mixed_bfloat16"], "In which the network computes.")
-    flags.DEFINE_list("flavours", [*FLAVOURS], f"Of {', '.join(FLAVOURS)}.", flag_values=values)
-    flags.DEFINE_string("jax_python", sys.executable, "JAX's interpreter.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.choice("model", "small", sorted(CONFIGS), "The network.")
+    add.count("batch", 24, "Examples in a batch.")
+    add.count("tokens", 160, "Of each example, of a token model.")
+    add.count("steps", 10, "Timed in each run.")
+    add.count("runs", 3, "Of each flavour.")
+    add.count("threads", os.cpu_count(), "Of a process.")
+    add.choice("dtype", "float32", ["float32", "mixed_bfloat16"], "In which the network computes.")
+    add.names("flavours", [*FLAVOURS], f"Of {', '.join(FLAVOURS)}.")
+    add.text("jax_python", sys.executable, "JAX's interpreter.")
     measured = "Print figures as JSON: what each process is started for."
-    choice("measure", None, ["reference", *FLAVOURS], measured)
-    flags.DEFINE_string("reference", None, "File that --measure compares with.", flag_values=values)
+    add.choice("measure", None, ["reference", *FLAVOURS], measured)
+    add.text("reference", None, "File that --measure compares with.")
 
 
 def _compare(values: flags.FlagValues, _arguments: list[str]) -> None:

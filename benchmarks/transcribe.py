@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks.machine import GIGA, describe_machine, matmul_speed, run_json
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,29 +34,18 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.transcribe", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    def text(name: str, default: str | None, meaning: str, required: bool = False) -> None:
-        flags.DEFINE_string(name, default, meaning, flag_values=values, required=required)
-
-    def count(name: str, default: int | None, meaning: str) -> None:
-        flags.DEFINE_integer(name, default, meaning, 1, flag_values=values)
-
-    text("model", None, "What transcribes.", required=True)
-    text("audio", None, "A recording.", required=True)
-    count("threads", os.cpu_count(), "Of a process.")
-    count("batch", 16, "Segments decoded side by side.")
-    flags.DEFINE_enum("engine", "keras", ["keras", "litert"], "Ours.", flag_values=values)
-    count("runs", 3, "Of each.")
-    text("peer_python", sys.executable, "The peer's interpreter.")
-    text("peer_script", None, "The peer; by default none.")
-    text("peer_weights", None, "The peer's weights.")
-    text("peer_options", "", "More flags for the peer, such as '--quant int8'.")
-    flags.DEFINE_boolean(
-        "measure",
-        False,
-        "Print figures as JSON: what each process is started for.",
-        flag_values=values,
-    )
+def _define_flags(add: Flags) -> None:
+    add.text("model", None, "What transcribes.", required=True)
+    add.text("audio", None, "A recording.", required=True)
+    add.count("threads", os.cpu_count(), "Of a process.")
+    add.count("batch", 16, "Segments decoded side by side.")
+    add.choice("engine", "keras", ["keras", "litert"], "Ours.")
+    add.count("runs", 3, "Of each.")
+    add.text("peer_python", sys.executable, "The peer's interpreter.")
+    add.text("peer_script", None, "The peer; by default none.")
+    add.text("peer_weights", None, "The peer's weights.")
+    add.text("peer_options", "", "More flags for the peer, such as '--quant int8'.")
+    add.switch("measure", False, "Print figures as JSON: what each process is started for.")
 
 
 def _compare(values: flags.FlagValues, _arguments: list[str]) -> None:

@@ -18,7 +18,7 @@ import pretty_midi
 import soundfile
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 from mt3_keras.data.example import DatasetError
 from mt3_keras.files import replacing
 from mt3_keras.midi import write_midi
@@ -133,8 +133,8 @@ def main(argv: Sequence[str]) -> int:
     return run("examples.make_clips", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("soundfont", FLUID, "What plays.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.text("soundfont", FLUID, "What plays.")
 
 
 def _write_clips(values: flags.FlagValues, _: list[str]) -> None:

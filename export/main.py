@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, UsageError, check_names, run
+from mt3_keras.cli.command_line import Command, Flags, UsageError, check_names, run
 from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
 from mt3_keras.extras import require, require_tensorflow_io
 
@@ -34,32 +34,23 @@ def main(argv: Sequence[str]) -> int:
     return run("export.main", command, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    define_model_flags(values)
-    flags.DEFINE_string("out_dir", None, "Folder to write to.", flag_values=values)
-    flags.DEFINE_list("formats", ["saved_model"], f"Of {', '.join(FORMATS)}.", flag_values=values)
-    flags.DEFINE_string(
-        "name", None, "Of the served model; by default its folder's name.", flag_values=values
-    )
-    flags.DEFINE_boolean(
+def _define_flags(add: Flags) -> None:
+    define_model_flags(add)
+    add.text("out_dir", None, "Folder to write to.")
+    add.names("formats", ["saved_model"], f"Of {', '.join(FORMATS)}.")
+    add.text("name", None, "Of the served model; by default its folder's name.")
+    add.switch(
         "encoded_audio",
         False,
         "Have the served graph decode FLAC, OGG and MP3 too; the server needs tensorflow-io.",
-        flag_values=values,
     )
-    flags.DEFINE_enum(
+    add.choice(
         "quantize",
         "none",
         QUANTIZE,
         "Of the bundle: int8 computes in int8, int8_weights only stores it.",
-        flag_values=values,
     )
-    flags.DEFINE_boolean(
-        "report",
-        False,
-        "Print the bundle's size, operators and agreement with Keras.",
-        flag_values=values,
-    )
+    add.switch("report", False, "Print the bundle's size, operators and agreement with Keras.")
 
 
 def _export(values: flags.FlagValues, _: list[str]) -> None:

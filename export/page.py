@@ -19,7 +19,7 @@ import pretty_midi
 from absl import flags
 
 from mt3_keras import __version__
-from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.command_line import Command, Flags, UsageError, run
 from mt3_keras.engines.litert import read_bundle_config
 from mt3_keras.files import replacing
 from mt3_keras.instrument_names import instrument_name
@@ -35,11 +35,9 @@ def main(argv: Sequence[str]) -> int:
     return run("export.page", command, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "model", "small", "The bundle of a detector: its name or folder.", flag_values=values
-    )
-    flags.DEFINE_string("out_dir", None, "Folder of the page.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.text("model", "small", "The bundle of a detector: its name or folder.")
+    add.text("out_dir", None, "Folder of the page.")
 
 
 def _write(values: flags.FlagValues, _: list[str]) -> None:

@@ -13,6 +13,7 @@ from benchmarks.beats import worth
 from benchmarks.browser import STEP, count_same
 from benchmarks.train_step import COMMAND, Repeated, check_agreement, make_batch
 from benchmarks.train_step import report as report_steps
+from mt3_keras.cli.command_line import Flags
 from mt3_keras.metrics import onset_scores
 from mt3_keras.models.config import HEADS, MT3, SMALL
 from mt3_keras.notes import Note
@@ -89,7 +90,7 @@ def test_the_table_compares_each_with_the_first():
         "jax": [run | {"step": 0.25, "difference": 1e-5}],
     }
     values = flags.FlagValues()
-    COMMAND.define(values)
+    COMMAND.define(Flags(values))
     values(["train_step", "--batch=10"])
     lines = report_steps(runs, values).splitlines()
     assert lines[0] == "small, batch 10, float32"

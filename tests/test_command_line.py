@@ -18,7 +18,6 @@ import mido
 import numpy as np
 import pytest
 import soundfile
-from absl import flags
 
 from mt3_keras import __version__
 from mt3_keras.__main__ import COMMANDS, main
@@ -463,8 +462,8 @@ def test_a_tilde_that_no_shell_expanded_is_the_home_folder(monkeypatch, tmp_path
     monkeypatch.setenv("HOME", str(tmp_path))
     found = []
 
-    def define(values):
-        flags.DEFINE_string("output", None, "", flag_values=values)
+    def define(add):
+        add.text("output", None, "")
 
     def work(values, arguments):
         found.extend([values.output, *arguments])

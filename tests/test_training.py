@@ -20,6 +20,7 @@ import pytest
 from absl import flags
 from tensorboard.backend.event_processing import event_accumulator
 
+from mt3_keras.cli.command_line import Flags
 from mt3_keras.data.rolls import name_targets, roll_targets
 from mt3_keras.grammar import Rules
 from mt3_keras.models.config import HEADS, DetectorConfig
@@ -549,7 +550,7 @@ def test_every_setting_survives_its_flagfile(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "run.flags"
     path.write_text(config.to_flagfile())
     values = flags.FlagValues()
-    define_flags(values)
+    define_flags(Flags(values))
     flags.DEFINE_string("flagfile", "", "", flag_values=values)
     values(["program", f"--flagfile={path}"])
     assert config_from_flags(values) == config
@@ -559,7 +560,7 @@ def test_every_setting_survives_its_flagfile(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("name", ["tiny", "tiny_mt3", "recurrent", "small", "mt3"])
 def test_shipped_flagfiles_are_runs(name: str) -> None:
     values = flags.FlagValues()
-    define_flags(values)
+    define_flags(Flags(values))
     flags.DEFINE_string("flagfile", "", "", flag_values=values)
     values(["program", f"--flagfile={ROOT / 'train' / 'configs' / f'{name}.flags'}"])
     config = config_from_flags(values)

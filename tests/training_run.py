@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from mt3_keras.cli.command_line import Flags
 from mt3_keras.data.rolls import CERTAIN
 from mt3_keras.models.config import (
     HEADS,
@@ -159,12 +160,13 @@ def block_import(package: str) -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
-    define_flags(values)
-    flags.DEFINE_float("pause", 0.0, "Seconds before each batch.", flag_values=values)
-    flags.DEFINE_integer("num_cpus", 1, "TensorFlow's logical CPUs.", flag_values=values)
-    flags.DEFINE_string("without", "", "A package to do without.", flag_values=values)
-    flags.DEFINE_boolean("validate", False, "Validate too.", flag_values=values)
-    flags.DEFINE_string("flagfile", "", "Further flags.", flag_values=values)
+    add = Flags(values)
+    define_flags(add)
+    add.number("pause", 0.0, "Seconds before each batch.")
+    add.count("num_cpus", 1, "TensorFlow's logical CPUs.")
+    add.text("without", "", "A package to do without.")
+    add.switch("validate", False, "Validate too.")
+    add.text("flagfile", "", "Further flags.")
     values(["training_run", *argv])
     if values.without:
         block_import(values.without)

@@ -26,7 +26,7 @@ from mt3_keras.beat_tracker import (
     to_array,
 )
 from mt3_keras.beats import Beats
-from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.command_line import Command, Flags, UsageError, run
 from mt3_keras.files import replacing
 from mt3_keras.midi import MidiError, read_instruments
 from mt3_keras.notes import apply_sustain
@@ -242,14 +242,12 @@ def save_weights(network: Any, path: str) -> None:
         np.savez(file, **{name: array.astype(np.float16) for name, array in arrays.items()})
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("midi", None, "Folder of folders of MIDI files.", flag_values=values)
-    flags.DEFINE_list(
-        "leave_out", [], "Names of folders whose beats are known to be wrong.", flag_values=values
-    )
-    flags.DEFINE_string("output", None, "The file of weights to write.", flag_values=values)
-    flags.DEFINE_integer("updates", 1200, "Updates of the weights.", 1, flag_values=values)
-    flags.DEFINE_integer("seed", 1, "Of the examples.", 0, flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.text("midi", None, "Folder of folders of MIDI files.")
+    add.names("leave_out", [], "Names of folders whose beats are known to be wrong.")
+    add.text("output", None, "The file of weights to write.")
+    add.count("updates", 1200, "Updates of the weights.")
+    add.count("seed", 1, "Of the examples.", least=0)
 
 
 def _train(values: flags.FlagValues, _: list[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from absl import flags
 
+from mt3_keras.cli.command_line import Flags
 from mt3_keras.models.config import CONFIGS, HEADS, DetectorConfig, ModelConfig, config_from_dict
 
 
@@ -292,25 +293,25 @@ def _require(condition: bool, rule: str, value: object) -> None:
         raise ValueError(f"{rule}: got {value!r}")
 
 
-def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+def define_flags(add: Flags) -> None:
     """Makes every field of `RunConfig` a flag."""
     for field in dataclasses.fields(RunConfig):
         default, text = getattr(RunConfig(), field.name), field.metadata["help"]
         if choices := field.metadata["choices"]:
-            flags.DEFINE_enum(field.name, default, choices, text, flag_values=flag_values)
+            add.choice(field.name, default, choices, text)
         elif isinstance(default, tuple):
-            flags.DEFINE_list(field.name, list(default), text, flag_values=flag_values)
+            add.names(field.name, list(default), text)
         elif isinstance(default, bool):
-            flags.DEFINE_boolean(field.name, default, text, flag_values=flag_values)
+            add.switch(field.name, default, text)
         elif isinstance(default, int):
-            flags.DEFINE_integer(field.name, default, text, flag_values=flag_values)
+            add.count(field.name, default, text, least=None)
         elif isinstance(default, float):
-            flags.DEFINE_float(field.name, default, text, flag_values=flag_values)
+            add.number(field.name, default, text)
         else:
-            flags.DEFINE_string(field.name, default, text, flag_values=flag_values)
+            add.text(field.name, default, text)
 
 
-def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> RunConfig:
+def config_from_flags(flag_values: flags.FlagValues) -> RunConfig:
     """The settings given on the command line.
 
     Raises:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.command_line import Command, Flags, UsageError, run
 from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
 from train.prepare import define_dataset_flags, find_sources
 
@@ -103,30 +103,22 @@ def _load_whole(load: Any) -> tuple[Any, Sequence[Note]]:
     return np.concatenate(list(samples)), notes
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    def text(name: str, default: str | None, meaning: str) -> None:
-        flags.DEFINE_string(name, default, meaning, flag_values=values)
-
-    define_model_flags(values)
-    define_dataset_flags(values, split="validation", num_examples=40)
-    text("data", None, "Folder with manifest.json, instead of a data set.")
-    text("only", "", "Score only items whose id holds this.")
-    flags.DEFINE_enum(
-        "by",
-        "class",
-        list(GRANULARITIES),
-        "How finely instruments are distinguished.",
-        flag_values=values,
+def _define_flags(add: Flags) -> None:
+    define_model_flags(add)
+    define_dataset_flags(add, split="validation", num_examples=40)
+    add.text("data", None, "Folder with manifest.json, instead of a data set.")
+    add.text("only", "", "Score only items whose id holds this.")
+    add.choice("by", "class", list(GRANULARITIES), "How finely instruments are distinguished.")
+    add.text("json", None, "Write all scores and notes here.")
+    add.text("png", None, "Write a picture of the tables here.")
+    add.text(
+        "log", None, "Append a line to this CSV file: hours, losses, mean scores; drawn as .png."
     )
-    text("json", None, "Write all scores and notes here.")
-    text("png", None, "Write a picture of the tables here.")
-    text("log", None, "Append a line to this CSV file: hours, losses, mean scores; drawn as .png.")
-    flags.DEFINE_list(
+    add.names(
         "runs",
         [],
         "The runs since the last line of --log, each begun with the weights of the one before; by "
         "default MODEL alone.",
-        flag_values=values,
     )
 
 

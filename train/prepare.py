@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from mt3_keras.beam import progress
-from mt3_keras.cli.command_line import Command, UsageError, run
+from mt3_keras.cli.command_line import Command, Flags, UsageError, run
 
 if TYPE_CHECKING:
     from mt3_keras.data.example import Example
@@ -49,71 +49,33 @@ DATASETS = ("maestro", "slakh", "cerberus4", "musicnet", "guitarset", "urmp", "f
 EXAMPLES_PER_SYNTHETIC_SHARD = 64
 
 
-def define_dataset_flags(values: flags.FlagValues, *, split: str, num_examples: int) -> None:
+def define_dataset_flags(add: Flags, *, split: str, num_examples: int) -> None:
     """Adds the flags that `find_sources` reads."""
-    flags.DEFINE_enum("dataset", None, DATASETS, "Which data set.", flag_values=values)
-    flags.DEFINE_string(
-        "root",
-        "",
-        "Its folder; of synthetic MIDI files, or their tar archive, or nothing.",
-        flag_values=values,
-    )
-    flags.DEFINE_list("split", [split], "Splits, separated by commas.", flag_values=values)
-    flags.DEFINE_boolean(
-        "skip_missing",
-        False,
-        "Leave out examples whose files are not all there.",
-        flag_values=values,
-    )
-    flags.DEFINE_multi_string(
-        "option", [], "name=value, an option of the data set; may be repeated.", flag_values=values
-    )
-    flags.DEFINE_list(
-        "soundfonts",
-        [],
-        "Of synthetic: .sf2 and .sf3 files; none uses built-in sounds.",
-        flag_values=values,
-    )
-    flags.DEFINE_list(
+    add.choice("dataset", None, DATASETS, "Which data set.")
+    add.text("root", "", "Its folder; of synthetic MIDI files, or their tar archive, or nothing.")
+    add.names("split", [split], "Splits, separated by commas.")
+    add.switch("skip_missing", False, "Leave out examples whose files are not all there.")
+    add.texts("option", [], "name=value, an option of the data set; may be repeated.")
+    add.names("soundfonts", [], "Of synthetic: .sf2 and .sf3 files; none uses built-in sounds.")
+    add.names(
         "tracks",
         [],
         "Names of tracks to keep apart beside their mix, such as drums,bass,other; of synthetic, "
         "slakh and cerberus4.",
-        flag_values=values,
     )
-    flags.DEFINE_integer(
-        "num_examples",
-        num_examples,
-        "Of synthetic: excerpts to render for each split.",
-        lower_bound=0,
-        flag_values=values,
+    add.count(
+        "num_examples", num_examples, "Of synthetic: excerpts to render for each split.", least=0
     )
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    def text(name: str, meaning: str) -> None:
-        flags.DEFINE_string(name, "", meaning, flag_values=values)
-
-    def count(name: str, default: int, meaning: str) -> None:
-        flags.DEFINE_integer(name, default, meaning, lower_bound=0, flag_values=values)
-
-    define_dataset_flags(values, split="train", num_examples=1000)
-    text("out_dir", "Folder for the shards; several data sets and splits may share one.")
-    flags.DEFINE_boolean(
-        "list",
-        False,
-        "Print what is there, hours and instruments, and write nothing.",
-        flag_values=values,
-    )
-    flags.DEFINE_boolean(
-        "clips",
-        False,
-        "Write FLAC and MIDI files and manifest.json instead of shards.",
-        flag_values=values,
-    )
-    count("num_shards", 0, "Files a split; 0 follows from the number of examples.")
-    count("num_workers", 0, "Processes of the local runner; 0 is one for each core.")
-    text("runner", "Beam's runner, such as FlinkRunner; by default on this machine.")
+def _define_flags(add: Flags) -> None:
+    define_dataset_flags(add, split="train", num_examples=1000)
+    add.text("out_dir", "", "Folder for the shards; several data sets and splits may share one.")
+    add.switch("list", False, "Print what is there, hours and instruments, and write nothing.")
+    add.switch("clips", False, "Write FLAC and MIDI files and manifest.json instead of shards.")
+    add.count("num_shards", 0, "Files a split; 0 follows from the number of examples.", least=0)
+    add.count("num_workers", 0, "Processes of the local runner; 0 is one for each core.", least=0)
+    add.text("runner", "", "Beam's runner, such as FlinkRunner; by default on this machine.")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, UsageError
+from mt3_keras.cli.command_line import Command, Flags, UsageError
 from mt3_keras.cli.model_flags import define_model_flags, transcriber_options
 from mt3_keras.process import printable
 
@@ -28,34 +28,27 @@ if TYPE_CHECKING:
 MAX_REASONS = 10  # that are printed
 
 
-def define_list_flag(values: flags.FlagValues) -> None:
+def define_list_flag(add: Flags) -> None:
     """Adds --files, which `stores.read_list` reads."""
-    flags.DEFINE_string(
-        "files", None, "A text file that names recordings, one a line.", flag_values=values
+    add.text("files", None, "A text file that names recordings, one a line.")
+
+
+def _define_flags(add: Flags) -> None:
+    define_model_flags(add)
+    define_list_flag(add)
+    add.text("table", "", "A Parquet or CSV file that names recordings in a column.")
+    add.text("column", "recording", "The column of --table.")
+    add.text("output_dir", "", "Folder of the archive, or its address in a store.")
+    add.count(
+        "num_shards", 0, "Of a new archive; 0 is one for each 50 recordings, at least 16.", least=0
     )
-
-
-def _define_flags(values: flags.FlagValues) -> None:
-    def text(name: str, default: str, meaning: str) -> None:
-        flags.DEFINE_string(name, default, meaning, flag_values=values)
-
-    def count(name: str, default: int, meaning: str) -> None:
-        flags.DEFINE_integer(name, default, meaning, lower_bound=0, flag_values=values)
-
-    define_model_flags(values)
-    define_list_flag(values)
-    text("table", "", "A Parquet or CSV file that names recordings in a column.")
-    text("column", "recording", "The column of --table.")
-    text("output_dir", "", "Folder of the archive, or its address in a store.")
-    count("num_shards", 0, "Of a new archive; 0 is one for each 50 recordings, at least 16.")
-    count("num_workers", 0, "Processes of the local runner; 0 is one for each core.")
-    text("runner", "", "Beam's runner, such as DaskRunner; by default on this machine.")
-    flags.DEFINE_float(
+    add.count("num_workers", 0, "Processes of the local runner; 0 is one for each core.", least=0)
+    add.text("runner", "", "Beam's runner, such as DaskRunner; by default on this machine.")
+    add.number(
         "section_minutes",
         10.0,
         "Longer recordings are cut into sections of about this length, for several workers.",
-        lower_bound=1.0,
-        flag_values=values,
+        least=1.0,
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, UsageError
+from mt3_keras.cli.command_line import Command, Flags, UsageError
 from mt3_keras.process import printable
 
 if TYPE_CHECKING:
@@ -23,23 +23,20 @@ if TYPE_CHECKING:
     from mt3_keras.outputs import Output
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    def text(name: str, meaning: str) -> None:
-        flags.DEFINE_string(name, None, meaning, flag_values=values)
-
-    def count(name: str, default: int, lowest: int, meaning: str) -> None:
-        flags.DEFINE_integer(name, default, meaning, lower_bound=lowest, flag_values=values)
-
-    text("server", "HOST:PORT for gRPC, http://HOST:PORT for REST.")
-    text("config", "The exported model's folder, or its config.json.")
-    text("output", "MIDI file to write; by default out/NAME.mid.")
-    text("name", "Of the model on the server; by default as it was exported.")
-    flags.DEFINE_float(
-        "deadline", 120.0, "Seconds for an attempt.", lower_bound=0.001, flag_values=values
+def _define_flags(add: Flags) -> None:
+    add.text("server", None, "HOST:PORT for gRPC, http://HOST:PORT for REST.")
+    add.text("config", None, "The exported model's folder, or its config.json.")
+    add.text("output", None, "MIDI file to write; by default out/NAME.mid.")
+    add.text("name", None, "Of the model on the server; by default as it was exported.")
+    add.number("deadline", 120.0, "Seconds for an attempt.", least=0.001)
+    add.count(
+        "retries",
+        4,
+        "Attempts after the first, where the server is busy or not there yet.",
+        least=0,
     )
-    count("retries", 4, 0, "Attempts after the first, where the server is busy or not there yet.")
-    count("segments", 15, 1, "Segments of a request, about 2 s each.")
-    count("parallel", 2, 1, "Requests under way at once.")
+    add.count("segments", 15, "Segments of a request, about 2 s each.")
+    add.count("parallel", 2, "Requests under way at once.")
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> None:

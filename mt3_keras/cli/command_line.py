@@ -30,6 +30,61 @@ class UsageError(ValueError):
     """A command line that cannot be followed."""
 
 
+class Flags:
+    """Adds flags to a command line, each by its name, its default and what it means.
+
+    Args:
+      values: what the flags are added to, and hold once the command line is read.
+    """
+
+    def __init__(self, values: flags.FlagValues) -> None:
+        self.values = values
+
+    def text(self, name: str, default: str | None, meaning: str, *, required: bool = False) -> None:
+        """Any text."""
+        flags.DEFINE_string(name, default, meaning, flag_values=self.values, required=required)
+
+    def texts(
+        self, name: str, default: list[str] | None, meaning: str, *, required: bool = False
+    ) -> None:
+        """Texts, by a flag that may be repeated."""
+        flags.DEFINE_multi_string(
+            name, default, meaning, flag_values=self.values, required=required
+        )
+
+    def names(
+        self, name: str, default: list[str] | None, meaning: str, *, required: bool = False
+    ) -> None:
+        """Texts, separated by commas."""
+        flags.DEFINE_list(name, default, meaning, flag_values=self.values, required=required)
+
+    def choice(self, name: str, default: str | None, choices: Iterable[str], meaning: str) -> None:
+        """One of several names."""
+        flags.DEFINE_enum(name, default, [*choices], meaning, flag_values=self.values)
+
+    def switch(self, name: str, default: bool, meaning: str) -> None:
+        """On or off: --name or --noname."""
+        flags.DEFINE_boolean(name, default, meaning, flag_values=self.values)
+
+    def count(
+        self,
+        name: str,
+        default: int | None,
+        meaning: str,
+        *,
+        least: int | None = 1,
+        most: int | None = None,
+    ) -> None:
+        """A whole number, without bounds where they are None."""
+        flags.DEFINE_integer(name, default, meaning, least, most, flag_values=self.values)
+
+    def number(
+        self, name: str, default: float | None, meaning: str, *, least: float | None = None
+    ) -> None:
+        """Any number."""
+        flags.DEFINE_float(name, default, meaning, least, flag_values=self.values)
+
+
 class Command(NamedTuple):
     """What a command line does.
 
@@ -45,7 +100,7 @@ class Command(NamedTuple):
 
     usage: str
     text: str
-    define: Callable[[flags.FlagValues], None]
+    define: Callable[[Flags], None]
     work: Callable[..., int | None]
     takes_arguments: bool = False
     packages: tuple[str, ...] = ()
@@ -141,11 +196,10 @@ def _import_command(module: str) -> Command:
 def _work(program: str, command: Command, argv: Sequence[str]) -> int:
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
-    flags.DEFINE_string("flagfile", "", "Reads further flags from this file.", flag_values=values)
-    flags.DEFINE_boolean(
-        "debug", False, "Show where in the code an error arose.", flag_values=values
-    )
-    command.define(values)
+    add = Flags(values)
+    add.text("flagfile", "", "Reads further flags from this file.")
+    add.switch("debug", False, "Show where in the code an error arose.")
+    command.define(add)
     if any(argument in ("-h", "--help", "-help") for argument in argv):
         print(f"usage: {_to_typed(program)} {command.usage}\n\n{command.text.strip()}\n")
         print(_describe_flags(values))

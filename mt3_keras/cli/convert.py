@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, UsageError
+from mt3_keras.cli.command_line import Command, Flags, UsageError
 from mt3_keras.process import load_keras
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("t5x_checkpoint", None, "Folder of the checkpoint.", flag_values=values)
-    flags.DEFINE_string("output", None, "Preset folder to write.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.text("t5x_checkpoint", None, "Folder of the checkpoint.")
+    add.text("output", None, "Preset folder to write.")
 
 
 def _convert(values: flags.FlagValues, _: list[str]) -> None:

@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, UsageError, complain
+from mt3_keras.cli.command_line import Command, Flags, UsageError, complain
 from mt3_keras.process import printable
 
 MAIN_SCORES = (
@@ -25,11 +25,11 @@ MAIN_SCORES = (
 MIDI_SUFFIXES = (".mid", ".midi")
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("reference", None, "MIDI file or folder: the truth.", flag_values=values)
-    flags.DEFINE_string("estimate", None, "MIDI file or folder: to be scored.", flag_values=values)
-    flags.DEFINE_string("json", None, "Also write all scores to this file.", flag_values=values)
-    flags.DEFINE_boolean("all", False, "Print every score, not the main ones.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.text("reference", None, "MIDI file or folder: the truth.")
+    add.text("estimate", None, "MIDI file or folder: to be scored.")
+    add.text("json", None, "Also write all scores to this file.")
+    add.switch("all", False, "Print every score, not the main ones.")
 
 
 def _evaluate(values: flags.FlagValues, _: list[str]) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mt3_keras.cli.command_line import UsageError
+from mt3_keras.cli.command_line import Flags, UsageError
 from mt3_keras.models.config import DetectorConfig, ModelConfig
 from mt3_keras.process import limit_threads, loading_tensorflow
 
@@ -19,73 +18,55 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "small"
 
 
-def define_model_flags(values: flags.FlagValues) -> None:
+def define_model_flags(add: Flags) -> None:
     """Adds the flags that `load_transcriber` reads."""
-
-    def text(name: str, meaning: str) -> None:
-        flags.DEFINE_string(name, None, meaning, flag_values=values)
-
-    def switch(name: str, default: bool, meaning: str) -> None:
-        flags.DEFINE_boolean(name, default, meaning, flag_values=values)
-
-    def choice(name: str, default: str | None, names: Sequence[str], meaning: str) -> None:
-        flags.DEFINE_enum(name, default, names, meaning, flag_values=values)
-
-    def count(name: str, default: int | None, meaning: str) -> None:
-        flags.DEFINE_integer(name, default, meaning, lower_bound=1, flag_values=values)
-
-    text("model", "A shipped model's name, a preset folder or a T5X checkpoint folder.")
-    define_rule_flags(values)
-    switch("exact", False, "Decode exactly as the original MT3 does; takes no other decoding flag.")
-    choice(
+    add.text("model", None, "A shipped model's name, a preset folder or a T5X checkpoint folder.")
+    define_rule_flags(add)
+    add.switch(
+        "exact", False, "Decode exactly as the original MT3 does; takes no other decoding flag."
+    )
+    add.choice(
         "context",
         None,
         ["segment", "full"],
         "What follows a segment's last samples: zeros, or the audio after it (default).",
     )
-    choice(
+    add.choice(
         "log_floor",
         None,
         ["zero", "clamp"],
         "Floor of the spectrum's logarithm; by default the model's own.",
     )
-    choice(
+    add.choice(
         "search",
         None,
         ["greedy", "beam1"],
         "How tokens are searched: greedily (default), or by the original's beam search of one beam "
         "with brevity 0.6.",
     )
-    choice("engine", "auto", ["auto", "keras", "litert"], "What runs the network.")
-    count("batch_size", None, "Segments decoded side by side; the default depends on the engine.")
-    count("max_tokens", None, "Longest token sequence of a segment; by default the model's own.")
-    flags.DEFINE_float(
+    add.choice("engine", "auto", ["auto", "keras", "litert"], "What runs the network.")
+    add.count(
+        "batch_size", None, "Segments decoded side by side; the default depends on the engine."
+    )
+    add.count(
+        "max_tokens", None, "Longest token sequence of a segment; by default the model's own."
+    )
+    add.number(
         "least_confidence",
         None,
         "Confidence that a detector's notes need, 0 to 1; by default the model's own.",
-        flag_values=values,
     )
-    count("num_instruments", None, "Instruments that a detector's notes have at most, but drums.")
-    count("threads", None, "Processor cores to use; by default all.")
+    add.count(
+        "num_instruments", None, "Instruments that a detector's notes have at most, but drums."
+    )
+    add.count("threads", None, "Processor cores to use; by default all.")
 
 
-def define_rule_flags(values: flags.FlagValues) -> None:
+def define_rule_flags(add: Flags) -> None:
     """Adds the flags that `parse_rules` reads."""
-    flags.DEFINE_string(
-        "instruments",
-        None,
-        "Only these: General MIDI names, classes or numbers, and drums.",
-        flag_values=values,
-    )
-    for name, default, meaning in (
-        (
-            "constrained",
-            False,
-            "Allow only tokens that are legal where they stand.",
-        ),
-        ("stop_runaways", True, "End segments that emit tokens without advancing in time."),
-    ):
-        flags.DEFINE_boolean(name, default, meaning, flag_values=values)
+    add.text("instruments", None, "Only these: General MIDI names, classes or numbers, and drums.")
+    add.switch("constrained", False, "Allow only tokens that are legal where they stand.")
+    add.switch("stop_runaways", True, "End segments that emit tokens without advancing in time.")
 
 
 def parse_rules(values: flags.FlagValues) -> Rules:

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, UsageError
+from mt3_keras.cli.command_line import Command, Flags, UsageError
 from mt3_keras.process import Terminated
 
 HOST = "127.0.0.1"
@@ -75,12 +75,10 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         """Says nothing: who asked for what is nobody's concern."""
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("folder", "build/web", "Folder of the page.", flag_values=values)
-    flags.DEFINE_integer(
-        "port", 8017, "Port on this machine; 0 picks a free one.", 0, 65535, flag_values=values
-    )
-    flags.DEFINE_boolean("browser", True, "Open the page in the browser.", flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.text("folder", "build/web", "Folder of the page.")
+    add.count("port", 8017, "Port on this machine; 0 picks a free one.", least=0, most=65535)
+    add.switch("browser", True, "Open the page in the browser.")
 
 
 def _serve(values: flags.FlagValues, _: list[str]) -> int:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, UsageError
+from mt3_keras.cli.command_line import Command, Flags, UsageError
 from mt3_keras.cli.model_flags import check_rules, define_rule_flags, parse_rules
 from mt3_keras.models.config import SAMPLE_RATE_HZ
 from mt3_keras.notes import Note, describe_notes
@@ -39,31 +39,17 @@ BLOCK_SECONDS = 0.1  # transcribed at a time
 _Samples: TypeAlias = "NDArray[np.float32]"
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    def switch(name: str, default: bool, meaning: str) -> None:
-        flags.DEFINE_boolean(name, default, meaning, flag_values=values)
-
-    flags.DEFINE_string(
-        "bundle",
-        "small",
-        "A shipped model's name or a folder with model.tflite.",
-        flag_values=values,
+def _define_flags(add: Flags) -> None:
+    add.text("bundle", "small", "A shipped model's name or a folder with model.tflite.")
+    add.text("output", None, "MIDI file to write; by default out/NAME.mid.")
+    add.switch("microphone", False, "Transcribe the microphone (needs the package sounddevice).")
+    add.switch("realtime", False, "Transcribe a file as fast as it would be played, no faster.")
+    add.switch(
+        "low_latency", False, "Tell onsets within .4 s, at the cost of names, ends and work."
     )
-    flags.DEFINE_string(
-        "output", None, "MIDI file to write; by default out/NAME.mid.", flag_values=values
-    )
-    switch("microphone", False, "Transcribe the microphone (needs the package sounddevice).")
-    switch("realtime", False, "Transcribe a file as fast as it would be played, no faster.")
-    switch("low_latency", False, "Tell onsets within .4 s, at the cost of names, ends and work.")
-    switch("tie_forcing", False, "Write each segment's tie section from the notes that sound.")
-    flags.DEFINE_integer(
-        "threads",
-        None,
-        "Processor cores to use; by default all.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    define_rule_flags(values)
+    add.switch("tie_forcing", False, "Write each segment's tie section from the notes that sound.")
+    add.count("threads", None, "Processor cores to use; by default all.")
+    define_rule_flags(add)
 
 
 def _stream(values: flags.FlagValues, arguments: list[str]) -> None:

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from absl import flags
 
 from mt3_keras.cli.archive import define_list_flag
-from mt3_keras.cli.command_line import Command, UsageError, complain, describe_error
+from mt3_keras.cli.command_line import Command, Flags, UsageError, complain, describe_error
 from mt3_keras.cli.model_flags import DEFAULT_MODEL, define_model_flags, load_transcriber
 from mt3_keras.files import open_regular, read_label, replacing, set_label
 from mt3_keras.process import OutputClosed, printable, saved_input
@@ -47,54 +47,40 @@ class Job(NamedTuple):
     outputs: Sequence[pathlib.Path]
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    define_model_flags(values)
-    flags.DEFINE_string(
+def _define_flags(add: Flags) -> None:
+    define_model_flags(add)
+    add.text(
         "output_dir",
         "out",
         "Where to write; '-' writes the notes to standard output as JSON lines.",
-        flag_values=values,
     )
-    flags.DEFINE_multi_string(
+    add.texts(
         "stems",
         [],
         "Folder of one song's separated stems, as drums.wav, bass.wav ...; may be given repeatedly,"
         " in the place of recordings.",
-        flag_values=values,
     )
-    flags.DEFINE_list(
-        "formats", ["mid"], f"Files to write: of {', '.join(FORMATS)}.", flag_values=values
-    )
-    define_list_flag(values)
-    flags.DEFINE_string(
+    add.names("formats", ["mid"], f"Files to write: of {', '.join(FORMATS)}.")
+    define_list_flag(add)
+    add.text(
         "shard",
         None,
         "Such as 3/100: only every 100th recording, from the third; for several machines.",
-        flag_values=values,
     )
-    flags.DEFINE_string(
+    add.text(
         "beats",
         "auto",
         "Beats and bars of MIDI files and scores: auto finds them in the notes, off writes none;"
         " or a constant tempo in beats a minute.",
-        flag_values=values,
     )
-    flags.DEFINE_boolean(
-        "compare",
-        False,
-        "In WAV files, put the recording on the left and the notes on the right.",
-        flag_values=values,
+    add.switch(
+        "compare", False, "In WAV files, put the recording on the left and the notes on the right."
     )
-    flags.DEFINE_string(
-        "font",
-        "",
-        "Soundfont of WAV files, sf2 or sf3; by default the system's General MIDI one.",
-        flag_values=values,
+    add.text(
+        "font", "", "Soundfont of WAV files, sf2 or sf3; by default the system's General MIDI one."
     )
-    flags.DEFINE_boolean(
-        "resume", False, "Skip recordings whose outputs are all there.", flag_values=values
-    )
-    flags.DEFINE_boolean("progress", True, "Show a progress bar.", flag_values=values)
+    add.switch("resume", False, "Skip recordings whose outputs are all there.")
+    add.switch("progress", True, "Show a progress bar.")
 
 
 def _transcribe(values: flags.FlagValues, arguments: list[str]) -> int:
