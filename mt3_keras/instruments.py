@@ -32,12 +32,12 @@ RECENT = 300  # notes by which one is named while the piece goes on
 class PiecePrograms:
     """The General MIDI program of each note of a piece.
 
-    The notes are first shared out to classes of instruments (`PieceNames`); the notes of a class
+    The notes are first shared out to classes of instruments (`find_shares`); the notes of a class
     then have one program, the likeliest of all of them together.
 
     Args:
       allowed: programs that may play; None: all.
-      num_instruments, shrink: as of `PieceNames`, of classes.
+      num_instruments, shrink: as of `find_shares`, of classes.
 
     Attributes:
       most: instruments that may begin one note together.
@@ -53,10 +53,11 @@ class PiecePrograms:
         every = range(NUM_CLASSES * PROGRAMS_PER_CLASS)
         self._allowed = sorted(set(every if allowed is None else allowed))
         self._classes = sorted({program // PROGRAMS_PER_CLASS for program in self._allowed})
-        self._open_piece = functools.partial(
-            PieceNames, allowed=self._classes, num_instruments=num_instruments, shrink=shrink
+        self._find_shares = functools.partial(
+            find_shares, allowed=self._classes, num_instruments=num_instruments, shrink=shrink
         )
-        self._open_piece()  # refuses what cannot be
+        nothing = np.zeros((0, NUM_CLASSES), np.float32)
+        self._find_shares(nothing, nothing[:, 0])  # refuses what cannot be
         self.most = min(2, len(self._classes), num_instruments or 2)
         self._notes = Rows(("f4", NUM_CLASSES * PROGRAMS_PER_CLASS + 1))  # chances, and the pitch
         self._num_forgotten = 0
@@ -111,82 +112,55 @@ class PiecePrograms:
         notes = self._notes.read(first, end)
         chances, pitches = notes[:, :-1], notes[:, -1]
         own = chances.reshape(-1, NUM_CLASSES, PROGRAMS_PER_CLASS).sum(axis=-1)
-        piece = self._open_piece()
-        piece.add(own, pitches)
-        found = find_programs(chances, piece.shares(), self._allowed, self.most, np)
+        shares = self._find_shares(own, pitches)
+        found = find_programs(chances, shares, self._allowed, self.most, np)
         programs: list[list[int]] = found.tolist()
         return programs
 
 
-class PieceNames:
-    """Names the notes of a piece as they come, better the more are known.
-
-    A file gives all notes at once and reads them once; a stream gives them as they are found, and
-    `names` gives the best names of all notes so far, also of those that it named before.
+def find_shares(
+    chances: Chances,
+    pitches: NDArray[np.float32],
+    *,
+    allowed: Collection[int] | None = None,
+    num_instruments: int | None = None,
+    shrink: float = SHRINK,
+) -> Chances:
+    """How likely each instrument plays each note, given all of a piece: float32 [n, instruments].
 
     Args:
+      chances: float32 [n, instruments], of each note by itself; rows that sum to 1.
+      pitches: float [n], MIDI pitches.
       allowed: instruments that may play, by column of the chances; None: all.
       num_instruments: that play at most; None: as many as are found.
-      use_register: also find the range of pitches of each instrument, for bass and guitar.
+      shrink: see `mix`.
+
+    Raises:
+      ValueError: no instrument may play, or one that there is not.
     """
-
-    def __init__(
-        self,
-        *,
-        allowed: Collection[int] | None = None,
-        num_instruments: int | None = None,
-        use_register: bool = True,
-        temper: float = TEMPER,
-        shrink: float = SHRINK,
-    ) -> None:
-        if num_instruments is not None and num_instruments < 1:
-            raise ValueError(f"num_instruments must be at least 1: got {num_instruments}")
-        if allowed is not None and not allowed:
-            raise ValueError("allowed must name at least one instrument: got none")
-        self.allowed = None if allowed is None else sorted(set(allowed))
-        self.num_instruments = num_instruments
-        self.use_register, self.temper, self.shrink = use_register, temper, shrink
-        self._chances: list[Chances] = []
-        self._pitches: list[NDArray[np.float32]] = []
-
-    def add(self, chances: Chances, pitches: NDArray[np.float32]) -> None:
-        """Takes more notes of the piece.
-
-        Args:
-          chances: float32 [n, instruments], of each note by itself; rows that sum to 1.
-          pitches: float [n], MIDI pitches.
-        """
-        self._chances.append(np.asarray(chances, np.float32))
-        self._pitches.append(np.asarray(pitches, np.float32))
-
-    def shares(self) -> Chances:
-        """How likely each instrument plays each note so far, float32 [n, instruments]."""
-        chances = np.concatenate(self._chances) if self._chances else np.zeros((0, 1), np.float32)
-        pitches = np.concatenate(self._pitches) if self._pitches else np.zeros(0, np.float32)
-        if not len(chances):
-            return chances
-        columns = self.allowed or list(range(chances.shape[1]))
-        if columns[0] < 0 or columns[-1] >= chances.shape[1]:
-            raise ValueError(f"allowed must be 0 to {chances.shape[1] - 1}: got {columns}")
-        own = weigh(chances, columns, np, self.temper).astype(np.float64)
-        found = mix(own, pitches, self.shrink, self.use_register)
-        if self.num_instruments is not None:
-            weights = found.sum(axis=0)
-            least = np.sort(weights)[::-1][: self.num_instruments][-1]
-            own = np.where(weights >= max(least, 1e-12), own, 0)
-            found = mix(own, pitches, self.shrink, self.use_register)
-        return found.astype(np.float32)
-
-    def names(self) -> NDArray[np.int64]:
-        """The instrument of each note so far, int64 [n]: the column of its chances."""
-        found = self.shares()
-        return found.argmax(axis=1) if len(found) else np.zeros(0, np.int64)
+    columns = sorted(set(range(chances.shape[1]) if allowed is None else allowed))
+    if num_instruments is not None and num_instruments < 1:
+        raise ValueError(f"num_instruments must be at least 1: got {num_instruments}")
+    if not columns:
+        raise ValueError("allowed must name at least one instrument: got none")
+    if columns[0] < 0 or columns[-1] >= chances.shape[1]:
+        raise ValueError(f"allowed must be 0 to {chances.shape[1] - 1}: got {columns}")
+    if not len(chances):
+        return chances
+    own = weigh(chances, columns, np).astype(np.float64)
+    found = mix(own, pitches, shrink)
+    if num_instruments is not None:
+        weights = found.sum(axis=0)
+        least = np.sort(weights)[::-1][:num_instruments][-1]
+        found = mix(np.where(weights >= max(least, 1e-12), own, 0), pitches, shrink)
+    shares: Chances = found.astype(np.float32)
+    return shares
 
 
-def weigh(chances: Any, allowed: Sequence[int], xp: Any, temper: float = TEMPER) -> Any:
+def weigh(chances: Any, allowed: Sequence[int], xp: Any) -> Any:
     """How far each note's own chances [n, instruments] count; 0 for those not allowed."""
     is_allowed = np.isin(np.arange(chances.shape[1]), allowed)
-    return xp.where(is_allowed, xp.maximum(chances, LEAST) ** temper, 0.0)
+    return xp.where(is_allowed, xp.maximum(chances, LEAST) ** TEMPER, 0.0)
 
 
 def _repeat(first: int, end: int, step: Callable[[int, Any], Any], state: Any) -> Any:
@@ -199,7 +173,6 @@ def mix(
     own: Any,
     pitches: Any,
     shrink: float,
-    use_register: bool = True,
     xp: Any = np,
     loop: Callable[..., Any] = _repeat,
 ) -> Any:
@@ -209,7 +182,6 @@ def mix(
       own: float64, of each note by itself.
       pitches: float [n].
       shrink: share of the notes that an instrument loses in every round.
-      use_register: see `PieceNames`.
       xp: the module that computes, `numpy` or `keras.ops`.
       loop: as `keras.ops.fori_loop`.
     """
@@ -223,7 +195,7 @@ def mix(
         alone = xp.where(weights == xp.max(weights), 1.0, 0.0)  # where none has its least share
         shares = xp.where(xp.sum(kept) > 0, kept, alone)
         shares = shares / xp.sum(shares)
-        return found, _in_range(found, pitches, xp) if use_register else in_range, shares
+        return found, _in_range(found, pitches, xp), shares
 
     num_notes = xp.sum(xp.ones_like(own[:, 0]))  # in a graph the shape is not known
     shares = np.full(own.shape[1], 1 / own.shape[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mt3_keras.instruments import PieceNames
+from mt3_keras.instruments import PiecePrograms, find_shares
 
 PIANO, BASS, VIOLIN = 0, 1, 2
 
@@ -15,9 +15,8 @@ def chances(*rows):
 
 
 def name(rows, pitches=None, **settings):
-    piece = PieceNames(**settings)
-    piece.add(chances(*rows), np.full(len(rows), 60.0) if pitches is None else np.array(pitches))
-    return piece.names().tolist()
+    pitches = np.full(len(rows), 60.0) if pitches is None else np.array(pitches)
+    return find_shares(chances(*rows), pitches, **settings).argmax(axis=1).tolist()
 
 
 def test_a_doubtful_note_is_named_like_the_rest_of_its_piece():
@@ -35,7 +34,7 @@ def test_a_low_note_goes_to_the_instrument_that_plays_low():
     rows = [[0.8, 0.1, 0.1]] * 8 + [[0.1, 0.8, 0.1]] * 8 + [[0.55, 0.45, 0.0]]
     pitches = [72] * 8 + [33] * 8 + [31]
     assert name(rows, pitches)[-1] == BASS
-    assert name(rows, pitches, use_register=False)[-1] == PIANO
+    assert name(rows)[-1] == PIANO
 
 
 def test_only_allowed_instruments_play():
@@ -51,20 +50,21 @@ def test_at_most_so_many_instruments_play():
 
 def test_notes_as_they_come_are_in_the_end_named_like_all_at_once():
     rng = np.random.default_rng(0)
-    rows = rng.dirichlet([0.4, 0.3, 0.3], 40).astype(np.float32)
+    rows = rng.dirichlet([0.1] * 128, 40).astype(np.float32)
     pitches = rng.integers(30, 90, 40).astype(np.float32)
-    piece = PieceNames()
+    notes = [(i, 0) for i in range(40)]
+    whole, piece = PiecePrograms(), PiecePrograms()
+    assert whole.add(rows, pitches) == 0
     for first in range(0, 40, 8):
-        piece.add(rows[first : first + 8], pitches[first : first + 8])
-        assert len(piece.names()) == first + 8
-    assert piece.names().tolist() == name(rows, pitches)
+        assert piece.add(rows[first : first + 8], pitches[first : first + 8]) == first
+        assert len(piece.programs(notes[: first + 8])) == first + 8
+    assert piece.programs(notes) == whole.programs(notes)
 
 
 def test_shares_are_chances_and_no_notes_have_no_names():
-    assert PieceNames().names().tolist() == []
-    piece = PieceNames()
-    piece.add(chances([0.5, 0.5], [0.9, 0.1]), np.array([60.0, 40.0]))
-    assert piece.shares().sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert len(find_shares(np.zeros((0, 3), np.float32), np.zeros(0, np.float32))) == 0
+    shares = find_shares(chances([0.5, 0.5], [0.9, 0.1]), np.array([60.0, 40.0]))
+    assert shares.sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(
