@@ -62,7 +62,7 @@ def _render(folder: str) -> str:
 
 
 def _compare(values: flags.FlagValues, data: tuple[str, ...]) -> None:
-    from mt3_keras.data.pipeline import PipelineConfig, training_batches
+    from mt3_keras.data.pipeline import PipelineConfig, TrainingBatches
     from mt3_keras.process import load_keras
 
     load_keras()
@@ -75,7 +75,7 @@ def _compare(values: flags.FlagValues, data: tuple[str, ...]) -> None:
             num_workers=num_workers,
             num_mixed=values.num_mixed,
         )
-        return training_batches(settings, CONFIGS[values.model], values.batch)
+        return TrainingBatches(settings, CONFIGS[values.model], values.batch)
 
     made = {n: _time_stream(stream(n), values) for n in map(int, values.workers)}
     held = list(itertools.islice(stream(0), 4))

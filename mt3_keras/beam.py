@@ -176,9 +176,7 @@ def _count(report: Report | None) -> None:
 
 
 @contextlib.contextmanager
-def progress(
-    label: str, unit: str, count: Callable[[], int], total: int | None = None
-) -> Iterator[None]:
+def progress(label: str, unit: str, count: Callable[[], int]) -> Iterator[None]:
     """Shows how many files have appeared, whatever machine writes them.
 
     Meanwhile nothing is logged: what Beam logs comes as an error too.
@@ -187,7 +185,6 @@ def progress(
       label: what is shown before the bar.
       unit: what is counted.
       count: how many there are.
-      total: how many there will be, if that is known.
     """
     from tqdm import tqdm
 
@@ -198,7 +195,7 @@ def progress(
     done = threading.Event()
     log = logging.getLogger()
     level = log.level
-    with tqdm(desc=label, initial=count(), total=total, unit=f" {unit}", disable=None) as bar:
+    with tqdm(desc=label, initial=count(), unit=f" {unit}", disable=None) as bar:
         watcher = threading.Thread(target=watch, daemon=True)
         if not bar.disable:
             watcher.start()

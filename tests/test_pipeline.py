@@ -24,7 +24,6 @@ from mt3_keras.data.pipeline import (
     ChunkMaker,
     PipelineConfig,
     TrainingBatches,
-    training_batches,
 )
 from mt3_keras.data.records import PIECE_SAMPLES, Record, RecordsError, find_records
 from mt3_keras.data.rolls import CERTAIN, name_targets, roll_targets
@@ -343,7 +342,7 @@ def row_levels(batch: Batch) -> NDArray[np.float32]:
 
 
 def test_a_batch_has_what_the_model_takes(folder: str) -> None:
-    batch = next(training_batches(PipelineConfig(data=(folder,)), SHORT, 3))
+    batch = next(TrainingBatches(PipelineConfig(data=(folder,)), SHORT, 3))
     assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
         "samples": ((3, SHORT.input_samples), "float32"),
         "num_frames": ((3,), "int32"),
@@ -357,7 +356,7 @@ def test_a_batch_has_what_the_model_takes(folder: str) -> None:
 
 
 def test_a_detector_gets_samples_and_its_rolls_alone(folder: str) -> None:
-    batch = next(training_batches(PipelineConfig(data=(folder,)), SMALL, 2))
+    batch = next(TrainingBatches(PipelineConfig(data=(folder,)), SMALL, 2))
     assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
         "samples": ((2, SMALL.input_samples), "float32"),
         **{head: ((2, SMALL.window_frames, size), "int8") for head, size in HEADS.items()},
@@ -368,20 +367,20 @@ def test_a_detector_gets_samples_and_its_rolls_alone(folder: str) -> None:
 
 def test_a_detectors_stream_is_resumed_and_mixes_rolls(folder: str) -> None:
     config = PipelineConfig(data=(folder,), num_mixed=2)
-    whole = take(training_batches(config, SMALL, 4), 4)
-    batches = training_batches(config, SMALL, 4)
+    whole = take(TrainingBatches(config, SMALL, 4), 4)
+    batches = TrainingBatches(config, SMALL, 4)
     take(batches, 2)
-    fresh = training_batches(config, SMALL, 4)
+    fresh = TrainingBatches(config, SMALL, 4)
     fresh.set_state(json.loads(json.dumps(batches.get_state())))
     assert_same(take(fresh, 2), whole[2:])
-    more = take(training_batches(config, SMALL, 4), 24)
+    more = take(TrainingBatches(config, SMALL, 4), 24)
     played = [(batch["frame"] == CERTAIN).sum(axis=-1).max(axis=1) for batch in more]
     sounding = np.concatenate(played)
     assert set(sounding.tolist()) >= {1, 2}  # one piece never plays two pitches at once
 
 
 def test_chunks_begin_anywhere_that_leaves_a_frame(folder: str) -> None:
-    batches = training_batches(PipelineConfig(data=(folder,)), SHORT, 50)
+    batches = TrainingBatches(PipelineConfig(data=(folder,)), SHORT, 50)
     counts = np.concatenate([batch["num_frames"] for batch in take(batches, 8)])
     length, total = SHORT.network.segment_frames, round(2.5 * 125) + 1
     assert counts.min() >= 1 and counts.max() == length
@@ -391,7 +390,7 @@ def test_chunks_begin_anywhere_that_leaves_a_frame(folder: str) -> None:
 
 
 def test_data_sets_are_drawn_by_the_power_of_their_size(mixture: tuple[str, ...]) -> None:
-    batches = training_batches(PipelineConfig(data=mixture), SHORT, 20)
+    batches = TrainingBatches(PipelineConfig(data=mixture), SHORT, 20)
     levels = np.concatenate([row_levels(batch) for batch in take(batches, 20)])
     powers = np.array([1, 4, 32]) ** 0.3
     for share, level in zip(powers / powers.sum(), (0.25, 0.5, 0.75), strict=True):
@@ -402,7 +401,7 @@ def test_data_sets_are_drawn_by_the_power_of_their_size(mixture: tuple[str, ...]
 def test_folders_of_one_data_set_count_as_one(tmp_path: pathlib.Path) -> None:
     levels = {"a": (0.125, 0.25), "b": (0.5,)}
     data = tuple(write(tmp_path / name, "same", found) for name, found in levels.items())
-    batch = next(training_batches(PipelineConfig(data), SHORT, 3))
+    batch = next(TrainingBatches(PipelineConfig(data), SHORT, 3))
     assert sorted(row_levels(batch).tolist()) == [0.125, 0.25, 0.5]
 
 
@@ -435,35 +434,35 @@ def test_a_resumed_stream_gives_the_same_batches(
     folder: str, buckets: tuple[int, ...], num_used: int
 ) -> None:
     config = PipelineConfig(data=(folder,), buckets=buckets, window_batches=3, num_mixed=2)
-    whole = take(training_batches(config, SHORT, 4), num_used + 3)
-    batches = training_batches(config, SHORT, 4)
+    whole = take(TrainingBatches(config, SHORT, 4), num_used + 3)
+    batches = TrainingBatches(config, SHORT, 4)
     take(batches, num_used)
     state = json.loads(json.dumps(batches.get_state()))
     assert_same(take(batches, 3), whole[num_used:])
     batches.set_state(state)
     assert_same(take(batches, 3), whole[num_used:])
-    fresh = training_batches(config, SHORT, 4)
+    fresh = TrainingBatches(config, SHORT, 4)
     fresh.set_state(state)
     assert_same(take(fresh, 3), whole[num_used:])
 
 
 def test_a_state_of_another_stream_is_refused(folder: str) -> None:
-    state = training_batches(PipelineConfig(data=(folder,)), SHORT, 4).get_state()
+    state = TrainingBatches(PipelineConfig(data=(folder,)), SHORT, 4).get_state()
     for config, size in ((PipelineConfig((folder,), seed=1), 4), (PipelineConfig((folder,)), 5)):
         with pytest.raises(ValueError, match="other data or settings"):
-            training_batches(config, SHORT, size).set_state(state)
+            TrainingBatches(config, SHORT, size).set_state(state)
 
 
 def test_workers_change_nothing(folder: str) -> None:
     config = PipelineConfig(data=(folder,), buckets=(24,), window_batches=2)
-    alone = training_batches(config, SHORT, 4)
-    helped = training_batches(dataclasses.replace(config, num_workers=2), SHORT, 4)
+    alone = TrainingBatches(config, SHORT, 4)
+    helped = TrainingBatches(dataclasses.replace(config, num_workers=2), SHORT, 4)
     try:
         assert_same(take(alone, 5), take(helped, 5))
         state = alone.get_state()  # also across different numbers of workers
         assert helped.get_state() == state
         helped.set_state({**state, "num_batches": 1})
-        again = training_batches(config, SHORT, 4)
+        again = TrainingBatches(config, SHORT, 4)
         take(again, 1)
         assert_same(take(helped, 2), take(again, 2))
     finally:
@@ -472,7 +471,7 @@ def test_workers_change_nothing(folder: str) -> None:
 
 def test_the_seed_decides_order_and_chunks(folder: str) -> None:
     first, again, other = (
-        next(training_batches(PipelineConfig(data=(folder,), seed=seed), SHORT, 8))
+        next(TrainingBatches(PipelineConfig(data=(folder,), seed=seed), SHORT, 8))
         for seed in (3, 3, 4)
     )
     assert_same([first], [again])
@@ -482,29 +481,29 @@ def test_the_seed_decides_order_and_chunks(folder: str) -> None:
 
 def test_hosts_side_by_side_are_one_host_and_see_every_record_once_an_epoch(folder: str) -> None:
     hosts = [
-        take(training_batches(PipelineConfig((folder,), shard_index=i, num_shards=2), SHORT, 2), 4)
+        take(TrainingBatches(PipelineConfig((folder,), shard_index=i, num_shards=2), SHORT, 2), 4)
         for i in range(2)
     ]
     joined = [
         {name: np.concatenate([one[name], other[name]]) for name in one}
         for one, other in zip(*hosts, strict=True)
     ]
-    assert_same(joined, take(training_batches(PipelineConfig((folder,)), SHORT, 4), 4))
+    assert_same(joined, take(TrainingBatches(PipelineConfig((folder,)), SHORT, 4), 4))
     for epoch in (joined[:2], joined[2:]):
         levels = np.concatenate([row_levels(batch) for batch in epoch])
         assert sorted(levels.tolist()) == list(LEVELS)
 
 
 def test_each_epoch_has_another_order(folder: str) -> None:
-    first, second = take(training_batches(PipelineConfig((folder,)), SHORT, 8), 2)
+    first, second = take(TrainingBatches(PipelineConfig((folder,)), SHORT, 8), 2)
     assert row_levels(first).tolist() != row_levels(second).tolist()
 
 
 def test_buckets_shorten_batches_and_lose_nothing(folder: str) -> None:
     config = PipelineConfig((folder,))
-    plain = take(training_batches(config, SHORT, 2), 8)
+    plain = take(TrainingBatches(config, SHORT, 2), 8)
     config = dataclasses.replace(config, buckets=(16, 24, 1000), window_batches=4)
-    sorted_ones = take(training_batches(config, SHORT, 2), 8)
+    sorted_ones = take(TrainingBatches(config, SHORT, 2), 8)
     assert {batch["targets"].shape[1] for batch in sorted_ones} > {24}
     assert {batch["targets"].shape[1] for batch in sorted_ones} <= {16, 24, 256}
 
@@ -518,21 +517,21 @@ def test_buckets_shorten_batches_and_lose_nothing(folder: str) -> None:
 
 def test_chunks_with_too_many_tokens_are_drawn_anew_and_counted(tmp_path: pathlib.Path) -> None:
     data = (write(tmp_path, "dense", [0.5], num_notes=40),)
-    batches = training_batches(PipelineConfig(data, target_tokens=60), SHORT, 20)
+    batches = TrainingBatches(PipelineConfig(data, target_tokens=60), SHORT, 20)
     batch = next(batches)
     assert batch["targets"].shape == (20, 60)
     has_end = (batch["targets"] == EOS).any(axis=1)
     assert has_end.mean() > 0.5 and not batch["targets"][~has_end].any()
     assert batches.num_too_long > 0
     assert batches.get_state()["num_too_long"] == batches.num_too_long
-    hopeless = next(training_batches(PipelineConfig(data, target_tokens=1), SHORT, 2))
+    hopeless = next(TrainingBatches(PipelineConfig(data, target_tokens=1), SHORT, 2))
     assert not hopeless["targets"].any()  # nothing is learned from these rows
 
 
 def test_mixed_chunks_are_sums_at_full_scale(folder: str) -> None:
     config = PipelineConfig(data=(folder,), num_mixed=3)
     levels = collections.Counter[float]()
-    for batch in take(training_batches(config, SHORT, 16), 4):
+    for batch in take(TrainingBatches(config, SHORT, 16), 4):
         peaks = np.abs(batch["samples"]).max(axis=1)
         np.testing.assert_allclose(peaks, 1, rtol=1e-6)
         levels.update(np.unique(np.round(row, 4)).size for row in batch["samples"])
@@ -541,7 +540,7 @@ def test_mixed_chunks_are_sums_at_full_scale(folder: str) -> None:
 
 def test_attenuation_makes_each_row_fainter_and_changes_nothing_else(folder: str) -> None:
     plain, fainter = (
-        take(training_batches(PipelineConfig((folder,), max_attenuation_db=db), SHORT, 16), 3)
+        take(TrainingBatches(PipelineConfig((folder,), max_attenuation_db=db), SHORT, 16), 3)
         for db in (0, 20)
     )
     gains = []
@@ -558,13 +557,13 @@ def test_a_damaged_shard_stops_the_stream_with_its_name(tmp_path: pathlib.Path) 
     content = path.read_bytes()
     path.write_bytes(content[:400] + b"\xff" * 100 + content[500:])
     for num_workers in (0, 1):
-        batches = training_batches(PipelineConfig(data, num_workers=num_workers), SHORT, 4)
+        batches = TrainingBatches(PipelineConfig(data, num_workers=num_workers), SHORT, 4)
         with pytest.raises(RecordsError, match=path.name):
             take(batches, 2)
         batches.close()
     path.write_bytes(content[:-70_000])
     with pytest.raises(RecordsError, match=f"{path.name}: damaged or cut short"):
-        training_batches(PipelineConfig(data), SHORT, 4)
+        TrainingBatches(PipelineConfig(data), SHORT, 4)
 
 
 @pytest.mark.parametrize(

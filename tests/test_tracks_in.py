@@ -15,7 +15,7 @@ from mt3_keras.__main__ import main
 from mt3_keras.audio import stack_files
 from mt3_keras.codec import EOS
 from mt3_keras.data.example import Example, Label
-from mt3_keras.data.pipeline import PipelineConfig, training_batches
+from mt3_keras.data.pipeline import PipelineConfig, TrainingBatches
 from mt3_keras.data.records import RecordsError, decode_record, encode_record, find_records
 from mt3_keras.data.shards import (
     Source,
@@ -277,7 +277,7 @@ def prepared(tmp_path_factory):
 
 def test_batches_have_tracks_for_networks_that_are_given_them_and_else_their_mix(prepared):
     settings = PipelineConfig((str(prepared),), context="full")
-    tracks = next(training_batches(settings, TINY, 4))
+    tracks = next(TrainingBatches(settings, TINY, 4))
     parts = {
         "network": {
             k: v
@@ -286,7 +286,7 @@ def test_batches_have_tracks_for_networks_that_are_given_them_and_else_their_mix
         }
     }
     mix_config = MT3Config.from_dict({"spectrogram": dataclasses.asdict(TINY.spectrogram), **parts})
-    mix = next(training_batches(settings, mix_config, 4))
+    mix = next(TrainingBatches(settings, mix_config, 4))
     assert tracks["samples"].shape == (4, 3, TINY.input_samples)
     np.testing.assert_allclose(tracks["samples"].sum(axis=1), mix["samples"], atol=1e-3)
     np.testing.assert_array_equal(tracks["targets"], mix["targets"])

@@ -306,7 +306,7 @@ def open_prepared_data(
     """
     import itertools
 
-    from mt3_keras.data.pipeline import PipelineConfig, training_batches
+    from mt3_keras.data.pipeline import PipelineConfig, TrainingBatches
     from mt3_keras.data.records import find_records
     from mt3_keras.models.config import TokenConfig
 
@@ -343,9 +343,9 @@ def open_prepared_data(
         held_out = dataclasses.replace(
             settings, split=config.validation_split, num_mixed=1, buckets=(), num_workers=0
         )
-        batches = training_batches(held_out, model_config, batch_size, find)
+        batches = TrainingBatches(held_out, model_config, batch_size, find)
         validation = list(itertools.islice(batches, config.validation_batches))
-    return Data(training_batches(settings, model_config, batch_size, find), validation)
+    return Data(TrainingBatches(settings, model_config, batch_size, find), validation)
 
 
 def _open_resident_data(config: RunConfig, model_config: Any, batch_size: int) -> Data:

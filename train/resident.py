@@ -76,7 +76,7 @@ def pack_record(record: Record, config: DetectorConfig) -> Packed:
 
 
 class ResidentBatches:
-    """Endless batches of random chunks as of `pipeline.training_batches`, but on the device.
+    """Endless batches of random chunks as of `pipeline.TrainingBatches`, but on the device.
 
     Chunks are `window_frames` long, all of them inside their piece.
 

@@ -101,7 +101,9 @@ def instrument_scores(counts: Counts, granularity: str) -> dict[str, dict[str, f
     """Name of the instrument -> `INSTRUMENT_COLUMNS`, over the notes of all items together."""
     result = {}
     for (is_drum, program), (num_true, num_found, onsets, offsets) in sorted(counts.items()):
-        result[_instrument_name(program, is_drum, granularity)] = {
+        is_exact = is_drum or granularity == "full"
+        name = instrument_name(program, is_drum) if is_exact else confusions.class_name(program)
+        result[name] = {
             "notes": num_true,
             "found": num_found,
             "precision": onsets / max(num_found, 1),
@@ -110,15 +112,6 @@ def instrument_scores(counts: Counts, granularity: str) -> dict[str, dict[str, f
             OFFSET: 2 * offsets / (num_true + num_found),
         }
     return result
-
-
-def _instrument_name(program: int, is_drum: bool, granularity: str) -> str:
-    if is_drum or granularity == "full":
-        return instrument_name(program, is_drum)
-    import pretty_midi
-
-    name: str = pretty_midi.program_to_instrument_class(program)
-    return name
 
 
 def summarize(items: Sequence[Item], scores: Mapping[str, Scores]) -> dict[str, dict[str, float]]:

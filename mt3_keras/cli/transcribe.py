@@ -22,7 +22,14 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from absl import flags
 
 from mt3_keras.cli.archive import define_list_flag
-from mt3_keras.cli.command_line import Command, Flags, UsageError, complain, describe_error
+from mt3_keras.cli.command_line import (
+    Command,
+    Flags,
+    UsageError,
+    check_names,
+    complain,
+    describe_error,
+)
 from mt3_keras.cli.model_flags import DEFAULT_MODEL, define_model_flags, load_transcriber
 from mt3_keras.files import open_regular, read_label, replacing, set_label
 from mt3_keras.process import OutputClosed, printable, saved_input
@@ -171,8 +178,7 @@ def _check_stem_flags(
 
 def _parse_formats(names: Sequence[str]) -> list[str]:
     formats = [name.strip().lower() for name in names if name.strip()]
-    if unknown := [name for name in formats if name not in FORMATS]:
-        raise UsageError(f"unknown format {unknown[0]!r}: use {', '.join(FORMATS)}")
+    check_names("formats", formats, FORMATS)
     if not formats:
         raise UsageError(f"name at least one format of {', '.join(FORMATS)}")
     return formats

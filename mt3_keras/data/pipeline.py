@@ -106,37 +106,26 @@ class PipelineConfig:
             )
 
 
-def training_batches(
-    config: PipelineConfig,
-    model_config: ModelConfig,
-    batch_size: int,
-    find: Callable[..., Sequence[Records]] = find_records,
-) -> TrainingBatches:
-    """Opens an endless stream of batches, `batch_size` rows each on every host.
-
-    Args:
-      config: what is drawn.
-      model_config: of the network that is trained.
-      batch_size: rows of a batch.
-      find: finds the records of (folders, split, tracks).
-
-    Raises:
-      RecordsError: prepared data is missing or damaged (also on iteration).
-      ValueError: a setting is out of range.
-    """
-    return TrainingBatches(config, model_config, batch_size, find)
-
-
 class TrainingBatches(Iterator[Batch]):
-    """Batches of chunks and their targets.
+    """An endless stream of batches of chunks and their targets.
 
     Each holds "samples" float32 [B, *samples_shape]; for a token network "num_frames" int32 [B],
     "decoder_tokens" and "targets" int32 [B, L], or [B, G, L] of several decoders; for a detector
     rolls int8 [B, F, N] (`HEADS`), "cells" and "programs" int32 [B, K, 2] of some notes
     (`rolls.name_targets`).
 
+    Args:
+      config: what is fed.
+      model_config: of the network.
+      batch_size: rows of each batch on this host.
+      find: finds the records of (folders, split, tracks).
+
     Attributes:
       num_too_long: chunks drawn anew so far because they had too many tokens.
+
+    Raises:
+      RecordsError: prepared data is missing or damaged (also on iteration).
+      ValueError: a setting is out of range.
     """
 
     def __init__(

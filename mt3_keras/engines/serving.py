@@ -226,13 +226,10 @@ class GrpcServer:
             for tensor in tensors.values():  # a small message may declare a large one
                 if math.prod(axis.size for axis in tensor.tensor_shape.dim) > _MOST_BYTES:
                     raise ValueError("declares too large a tensor")
-            found = {n: self._tf.make_ndarray(v) for n, v in tensors.items()}
-            return _to_outputs(
-                {
-                    name: array.tolist() if name == "tokens" else array
-                    for name, array in found.items()
-                }
-            )
+            found = {name: self._tf.make_ndarray(tensor) for name, tensor in tensors.items()}
+            if "tokens" in found:
+                found["tokens"] = found["tokens"].tolist()
+            return _to_outputs(found)
 
 
 class RestServer:

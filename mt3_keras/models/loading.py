@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pathlib
 import tempfile
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,7 @@ import numpy as np
 from mt3_keras.extras import require_keras
 from mt3_keras.models.catalog import ModelError, find_preset, is_preset
 from mt3_keras.models.checksums import check_sum, drop_sums, write_sums
-from mt3_keras.models.config import (
-    DetectorConfig,
-    ModelConfig,
-    RecurrentConfig,
-    TracksInConfig,
-    TracksOutConfig,
-)
+from mt3_keras.models.config import DetectorConfig, ModelConfig
 from mt3_keras.models.preset_config import read_config
 
 if TYPE_CHECKING:
@@ -25,6 +20,15 @@ if TYPE_CHECKING:
     from mt3_keras.models.token_backbone import TokenBackbone
 
     Backbone = TokenBackbone | NoteDetector
+
+# Class of a network -> its module, which is imported when one is built.
+_MODULES = {
+    "MT3Backbone": "mt3",
+    "NoteDetector": "detector",
+    "RecurrentBackbone": "recurrent",
+    "TracksInBackbone": "tracks_in",
+    "TracksOutBackbone": "tracks_out",
+}
 
 
 def load_model(name: str | pathlib.Path, *, log_floor: str | None = None) -> Backbone:
@@ -108,32 +112,15 @@ def _check_weights(path: pathlib.Path, num_weights: int) -> None:
                 raise ModelError(f"{path}: {array.name} is not of finite numbers; copy it again")
 
 
-def build_network(
-    config: ModelConfig, dtype: str | None = None, *, unroll: bool = False
-) -> Backbone:
+def build_network(config: ModelConfig, *, unroll: bool = False) -> Backbone:
     """The network that a config describes, with random weights.
 
     `unroll` writes the recurrent steps of a detector into the graph one by one.
     """
-    if isinstance(config, DetectorConfig):
-        from mt3_keras.models.detector import NoteDetector
-
-        return NoteDetector(**config.to_dict(), unroll=unroll, dtype=dtype)
-    if isinstance(config, RecurrentConfig):
-        from mt3_keras.models.recurrent import RecurrentBackbone
-
-        return RecurrentBackbone(**config.to_dict(), dtype=dtype)
-    if isinstance(config, TracksInConfig):
-        from mt3_keras.models.tracks_in import TracksInBackbone
-
-        return TracksInBackbone(**config.to_dict(), dtype=dtype)
-    if isinstance(config, TracksOutConfig):
-        from mt3_keras.models.tracks_out import TracksOutBackbone
-
-        return TracksOutBackbone(**config.to_dict(), dtype=dtype)
-    from mt3_keras.models.mt3 import MT3Backbone
-
-    return MT3Backbone(**config.to_dict(), dtype=dtype)
+    module = importlib.import_module(f"mt3_keras.models.{_MODULES[config.class_name]}")
+    options = {"unroll": unroll} if isinstance(config, DetectorConfig) else {}
+    backbone: Backbone = getattr(module, config.class_name)(**config.to_dict(), **options)
+    return backbone
 
 
 def _with_floor(config: ModelConfig, log_floor: str | None) -> ModelConfig:
