@@ -72,7 +72,7 @@ F, P = NET.window_frames, NET.window_frames // NET.frames_per_step
 CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
     layers.Logits: ({"units": 3}, {"inputs": (2, 5, 4)}, (2, 5, 3)),
     layers.Attention: (SIZES, {"query": (2, 5, 16)}, (2, 5, 16)),
-    layers.GatedMLP: ({"width": 16, "mlp_width": 8}, {"x": (2, 5, 16)}, (2, 5, 16)),
+    layers.GatedMLP: ({"config": MINI_T5}, {"x": (2, 5, 16)}, (2, 5, 16)),
     layers.EncoderLayer: ({"config": MINI_T5}, {"x": (2, 5, 16)}, (2, 5, 16)),
     layers.Encoder: ({"config": MINI_T5}, {"spectrum_BTM": (2, 5, 7)}, (2, 5, 16)),
     layers.DecoderLayer: (

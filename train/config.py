@@ -24,8 +24,6 @@ TOKENS, ROLLS = "networks that emit tokens", "detectors"  # what a setting is fo
 
 def _setting(default: Any, text: str, choices: Sequence[str] = (), only: str = "") -> Any:
     metadata = {"help": text, "choices": tuple(choices), "only": only}
-    if isinstance(default, tuple):
-        return dataclasses.field(default_factory=lambda: default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -242,7 +240,7 @@ class RunConfig:
         """Refuses settings that a network has no use for, with a RunError."""
         needed = ROLLS if isinstance(model_config, DetectorConfig) else TOKENS
         for field in dataclasses.fields(self):
-            is_given = getattr(self, field.name) != _default(field)
+            is_given = getattr(self, field.name) != field.default
             if is_given and field.metadata["only"] not in ("", needed):
                 raise RunError(f"--{field.name} is for {field.metadata['only']}: drop it")
 
@@ -284,10 +282,6 @@ class RunConfig:
         return "\n".join(lines) + "\n"
 
 
-def _default(field: Any) -> Any:
-    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
-
-
 def _require(condition: bool, rule: str, value: object) -> None:
     if not condition:
         raise ValueError(f"{rule}: got {value!r}")
@@ -296,7 +290,8 @@ def _require(condition: bool, rule: str, value: object) -> None:
 def define_flags(add: Flags) -> None:
     """Makes every field of `RunConfig` a flag."""
     for field in dataclasses.fields(RunConfig):
-        default, text = getattr(RunConfig(), field.name), field.metadata["help"]
+        default: Any = field.default
+        text = field.metadata["help"]
         if choices := field.metadata["choices"]:
             add.choice(field.name, default, choices, text)
         elif isinstance(default, tuple):

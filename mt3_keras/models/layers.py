@@ -247,35 +247,30 @@ class Attention(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class GatedMLP(keras.layers.Layer):
+class GatedMLP(Configured):
     """gelu(x wi_0) * (x wi_1), then wo; gelu by its tanh approximation."""
 
-    def __init__(self, width: int, mlp_width: int, dropout: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.width, self.mlp_width, self.dropout_rate = width, mlp_width, dropout
-        self.wi_0 = dense(mlp_width, "wi_0", self.dtype_policy, truncated=True)
-        self.wi_1 = dense(mlp_width, "wi_1", self.dtype_policy, truncated=True)
-        self.wo = dense(width, "wo", self.dtype_policy, truncated=True)
-        self.dropout = broadcast_dropout(dropout, self.dtype_policy)
+    config_type = T5Config
+    config: T5Config
+
+    def __init__(self, config: T5Config | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        net, policy = self.config, self.dtype_policy
+        self.wi_0 = dense(net.mlp_width, "wi_0", policy, truncated=True)
+        self.wi_1 = dense(net.mlp_width, "wi_1", policy, truncated=True)
+        self.wo = dense(net.width, "wo", policy, truncated=True)
+        self.dropout = broadcast_dropout(net.dropout, policy)
 
     def build(self, shape: Any) -> None:
         self.wi_0.build(shape)
         self.wi_1.build(shape)
-        self.wo.build((*shape[:-1], self.mlp_width))
+        self.wo.build((*shape[:-1], self.config.mlp_width))
 
     def call(self, x: Any, training: Any = None) -> Any:
         gated = ops.gelu(self.wi_0(x), approximate=True) * self.wi_1(x)
         if training:  # decoding has no length axis to share a mask over
             gated = self.dropout(gated, training=training)
         return self.wo(gated)
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "width": self.width,
-            "mlp_width": self.mlp_width,
-            "dropout": self.dropout_rate,
-        }
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
@@ -292,7 +287,7 @@ class EncoderLayer(Configured):
         self.attention_norm = rms_norm("attention_norm", policy)
         self.attention = Attention(*attention, dtype=policy, name="attention")
         self.mlp_norm = rms_norm("mlp_norm", policy)
-        self.mlp = GatedMLP(net.width, net.mlp_width, net.dropout, dtype=policy, name="mlp")
+        self.mlp = GatedMLP(net, dtype=policy, name="mlp")
         self.dropout = broadcast_dropout(net.dropout, policy)
 
     def build(self, shape: Any) -> None:
@@ -361,7 +356,7 @@ class DecoderLayer(Configured):
         self.cross_norm = rms_norm("cross_norm", policy)
         self.cross_attention = Attention(*attention, dtype=policy, name="cross_attention")
         self.mlp_norm = rms_norm("mlp_norm", policy)
-        self.mlp = GatedMLP(net.width, net.mlp_width, net.dropout, dtype=policy, name="mlp")
+        self.mlp = GatedMLP(net, dtype=policy, name="mlp")
         self.dropout = broadcast_dropout(net.dropout, policy)
 
     def build(self, x_shape: Any, encoded_shape: Any, bias_shape: Any = None) -> None:
