@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 
 DEFAULT_MODEL = "small"
+# Flags that --exact takes the place of -> options of `Transcriber.from_preset`.
+_DECODING = {
+    **{name: name for name in ("context", "log_floor", "max_tokens", "least_confidence")},
+    **{"num_instruments": "num_instruments", "search": "method"},
+}
 
 
 def define_model_flags(add: Flags) -> None:
@@ -126,24 +131,8 @@ def transcriber_options(values: flags.FlagValues) -> dict[str, Any]:
 def _decoding_options(values: flags.FlagValues) -> dict[str, Any]:
     options: dict[str, Any] = {"batch_size": values.batch_size, "engine": values.engine}
     if not values.exact:
-        return options | {
-            "context": values.context,
-            "log_floor": values.log_floor,
-            "method": values.search,
-            "max_tokens": values.max_tokens,
-            "least_confidence": values.least_confidence,
-            "num_instruments": values.num_instruments,
-        }
-    names = (
-        "context",
-        "log_floor",
-        "instruments",
-        "max_tokens",
-        "constrained",
-        "search",
-        "least_confidence",
-        "num_instruments",
-    )
-    if chosen := [name for name in names if values[name].using_default_value is False]:
+        return options | {option: values[name].value for name, option in _DECODING.items()}
+    names = (*_DECODING, "instruments", "constrained")
+    if chosen := [name for name in names if not values[name].using_default_value]:
         raise UsageError(f"--exact decodes as the original does: drop --{', --'.join(chosen)}")
     return options | {"exact": True}
