@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mt3_keras.cli.command_line import Command, run
+from mt3_keras.cli.command_line import Command, Flags, run
 from mt3_keras.extras import require_tensorflow_io
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def main(argv: Sequence[str]) -> int:
     return run("benchmarks.audio_readers", COMMAND, argv)
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_integer("files", 1000, "Of each format.", 1, flag_values=values)
-    flags.DEFINE_float("seconds", 10.0, "Length of a file.", 0.1, flag_values=values)
+def _define_flags(add: Flags) -> None:
+    add.count("files", 1000, "Of each format.")
+    add.number("seconds", 10.0, "Length of a file.", least=0.1)
 
 
 def _measure(values: flags.FlagValues, _: list[str]) -> None:

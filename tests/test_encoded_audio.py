@@ -15,7 +15,7 @@ pytest.importorskip("tensorflow_io", reason="needs requirements-tfio.txt: run .c
 from export.audio_bytes import from_bytes  # noqa: E402
 from mt3_keras.audio import read_blocks, sum_files  # noqa: E402
 from mt3_keras.data import folder  # noqa: E402
-from mt3_keras.data.pipeline import PipelineConfig, training_batches  # noqa: E402
+from mt3_keras.data.pipeline import PipelineConfig, TrainingBatches  # noqa: E402
 from mt3_keras.data.shards import cut_pieces  # noqa: E402
 from mt3_keras.graph_codecs import decode_audio  # noqa: E402
 from mt3_keras.midi import write_midi  # noqa: E402
@@ -156,7 +156,7 @@ def test_files_read_by_tensorflow_io_give_the_batches_of_prepared_records(tmp_pa
         return [records]
 
     config = PipelineConfig(data=(str(tmp_path / "mine"),), num_mixed=2, max_attenuation_db=6.0)
-    streams = [training_batches(config, SMALL, 3, find) for find in (find_files, prepared)]
+    streams = [TrainingBatches(config, SMALL, 3, find) for find in (find_files, prepared)]
     for _ in range(3):
         batches = [next(stream) for stream in streams]
         for name, values in batches[0].items():
