@@ -246,6 +246,11 @@ class Attention(keras.layers.Layer):
         }
 
 
+def make_attention(net: Any, name: str, dtype: Any) -> Attention:
+    """Attention of the sizes of a network's config."""
+    return Attention(net.width, net.num_heads, net.head_width, net.dropout, dtype=dtype, name=name)
+
+
 @keras.saving.register_keras_serializable(package="mt3_keras")
 class GatedMLP(Configured):
     """gelu(x wi_0) * (x wi_1), then wo; gelu by its tanh approximation."""
@@ -273,22 +278,34 @@ class GatedMLP(Configured):
         return self.wo(gated)
 
 
-@keras.saving.register_keras_serializable(package="mt3_keras")
-class EncoderLayer(Configured):
-    """Self-attention and MLP, [B, T, D] -> [B, T, D]; every frame sees every frame."""
+class T5Layer(Configured):
+    """A layer whose parts are pre-norm residuals, a gated MLP the last of them."""
 
     config_type = T5Config
     config: T5Config
 
-    def __init__(self, config: T5Config | dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
+    def add_mlp(self) -> None:
+        """Makes the last part, after the others: seeds are drawn in the order of making."""
         net, policy = self.config, self.dtype_policy
-        attention = (net.width, net.num_heads, net.head_width, net.dropout)
-        self.attention_norm = rms_norm("attention_norm", policy)
-        self.attention = Attention(*attention, dtype=policy, name="attention")
         self.mlp_norm = rms_norm("mlp_norm", policy)
         self.mlp = GatedMLP(net, dtype=policy, name="mlp")
         self.dropout = broadcast_dropout(net.dropout, policy)
+
+    def through_mlp(self, x: Any, training: Any) -> Any:
+        """Whole sequences [B, L, D] through the last part."""
+        return x + self.dropout(self.mlp(self.mlp_norm(x), training=training), training=training)
+
+
+@keras.saving.register_keras_serializable(package="mt3_keras")
+class EncoderLayer(T5Layer):
+    """Self-attention and MLP, [B, T, D] -> [B, T, D]; every frame sees every frame."""
+
+    def __init__(self, config: T5Config | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        policy = self.dtype_policy
+        self.attention_norm = rms_norm("attention_norm", policy)
+        self.attention = make_attention(self.config, "attention", policy)
+        self.add_mlp()
 
     def build(self, shape: Any) -> None:
         for part in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
@@ -296,8 +313,7 @@ class EncoderLayer(Configured):
 
     def call(self, x: Any, training: Any = None) -> Any:
         attended = self.attention(self.attention_norm(x), training=training)
-        x = x + self.dropout(attended, training=training)
-        return x + self.dropout(self.mlp(self.mlp_norm(x), training=training), training=training)
+        return self.through_mlp(x + self.dropout(attended, training=training), training)
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
@@ -341,23 +357,17 @@ class Encoder(Configured):
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class DecoderLayer(Configured):
+class DecoderLayer(T5Layer):
     """Causal self-attention, cross-attention and MLP, [B, L, D] -> [B, L, D]."""
-
-    config_type = T5Config
-    config: T5Config
 
     def __init__(self, config: T5Config | dict[str, Any], **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         net, policy = self.config, self.dtype_policy
-        attention = (net.width, net.num_heads, net.head_width, net.dropout)
         self.self_norm = rms_norm("self_norm", policy)
-        self.self_attention = Attention(*attention, dtype=policy, name="self_attention")
+        self.self_attention = make_attention(net, "self_attention", policy)
         self.cross_norm = rms_norm("cross_norm", policy)
-        self.cross_attention = Attention(*attention, dtype=policy, name="cross_attention")
-        self.mlp_norm = rms_norm("mlp_norm", policy)
-        self.mlp = GatedMLP(net, dtype=policy, name="mlp")
-        self.dropout = broadcast_dropout(net.dropout, policy)
+        self.cross_attention = make_attention(net, "cross_attention", policy)
+        self.add_mlp()
 
     def build(self, x_shape: Any, encoded_shape: Any, bias_shape: Any = None) -> None:
         for part in (self.self_norm, self.self_attention, self.cross_norm, self.mlp_norm, self.mlp):
@@ -369,8 +379,7 @@ class DecoderLayer(Configured):
         attended = self.self_attention(self.self_norm(x), bias=bias, training=training)
         x = x + self.dropout(attended, training=training)
         attended = self.cross_attention(self.cross_norm(x), encoded, training=training)
-        x = x + self.dropout(attended, training=training)
-        return x + self.dropout(self.mlp(self.mlp_norm(x), training=training), training=training)
+        return self.through_mlp(x + self.dropout(attended, training=training), training)
 
     def step(self, x_BD: Any, cache: tuple[Any, Any], bias_BC: Any, memory: tuple[Any, Any]) -> Any:
         """One position; returns the output [B, D] and its key and value rows [B, H, K]."""

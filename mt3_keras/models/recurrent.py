@@ -16,6 +16,7 @@ from mt3_keras.models.layers import (
     Attention,
     Configured,
     broadcast_dropout,
+    make_attention,
     rms_norm,
     sinusoid_positions,
 )
@@ -131,8 +132,7 @@ class RecurrentDecoderLayer(Configured):
         self.recurrent_norm = rms_norm("recurrent_norm", policy)
         self.recurrent = _gated_units(net.width, "recurrent", policy)
         self.cross_norm = rms_norm("cross_norm", policy)
-        attention = (net.width, net.num_heads, net.head_width, net.dropout)
-        self.cross_attention = Attention(*attention, dtype=policy, name="cross_attention")
+        self.cross_attention = make_attention(net, "cross_attention", policy)
         self.dropout = broadcast_dropout(net.dropout, policy)
 
     def build(self, x_shape: Any, encoded_shape: Any) -> None:
