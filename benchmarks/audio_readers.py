@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from mt3_keras.cli.command_line import Command, Flags, run
-from mt3_keras.extras import require_tensorflow_io
+from mt3_keras.extras import require
 
 if TYPE_CHECKING:
     from mt3_keras.data.example import Example
@@ -44,7 +44,7 @@ def _define_flags(add: Flags) -> None:
 
 
 def _measure(values: flags.FlagValues, _: list[str]) -> None:
-    require_tensorflow_io()
+    require("tensorflow_io")
     from benchmarks.machine import describe_machine
 
     print(f"{describe_machine()}; {values.files} files of {values.seconds:g} s of each format")

@@ -19,7 +19,7 @@ from absl import flags
 
 from mt3_keras.cli.command_line import Command, Flags, UsageError, check_names, run
 from mt3_keras.cli.model_flags import define_model_flags, load_transcriber
-from mt3_keras.extras import require, require_tensorflow_io
+from mt3_keras.extras import require
 
 if TYPE_CHECKING:
     from mt3_keras.transcriber import Transcriber
@@ -66,7 +66,7 @@ def _export(values: flags.FlagValues, _: list[str]) -> None:
     if values.encoded_audio:
         if "saved_model" not in values.formats:
             raise UsageError("--encoded_audio is of served graphs: give --formats=saved_model")
-        require_tensorflow_io()
+        require("tensorflow_io")
     values["engine"].value = "keras"
     transcriber = load_transcriber(values)
     folder = pathlib.Path(values.out_dir)

@@ -25,6 +25,8 @@ PACKAGES = {
     "serving": ("grpc", "tensorflow_serving"),
     "score": ("verovio", "cairosvg", "pypdf"),
 }
+# Packages that need an environment of their own -> the requirements file that makes it.
+APART = {"tensorflow_io": "requirements-tfio.txt"}
 BACKENDS = ("tensorflow", "jax")  # of Keras, that this project runs on
 
 
@@ -36,7 +38,7 @@ def require(*packages: str) -> None:
     """Checks that optional packages are installed, without importing them.
 
     Args:
-      *packages: names as in an import statement, all of them in `PACKAGES`.
+      *packages: names as in an import statement, all of them in `PACKAGES` or `APART`.
 
     Raises:
       MissingPackageError: one of them is missing.
@@ -46,23 +48,10 @@ def require(*packages: str) -> None:
             raise _missing(package)
 
 
-def require_tensorflow_io() -> None:
-    """Checks that tensorflow-io is there, which has an environment of its own.
-
-    Raises:
-      MissingPackageError: it is not.
-    """
-    if not _is_installed("tensorflow_io"):
-        raise MissingPackageError(
-            "the package tensorflow_io is missing: pip install -r requirements-tfio.txt, in an"
-            " environment of its own"
-        )
-
-
 def explain_import_error(error: ImportError) -> MissingPackageError | None:
     """The error to show for a failed import; None if it is not of an optional package."""
     package = (error.name or "").partition(".")[0]
-    is_optional = any(package in packages for packages in PACKAGES.values())
+    is_optional = package in APART or any(package in found for found in PACKAGES.values())
     return _missing(package) if is_optional and not _is_installed(package) else None
 
 
@@ -101,6 +90,9 @@ def _is_installed(package: str) -> bool:
 
 
 def _missing(package: str) -> MissingPackageError:
+    if file := APART.get(package):
+        cure = f"pip install -r {file}, in an environment of its own"
+        return MissingPackageError(f"the package {package} is missing: {cure}")
     extra = next(extra for extra, packages in PACKAGES.items() if package in packages)
     return MissingPackageError(
         f"the package {package} is missing: pip install 'mt3-keras[{extra}]'"

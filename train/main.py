@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from mt3_keras.cli.command_line import Command, run
-from mt3_keras.extras import require_tensorflow_io
+from mt3_keras.extras import require
 from mt3_keras.process import keep_freed_memory, load_keras
 from train.config import RunConfig, RunError, config_from_flags, define_flags
 
@@ -316,7 +316,7 @@ def open_prepared_data(
     if config.reader == "tfio":
         if config.resident or config.num_workers:
             raise RunError("--reader=tfio holds the data here: drop --resident and --num_workers")
-        require_tensorflow_io()
+        require("tensorflow_io")
         from train.audio_files import find_files as find
     if isinstance(model_config, TokenConfig):
         longest = model_config.network.max_tokens
