@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from benchmarks.machine import describe_machine, matmul_speed, resident_mb, run_json
+from benchmarks.machine import describe_machine, matmul_speed, resident_mb, run_again, run_json
 from mt3_keras.audio import read_blocks
 from mt3_keras.cli.command_line import Command, Flags, run
 from mt3_keras.engines.litert import ROWS, EdgeModel, TokenEngine, read_bundle_config
@@ -99,8 +99,8 @@ def _compare(values: flags.FlagValues, _arguments: list[str]) -> None:
 
 
 def _run_ours(values: flags.FlagValues, kind: str) -> Figures:
-    given = (f"--{name}={values[name].value}" for name in ("bundle", "audio", "threads", "hours"))
-    return run_json([sys.executable, "-m", "benchmarks.edge", *given, f"--measure={kind}"])
+    names = ("bundle", "audio", "threads", "hours")
+    return run_again("benchmarks.edge", values, names, f"--measure={kind}")
 
 
 def _run_peer(values: flags.FlagValues, options: str) -> Figures:

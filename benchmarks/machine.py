@@ -10,8 +10,10 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 import numpy as np
+from absl import flags
 
 GIGA = 1e9
 
@@ -22,6 +24,26 @@ def run_json(command: list[str]) -> dict[str, float]:
         sys.exit(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
     found: dict[str, float] = json.loads(run.stdout.strip().splitlines()[-1])
     return found
+
+
+def run_again(
+    module: str,
+    values: flags.FlagValues,
+    names: Iterable[str],
+    *options: str,
+    python: str = sys.executable,
+) -> dict[str, float]:
+    """The figures of a benchmark in a process of its own.
+
+    Args:
+      module: of the benchmark.
+      values: flags of this process.
+      names: those that the other is given too.
+      *options: further ones.
+      python: interpreter of the other process.
+    """
+    given = (f"--{name}={values[name].value}" for name in names)
+    return run_json([python, "-m", module, *given, *options])
 
 
 def resident_mb(pid: int | None = None) -> float:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from benchmarks.machine import describe_machine, run_json
+from benchmarks.machine import describe_machine, run_again
 from mt3_keras.cli.command_line import Command, Flags, check_names, run
 from mt3_keras.data.rolls import CERTAIN
 from mt3_keras.models.config import CONFIGS, HEADS, NUM_PITCHES, DetectorConfig, ModelConfig
@@ -70,20 +70,20 @@ def _compare(values: flags.FlagValues, _arguments: list[str]) -> None:
     print(f"machine: {describe_machine()}; {values.threads} threads")
     with tempfile.TemporaryDirectory() as folder:
         reference = str(pathlib.Path(folder) / "reference.npz")
-        expected = run_json(_command(values, "reference", reference))
+        expected = _run(values, "reference", reference)
         for _ in range(values.runs):
             for name in runs:
-                runs[name].append(run_json(_command(values, name, reference)))
+                runs[name].append(_run(values, name, reference))
     for name, found in runs.items():
         check_agreement(name, found[0], expected["loss"], values.dtype)
     print(report(runs, values))
 
 
-def _command(values: flags.FlagValues, name: str, reference: str) -> list[str]:
+def _run(values: flags.FlagValues, name: str, reference: str) -> dict[str, float]:
+    names = ("steps", "threads", "dtype", "model", "batch", "tokens")
+    options = (f"--measure={name}", f"--reference={reference}")
     python = values.jax_python if name == "jax" else sys.executable
-    command = [python, "-m", "benchmarks.train_step", "--measure", name, "--reference", reference]
-    keys = ("steps", "threads", "dtype", "model", "batch", "tokens")
-    return [*command, *(f"--{key}={values[key].value}" for key in keys)]
+    return run_again("benchmarks.train_step", values, names, *options, python=python)
 
 
 def measure(values: flags.FlagValues) -> dict[str, float]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks.machine import GIGA, describe_machine, matmul_speed, run_json
+from benchmarks.machine import GIGA, describe_machine, matmul_speed, run_again, run_json
 from mt3_keras.cli.command_line import Command, Flags, run
 
 
@@ -62,9 +62,8 @@ def _compare(values: flags.FlagValues, _arguments: list[str]) -> None:
 
 
 def _run_ours(values: flags.FlagValues) -> dict[str, float]:
-    keys = ("model", "audio", "threads", "batch", "engine")
-    given = (f"--{key}={values[key].value}" for key in keys)
-    return run_json([sys.executable, "-m", "benchmarks.transcribe", "--measure", *given])
+    names = ("model", "audio", "threads", "batch", "engine")
+    return run_again("benchmarks.transcribe", values, names, "--measure")
 
 
 def _run_peer(values: flags.FlagValues) -> dict[str, float]:
