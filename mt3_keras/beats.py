@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-LEAST_BAR_CONFIDENCE = 0.7  # below it a wrong metre is so likely that none is better
+LEAST_BAR_CONFIDENCE = 0.8  # below it a wrong metre is so likely that none is better
 
 
 @dataclasses.dataclass(frozen=True)

@@ -266,6 +266,42 @@ def test_read_midi_gives_the_notes_of_a_file_with_beats(tmp_path):
         assert got == pytest.approx(expected, abs=2e-3)
 
 
+def spikes(times, num_frames=2000):
+    """Log odds [T, 2] that are high at the frames of these beats alone."""
+    log_odds = np.full((num_frames, 2), -6.0, np.float32)
+    log_odds[np.rint(np.array(times) * beat_tracker.FRAMES_PER_SECOND).astype(int)] = 2.0
+    return log_odds
+
+
+@pytest.mark.parametrize("pickup", [0, 1, 2])
+def test_six_eighths_taken_for_three_quarters_keep_their_bar_lines_and_get_two_beats(pickup):
+    times = 1.0 + 0.4 * np.arange(24)
+    numbers = (np.arange(24) - pickup) % 3 + 1
+    bar_lines = times[numbers == 1]
+    felt = np.sort(np.concatenate([bar_lines, bar_lines[:-1] + 0.6]))
+    dotted, dotted_numbers = beat_tracker._dotted_beats(times, numbers, spikes(felt)[:, 0])
+    np.testing.assert_allclose(np.diff(dotted), 0.6)
+    np.testing.assert_allclose(dotted[dotted_numbers == 1], bar_lines)
+    assert dotted[0] - times[0] < 0.6
+
+
+def test_three_quarters_stay_three_quarters():
+    times = 1.0 + 0.4 * np.arange(24)
+    numbers = np.arange(24) % 3 + 1
+    assert beat_tracker._dotted_beats(times, numbers, spikes(times)[:, 0]) is None
+    numbers[12:] = np.arange(12) % 4 + 1
+    assert beat_tracker._dotted_beats(times, numbers, spikes(times[::2])[:, 0]) is None
+
+
+def test_beats_twice_too_fast_are_known_by_the_weak_ones_between():
+    numbers = np.arange(16) % 4 + 1
+    alternating = np.where(numbers % 2 == 1, 2.0, -1.0)
+    assert beat_tracker._has_weak_beats(alternating, numbers)
+    assert not beat_tracker._has_weak_beats(alternating + 1, numbers)  # beats after all
+    assert not beat_tracker._has_weak_beats(alternating / 2, numbers)
+    assert not beat_tracker._has_weak_beats(alternating, np.arange(16) % 3 + 1)
+
+
 def test_beats_of_which_none_is_a_downbeat_have_uncertain_bars():
     no_downbeat = np.array([[9.0, -99.0]] * 3, np.float32)
     _, confidence = beat_tracker._number_beats(no_downbeat)
