@@ -23,6 +23,7 @@ import concurrent.futures
 import contextlib
 import csv
 import functools
+import itertools
 import json
 import math
 import os
@@ -50,7 +51,7 @@ from mt3_keras.synth.synthetic import SyntheticConfig, render
 RUNNERS = ("local", "dask", "spark")
 STEPS = ("alone", *RUNNERS, *(f"{runner}-kills" for runner in RUNNERS), "long")
 MT3 = [sys.executable, "-m", "mt3_keras"]
-LENGTHS = (1.0, 5.0)  # seconds of a recording
+SHORTEST = 1.0  # seconds of a recording
 PIECE_SECONDS = 60.0  # of a long recording, which is made of many pieces
 SPARK_CORES = 2
 
@@ -72,6 +73,7 @@ def _define_flags(add: Flags) -> None:
     add.text("folder", None, "For recordings and results.", required=True)
     add.names("steps", ["alone", "local"], f"Of {', '.join(STEPS)}.")
     add.count("recordings", 2000, "Short ones.")
+    add.number("seconds", 5.0, "Of the longest of them.", least=SHORTEST)
     add.count("damaged", 40, "Of the recordings.", least=0)
     add.count("kills", 10, "Of a driver, and of a worker.")
     add.count("kill_recordings", 200, "Of the recordings.")
@@ -81,7 +83,7 @@ def _define_flags(add: Flags) -> None:
 def _take_steps(values: flags.FlagValues, _: list[str]) -> None:
     check_names("steps", values.steps, STEPS)
     root = pathlib.Path(values.folder)
-    music = _write_music(root / "music", values.recordings, values.damaged)
+    music = _write_music(root / "music", values.recordings, values.seconds, values.damaged)
     print(f"machine: {describe_machine()}", flush=True)
     steps = {
         "alone": lambda: _run_alone(root, music),
@@ -123,7 +125,9 @@ def _report(step: str, usage: Usage, base: Usage | None, audio: float) -> None:
 # --- recordings ---
 
 
-def _write_music(folder: pathlib.Path, count: int, num_damaged: int) -> list[pathlib.Path]:
+def _write_music(
+    folder: pathlib.Path, count: int, longest: float, num_damaged: int
+) -> list[pathlib.Path]:
     """Recordings of mixed lengths and formats, every so manieth damaged in one of four ways."""
     paths = [folder / f"{n:05d}.{('flac', 'wav')[n % 2]}" for n in range(count)]
     if (folder / "done").exists():
@@ -131,16 +135,16 @@ def _write_music(folder: pathlib.Path, count: int, num_damaged: int) -> list[pat
     folder.mkdir(parents=True, exist_ok=True)
     every = count // num_damaged if num_damaged else 0
     with concurrent.futures.ProcessPoolExecutor(count_cores()) as pool:
-        list(pool.map(_write_recording, paths, chunksize=20))
+        list(pool.map(_write_recording, paths, itertools.repeat(longest), chunksize=20))
     for number in range(num_damaged):
         _damage(paths[number * every + number % every], number % 4)
     (folder / "done").touch()
     return paths
 
 
-def _write_recording(path: pathlib.Path) -> None:
+def _write_recording(path: pathlib.Path, longest: float) -> None:
     number = int(path.stem)
-    seconds = float(np.random.default_rng(number).uniform(*LENGTHS))
+    seconds = float(np.random.default_rng(number).uniform(SHORTEST, longest))
     soundfile.write(path, render(SyntheticConfig(seconds=seconds), number).samples, 16_000)
 
 

@@ -16,10 +16,9 @@ import tensorflow as tf
 from keras import ops
 
 from mt3_keras.grammar import Rules
-from mt3_keras.instruments import find_programs, mix, weigh
+from mt3_keras.instruments import class_chances, find_programs, mix, weigh
 from mt3_keras.models.config import (
     LOWEST_PITCH,
-    NUM_CLASSES,
     NUM_PITCHES,
     PROGRAMS_PER_CLASS,
     DetectorConfig,
@@ -175,8 +174,8 @@ class NoteReading:
         classes = sorted({program // PROGRAMS_PER_CLASS for program in allowed})
         if not classes:  # and so no notes
             return tf.zeros([tf.size(pitches), 1], tf.int32)
-        own = ops.sum(ops.reshape(chances, (-1, NUM_CLASSES, PROGRAMS_PER_CLASS)), axis=-1)
-        own = tf.cast(weigh(own, classes, ops), tf.float64)
+        own = weigh(class_chances(chances, tf.cast(pitches, tf.float32), ops), classes, ops)
+        own = tf.cast(own, tf.float64)
         loop, shrink = ops.fori_loop, self.decoding.shrink
         shares = mix(own, tf.cast(pitches, tf.float64), shrink, xp=ops, loop=loop)
         shares = tf.cast(shares, tf.float32)

@@ -37,6 +37,18 @@ def test_a_low_note_goes_to_the_instrument_that_plays_low():
     assert name(rows)[-1] == PIANO
 
 
+def test_chords_are_not_a_basss_even_where_the_network_hears_one():
+    rows = np.full((8, 128), 0.001, np.float32)
+    rows[:, [4, 33]] = 0.4, 0.47  # electric piano, electric bass
+    pitches = np.array([55, 59, 62, 65] * 2, np.float32)
+    piece = PiecePrograms()
+    piece.add(rows, pitches)
+    assert piece.programs([(i, 0) for i in range(8)]) == [4] * 8
+    low = PiecePrograms()
+    low.add(rows, pitches - 24)
+    assert low.programs([(i, 0) for i in range(8)]) == [33] * 8
+
+
 def test_only_allowed_instruments_play():
     rows = [[0.9, 0.06, 0.04]] * 5
     assert name(rows, allowed=[BASS, VIOLIN]) == [BASS] * 5

@@ -9,6 +9,9 @@ const LEAST = 1e-4; // of a note's chance for any instrument
 const LEAST_SPREAD = 4; // semitones
 const SPREAD_WEIGHT = 8; // notes
 const WIDEST = 12; // semitones
+const BASS = 4; // class
+const HIGH_BASS = 34; // pitch above which basses play less
+const BASS_SPREAD = 10; // semitones
 const GONE = 1e-12; // share of a class that is not looked at any more
 
 /**
@@ -76,7 +79,12 @@ function findPrograms(chances: Float32Array[], found: Float64Array): number[] {
 /** Expectation-maximisation: how likely each class plays each note, [notes, classes]. */
 function shareOut(chances: Float64Array, pitches: number[], shrink: number): Float64Array {
   const [num, columns] = [pitches.length, NUM_CLASSES];
-  const own = chances.map((chance) => Math.max(chance, LEAST) ** TEMPER);
+  const own = chances.slice();
+  pitches.forEach((pitch, i) => {
+    const above = Math.max(pitch - HIGH_BASS, 0) / BASS_SPREAD;
+    own[i * columns + BASS] *= Math.exp(-0.5 * above ** 2);
+  });
+  own.forEach((chance, i) => (own[i] = Math.max(chance, LEAST) ** TEMPER));
   let shares = new Float64Array(columns).fill(1 / columns);
   const found = new Float64Array(num * columns);
   const inRange = new Float64Array(num * columns).fill(1);
