@@ -22,6 +22,7 @@ from absl import flags
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from mt3_keras.archive_worker import fingerprint_model
 from mt3_keras.beats import Beats
 from mt3_keras.cli.command_line import Flags
 from mt3_keras.files import replacing
@@ -71,15 +72,16 @@ def define_piece_flags(add: Flags) -> None:
 
 
 def read_excerpts(values: flags.FlagValues) -> list[Excerpt]:
-    """All excerpts; those that `--work_dir` has already are not rendered again."""
+    """All excerpts; those that `--work_dir` has of this model are not made again."""
     work_dir = pathlib.Path(values.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     transcriber: Transcriber | None = None
+    suffix = f".{fingerprint_model(values.model)[:8]}.json"
     excerpts = []
     files = list(find_files(pathlib.Path(values.midi), values.leave_out))
     for path, is_reported in tqdm(files, disable=None):
         audio = work_dir / f"{path.parent.name}_{path.stem}.wav"
-        description = audio.with_suffix(".json")
+        description = audio.with_suffix(suffix)
         if not description.exists():
             piece = read_piece(path)
             drawn = draw(piece, path.stem, values.font) if piece else None

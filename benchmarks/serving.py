@@ -1,6 +1,6 @@
 """A model server under load: right answers, latencies, throughput, memory.
 
-    python -m benchmarks.serving --model SERVING/mt3 --audio song.flac [--requests 200]
+    python -m benchmarks.serving --model SERVING/small --audio song.flac [--requests 200]
         [--clients 32] [--server HOST:PORT --pid PID]
     python -m benchmarks.serving --model SERVING/small --audio song.flac --sizes --seconds 180
 
@@ -72,7 +72,7 @@ def _load_server(values: flags.FlagValues, _: list[str]) -> None:
         _measure_sizes(values, config.name, np.resize(samples, length))
         return
     with _reach_server(values, config.name) as (address, pid):
-        client = GrpcServer(address, config.name)
+        client = GrpcServer(address, config.name, config.signatures)
         expected = [_ask(client, window) for window in windows]
         print(f"requests of {values.seconds:g} s, every eighth of NaN; memory of the server")
         single = _measure("one at a time", client, windows, expected, values.requests // 8, 1)
@@ -122,18 +122,19 @@ def _measure_sizes(values: flags.FlagValues, name: str, samples: np.ndarray) -> 
             )
 
 
-def _ask(client: GrpcServer, window: np.ndarray) -> list[list[int]]:
+def _ask(client: GrpcServer, window: np.ndarray) -> list[list[bytes]]:
+    """The outputs of a window's segments, to the byte."""
     found = call_patiently(
         lambda seconds: client.predict(window, seconds), "server", deadline=DEADLINE, retries=20
     )
-    return [list(output[0]) for output in found]
+    return [[np.asarray(field).tobytes() for field in output] for output in found]
 
 
 def _measure(
     name: str,
     client: GrpcServer,
     windows: list[np.ndarray],
-    expected: list[list[list[int]]],
+    expected: list[list[list[bytes]]],
     num_requests: int,
     num_clients: int,
 ) -> float:
