@@ -263,7 +263,9 @@ class Dask:
         scheduler = [*dask, "scheduler", *host, "--port", "0", "--no-dashboard"]
         self._worker = [*dask, "worker", *host, "--scheduler-file", str(self._file)]
         self._worker += ["--nthreads", "1", "--no-nanny", "--no-dashboard"]
-        self._scheduler = _start([*scheduler, "--scheduler-file", str(self._file)])
+        # As for Spark, a task is not given up for the workers that were killed at it.
+        patience = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "100"}
+        self._scheduler = _start([*scheduler, "--scheduler-file", str(self._file)], patience)
         self.workers = [self._start_worker() for _ in range(3)]
         while not self._file.exists():
             time.sleep(0.2)
