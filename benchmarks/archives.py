@@ -73,7 +73,7 @@ def _define_flags(add: Flags) -> None:
     add.text("folder", None, "For recordings and results.", required=True)
     add.names("steps", ["alone", "local"], f"Of {', '.join(STEPS)}.")
     add.count("recordings", 2000, "Short ones.")
-    add.number("seconds", 5.0, "Of the longest of them.", least=SHORTEST)
+    add.number("seconds", 5.0, "Of the longest, where they are not there yet.", least=SHORTEST)
     add.count("damaged", 40, "Of the recordings.", least=0)
     add.count("kills", 10, "Of a driver, and of a worker.")
     add.count("kill_recordings", 200, "Of the recordings.")
@@ -249,6 +249,14 @@ def _run_archive(
     return usage
 
 
+DASK = {
+    "OMP_NUM_THREADS": "1",  # as Dask's nanny has it
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # a sample every 10 ms
+    # As for Spark, a task is not given up for the workers that were killed at it.
+    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "100",
+}
+
+
 class Dask:
     """A scheduler and three worker processes on loopback, for a `with`."""
 
@@ -263,9 +271,7 @@ class Dask:
         scheduler = [*dask, "scheduler", *host, "--port", "0", "--no-dashboard"]
         self._worker = [*dask, "worker", *host, "--scheduler-file", str(self._file)]
         self._worker += ["--nthreads", "1", "--no-nanny", "--no-dashboard"]
-        # As for Spark, a task is not given up for the workers that were killed at it.
-        patience = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "100"}
-        self._scheduler = _start([*scheduler, "--scheduler-file", str(self._file)], patience)
+        self._scheduler = _start([*scheduler, "--scheduler-file", str(self._file)], DASK)
         self.workers = [self._start_worker() for _ in range(3)]
         while not self._file.exists():
             time.sleep(0.2)
@@ -275,9 +281,7 @@ class Dask:
         return self
 
     def _start_worker(self) -> subprocess.Popen[bytes]:
-        # One thread as Dask's nanny has it; its profiler takes a sample every 10 ms.
-        settings = {"OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
-        return _start(self._worker, settings)
+        return _start(self._worker, DASK)
 
     def kill_worker(self, rng: random.Random) -> bool:
         """Kills one; another takes its place."""

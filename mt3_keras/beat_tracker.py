@@ -191,7 +191,7 @@ def track_beats(
         if _has_weak_beats(at_beats[:, 0], numbers):
             times = times[numbers % 2 == 1]
             numbers, bar_confidence = _number_beats(_near(logits, times), (4,))
-        elif dotted := _dotted_beats(times, numbers, logits[:, 0]):
+        elif dotted := _dotted_beats(times, numbers, logits):
             (times, numbers), is_compound = dotted, True
         times = _snap(times, array)
     beats = Beats(
@@ -307,15 +307,15 @@ def _number_beats(
 
 def _has_weak_beats(log_odds: Floats, numbers: NDArray[np.int64]) -> bool:
     """Whether of bars of four the second and fourth beats are rather halves of slower beats."""
-    weak = numbers % 2 == 0
-    if numbers.max() != 4 or weak.all() or not weak.any():
+    if not _have_bars_of(4, numbers):
         return False
+    weak = numbers % 2 == 0
     strong, between = log_odds[~weak].mean(), log_odds[weak].mean()
     return bool(between < 0 and strong - between > _WEAK_LAG)
 
 
 def _dotted_beats(
-    times: NDArray[np.float64], numbers: NDArray[np.int64], log_odds: Floats
+    times: NDArray[np.float64], numbers: NDArray[np.int64], logits: Floats
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
     """Two beats in each bar of three and their numbers, where these are more probable.
 
@@ -324,23 +324,27 @@ def _dotted_beats(
     Args:
       times: [n], of the beats found.
       numbers: [n], of each beat in its bar.
-      log_odds: [T], of a beat in each frame.
+      logits: [T, 2], log odds of a beat and a downbeat in each frame.
     """
-    count = np.arange(len(times))
-    first = int(np.argmax(numbers == 1))
-    if len(times) < 6 or np.any(numbers != (count - first) % 3 + 1):
+    if not _have_bars_of(3, numbers):
         return None
-    halves = np.arange(-2, len(times))
-    places = first + 1.5 * halves
+    count, halves = np.arange(len(times)), np.arange(-2, len(times))
+    places = np.argmax(numbers == 1) + 1.5 * halves
     inside = (places >= 0) & (places <= len(times) - 1)
     dotted = np.interp(places[inside], count, times)
     dotted_numbers = halves[inside] % 2 + 1
 
     def strength(of: NDArray[np.float64]) -> float:
-        return float(_near(log_odds[:, None], of).mean())
+        return float(_near(logits, of)[:, 0].mean())
 
     lead = strength(dotted[dotted_numbers == 2]) - strength(times[numbers != 1])
     return (dotted, dotted_numbers) if lead > _DOTTED_LEAD else None
+
+
+def _have_bars_of(per_bar: int, numbers: NDArray[np.int64]) -> bool:
+    """Whether beats number two bars at least, and all of them have so many."""
+    expected = (np.arange(len(numbers)) + numbers[0] - 1) % per_bar + 1
+    return len(numbers) >= 2 * per_bar and bool(np.all(numbers == expected))
 
 
 def _is_compound(positions: NDArray[np.float64]) -> bool:

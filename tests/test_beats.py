@@ -279,7 +279,7 @@ def test_six_eighths_taken_for_three_quarters_keep_their_bar_lines_and_get_two_b
     numbers = (np.arange(24) - pickup) % 3 + 1
     bar_lines = times[numbers == 1]
     felt = np.sort(np.concatenate([bar_lines, bar_lines[:-1] + 0.6]))
-    dotted, dotted_numbers = beat_tracker._dotted_beats(times, numbers, spikes(felt)[:, 0])
+    dotted, dotted_numbers = beat_tracker._dotted_beats(times, numbers, spikes(felt))
     np.testing.assert_allclose(np.diff(dotted), 0.6)
     np.testing.assert_allclose(dotted[dotted_numbers == 1], bar_lines)
     assert dotted[0] - times[0] < 0.6
@@ -288,9 +288,9 @@ def test_six_eighths_taken_for_three_quarters_keep_their_bar_lines_and_get_two_b
 def test_three_quarters_stay_three_quarters():
     times = 1.0 + 0.4 * np.arange(24)
     numbers = np.arange(24) % 3 + 1
-    assert beat_tracker._dotted_beats(times, numbers, spikes(times)[:, 0]) is None
+    assert beat_tracker._dotted_beats(times, numbers, spikes(times)) is None
     numbers[12:] = np.arange(12) % 4 + 1
-    assert beat_tracker._dotted_beats(times, numbers, spikes(times[::2])[:, 0]) is None
+    assert beat_tracker._dotted_beats(times, numbers, spikes(times[::2])) is None
 
 
 def test_beats_twice_too_fast_are_known_by_the_weak_ones_between():
@@ -300,6 +300,11 @@ def test_beats_twice_too_fast_are_known_by_the_weak_ones_between():
     assert not beat_tracker._has_weak_beats(alternating + 1, numbers)  # beats after all
     assert not beat_tracker._has_weak_beats(alternating / 2, numbers)
     assert not beat_tracker._has_weak_beats(alternating, np.arange(16) % 3 + 1)
+
+
+def test_of_few_beats_all_are_kept():
+    strengths, numbers = np.array([-1.0, 2.0, -1.0]), np.array([2, 3, 4])  # halved: one beat
+    assert not beat_tracker._has_weak_beats(strengths, numbers)
 
 
 def test_beats_of_which_none_is_a_downbeat_have_uncertain_bars():

@@ -30,7 +30,7 @@ export function namePrograms(
   shrink: number,
 ): [number, number][] {
   const own = byClass(chances);
-  const found = shareOut(own, pitches, shrink);
+  const found = shareOut(inRegister(own, pitches), pitches, shrink);
   const program = findPrograms(chances, found);
   return chances.map((_, i) => {
     const [share, chance] = [found, own].map((all) =>
@@ -53,6 +53,16 @@ function byClass(chances: Float32Array[]): Float64Array {
     );
   });
   return own;
+}
+
+/** The same chances, lower where a bass would play above its register. */
+function inRegister(own: Float64Array, pitches: number[]): Float64Array {
+  const found = own.slice();
+  pitches.forEach((pitch, i) => {
+    const above = Math.max(pitch - HIGH_BASS, 0) / BASS_SPREAD;
+    found[i * NUM_CLASSES + BASS] *= Math.exp(-0.5 * above ** 2);
+  });
+  return found;
 }
 
 /** The one program of each class, given how likely the class plays each note. */
@@ -79,12 +89,7 @@ function findPrograms(chances: Float32Array[], found: Float64Array): number[] {
 /** Expectation-maximisation: how likely each class plays each note, [notes, classes]. */
 function shareOut(chances: Float64Array, pitches: number[], shrink: number): Float64Array {
   const [num, columns] = [pitches.length, NUM_CLASSES];
-  const own = chances.slice();
-  pitches.forEach((pitch, i) => {
-    const above = Math.max(pitch - HIGH_BASS, 0) / BASS_SPREAD;
-    own[i * columns + BASS] *= Math.exp(-0.5 * above ** 2);
-  });
-  own.forEach((chance, i) => (own[i] = Math.max(chance, LEAST) ** TEMPER));
+  const own = chances.map((chance) => Math.max(chance, LEAST) ** TEMPER);
   let shares = new Float64Array(columns).fill(1 / columns);
   const found = new Float64Array(num * columns);
   const inRange = new Float64Array(num * columns).fill(1);
