@@ -25,6 +25,7 @@ MINI = dataclasses.replace(
         drum_width=6,
         drum_context_width=3,
         names_width=4,
+        name_heads=2,
         segment_frames=16,
         frames_before=8,
         frames_after=8,

@@ -26,6 +26,7 @@ CONFIG = BodyConfig(
     context_width=3,
     frame_width=5,
     names_width=4,
+    name_heads=2,
 )
 NUM_FRAMES, NUM_CHANNELS = 24, 6
 MARGIN = 6  # steps: more than the convolutions see to one side
@@ -43,7 +44,7 @@ def make_body(**settings):
 
 def to_numpy(outputs):
     """Heads and states by name, as arrays."""
-    flat = {**outputs, **{f"state_{name}": x for name, x in outputs["states"].items()}}
+    flat = {**outputs, **{f"state_{name}": x for name, x in outputs.get("states", {}).items()}}
     return {name: ops.convert_to_numpy(x) for name, x in flat.items() if name != "states"}
 
 
@@ -88,7 +89,8 @@ def test_a_note_is_named_by_its_own_half_second():
     cells = np.array([[[5, 3], [12, 80]], [[5, 3], [20, 40]]], np.int32)
     features = np.random.default_rng(3).random((2, 12, NUM_PITCHES, CONFIG.num_features))
     features = features.astype(np.float32)
-    names(HARMONICS, features, cells)
+    chances = np.array([[0.5, 0.9], [0.05, 1.0]], np.float32)
+    names(HARMONICS, features, cells, chances)
     looks = ops.convert_to_numpy(names._gather(HARMONICS, cells))
     before, after = note_names.FRAMES
     assert looks.shape == (4, before + after, len(note_names.INTERVALS) * NUM_CHANNELS)
@@ -98,11 +100,24 @@ def test_a_note_is_named_by_its_own_half_second():
     seen = ops.convert_to_numpy(names._gather_features(features, cells))
     steps = [features[0, step, 80] for step in (6, 9, 11)]  # the last is beyond the end
     assert seen[1] == pytest.approx(np.concatenate(steps))
-    apart = names(HARMONICS[1:], features[1:], cells[1:, 1:])
-    together = names(HARMONICS, features, cells)
-    for one, of_all in zip(apart, together, strict=True):
-        one, of_all = ops.convert_to_numpy(one), ops.convert_to_numpy(of_all)
-        assert one[0, 0] == pytest.approx(of_all[1, 1], abs=1e-5)
+    together = to_numpy(names(HARMONICS, features, cells, chances))
+    apart = to_numpy(names(HARMONICS, features, cells[:, 1:], chances[:, 1:]))
+    for name, of_all in together.items():
+        # In the first row the other note is heard beside it, in the second it is too unlikely.
+        assert apart[name][0, 0] != pytest.approx(of_all[0, 1], abs=1e-5), name
+        assert apart[name][1, 0] == pytest.approx(of_all[1, 1], abs=1e-5), name
+
+
+def test_notes_are_compared_whatever_their_order():
+    names, random = NoteNames(CONFIG), np.random.default_rng(3)
+    features = random.random((2, 12, NUM_PITCHES, CONFIG.num_features)).astype(np.float32)
+    cells = random.integers(0, (24, NUM_PITCHES), (2, 6, 2), np.int32)
+    chances = random.random((2, 6)).astype(np.float32)
+    order = random.permutation(6)
+    found = to_numpy(names(HARMONICS, features, cells, chances))
+    turned = to_numpy(names(HARMONICS, features, cells[:, order], chances[:, order]))
+    for name, values in found.items():
+        assert turned[name] == pytest.approx(values[:, order], abs=1e-5), name
 
 
 def test_jax_predicts_what_tensorflow_predicts(tmp_path):

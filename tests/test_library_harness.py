@@ -128,8 +128,18 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
     ),
     note_names.NoteNames: (
         {"config": NET},
-        {"harmonics": (2, F, N, C), "features": (2, P, N, NET.num_features), "cells": (2, 7, 2)},
-        ((2, 7, 16), (2, 7, 16, 8)),
+        {
+            "harmonics": (2, F, N, C),
+            "features": (2, P, N, NET.num_features),
+            "cells": (2, 7, 2),
+            "chances": (2, 7),
+        },
+        {"class": (2, 7, 16), "program": (2, 7, 16, 8), "note": (2, 7)},
+    ),
+    note_names.Comparison: (
+        {"config": NET},
+        {"x": (2, 7, NET.names_width), "bias": (2, 1, 7, 7)},
+        (2, 7, NET.names_width),
     ),
 }
 
@@ -197,6 +207,7 @@ BACKBONES: dict[type[Any], tuple[dict[str, Any], dict[str, Any], Any]] = {
             **{f"{head}_logits": (2, F, columns) for head, columns in HEADS.items()},
             "class_logits": (2, 7, 16),
             "program_logits": (2, 7, 16, 8),
+            "note_logits": (2, 7),
         },
     ),
 }

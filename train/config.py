@@ -137,6 +137,7 @@ class RunConfig:
             "drum=10",
             "drum_strength=0.2",
             "names=0.15",
+            "notes=0.15",
         ),
         f"Weight of the loss of each roll, of {', '.join(HEADS)}, and of the names of notes; what "
         "is left out is not trained.",
@@ -232,8 +233,9 @@ class RunConfig:
                 weights[name] = float(number)
             except ValueError as error:
                 raise ValueError(f"head_weights must be HEAD=NUMBER: got {text!r}") from error
-            known = name in (*HEADS, "names") and 0 <= weights[name] < math.inf
-            _require(known, f"head_weights must be 0 or more, of {', '.join(HEADS)}, names", text)
+            heads = (*HEADS, "names", "notes")
+            known = name in heads and 0 <= weights[name] < math.inf
+            _require(known, f"head_weights must be 0 or more, of {', '.join(heads)}", text)
         return weights
 
     def check_network(self, model_config: ModelConfig) -> None:

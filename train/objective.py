@@ -16,8 +16,9 @@ from keras import ops
 from numpy.typing import NDArray
 
 from mt3_keras.codec import EOS, PAD, Codec
+from mt3_keras.data.rolls import CERTAIN
 from mt3_keras.models.config import NUM_CLASSES, PROGRAMS_PER_CLASS, TokenConfig
-from mt3_keras.models.detector import NoteDetector
+from mt3_keras.models.detector import ONSET_REACH, NoteDetector
 from train.strategy import ReplicaModel, sum_over_replicas
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class HeadLoss:
 # judged where onsets are, and so are not mostly 0.
 POSITIVE_WEIGHTS = {"onset": 4.0, "unison": 3.0, "offset": 2.0, "frame": 1.2, "drum": 3.0}
 NAMES = "names"  # among the heads, the programs of notes
+NOTES = "notes"  # whether the onsets found are notes
+NUM_FOUND = 64  # of the likeliest onsets, which are judged so
 NAME_SMOOTHING = 0.05  # of the classes' targets
 PROGRAM_WEIGHT = 0.3  # of the program within its class, beside the class
 BALANCE = 0.7  # a class with n of a batch's notes weighs n ** -BALANCE a note
@@ -167,6 +170,26 @@ def name_loss(class_logits: Any, program_logits: Any, programs: Any) -> Any:
     return loss / ops.maximum(ops.sum(note_weights), 1e-6)
 
 
+def note_targets(onsets: Any, cells: Any) -> Any:
+    """Which cells are notes: 1 near a true onset, else 0; -1 of what is no cell or not known.
+
+    Args:
+      onsets: int [B, T, N], the targets of a roll: `CERTAIN` where a note begins, below 0 unknown.
+      cells: int [B, K, 2]; rows of -1 are none.
+    """
+    rows, columns = ops.shape(onsets)[1], onsets.shape[2]
+    onsets = ops.cast(onsets, "float32")
+    size = (2 * ONSET_REACH + 1, 1)
+    near = ops.max_pool(
+        onsets[..., None], size, strides=1, padding="same", data_format="channels_last"
+    )
+    flat = ops.reshape(near, (-1, rows * columns))
+    places = ops.maximum(cells[..., 0] * columns + cells[..., 1], 0)
+    highest = ops.take_along_axis(flat, places, axis=1)
+    known = ops.logical_and(cells[..., 0] >= 0, highest >= 0)
+    return ops.where(known, ops.cast(highest >= CERTAIN, "float32"), -1.0)
+
+
 class TokenTraining(ReplicaModel):
     """A token network with its objective, to be compiled with an optimizer alone, for `fit`.
 
@@ -232,8 +255,9 @@ class RollTraining(ReplicaModel):
     """A `NoteDetector` with its losses, to be compiled with an optimizer alone, for `fit`.
 
     Takes batches (inputs, targets): the inputs are the backbone's, the targets an entry for each
-    head (see `HeadLoss`) and "programs" of the notes at the inputs' "cells". Logs "loss", the
-    weighted sum, and "<head>_loss", each by itself.
+    head (see `HeadLoss`) and "programs" of the notes at the inputs' "cells". The second look is
+    trained on these and on the likeliest onsets found. Logs "loss", the weighted sum, and
+    "<head>_loss", each by itself.
     """
 
     def __init__(self, backbone: NoteDetector, heads: tuple[HeadLoss, ...], **kwargs: Any) -> None:
@@ -244,7 +268,7 @@ class RollTraining(ReplicaModel):
         self.built = True
 
     def call(self, inputs: Any, training: Any = None) -> Any:
-        return self.backbone.forward(inputs, training=training)
+        return self.backbone.forward(inputs, training=training, num_found=NUM_FOUND)
 
     def compute_loss(
         self,
@@ -258,8 +282,12 @@ class RollTraining(ReplicaModel):
         loss = 0.0
         for head in self.heads:
             if head.name == NAMES:
-                logits = (y_pred["class_logits"], y_pred["program_logits"])
+                own = slice(y["programs"].shape[1])
+                logits = (y_pred["class_logits"][:, own], y_pred["program_logits"][:, own])
                 head_loss = name_loss(*logits, y["programs"])
+            elif head.name == NOTES:
+                targets = note_targets(y["onset"], y_pred["cells"])
+                head_loss = head_cross_entropy(y_pred["note_logits"], targets)
             else:
                 head_loss = head_cross_entropy(
                     y_pred[f"{head.name}_logits"],

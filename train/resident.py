@@ -200,4 +200,4 @@ def _draw_notes(programs_BFN2: Any, key: Any) -> tuple[Any, Any]:
     _, place = jax.lax.top_k(chance, NAMED_NOTES)
     named = jnp.take_along_axis(flat, place[..., None], axis=1).astype(jnp.int32)
     cells = jnp.stack([place // NUM_PITCHES, place % NUM_PITCHES], axis=-1)
-    return jnp.where(named[..., :1] >= 0, cells, 0), named
+    return jnp.where(named[..., :1] >= 0, cells, -1), named

@@ -99,7 +99,7 @@ def name_targets(
     Returns:
       "cells" int32 [max_notes, 2], frame and pitch column of each note's onset, and "programs"
       int32 [max_notes, 2]: the note's, and that of a note of another program that begins with it
-      at its pitch or else its own again; -1 in rows without a note.
+      at its pitch or else its own again; both -1 in rows without a note.
     """
     begins: dict[tuple[int, int], list[int]] = {}
     for note in notes:
@@ -107,7 +107,7 @@ def name_targets(
         column = note.pitch - LOWEST_PITCH
         if not note.is_drum and 0 <= frame < num_frames and 0 <= column < NUM_PITCHES:
             begins.setdefault((frame, column), []).append(note.program)
-    cells = np.zeros((max_notes, 2), np.int32)
+    cells = np.full((max_notes, 2), -1, np.int32)
     programs = np.full((max_notes, 2), -1, np.int32)
     keys = list(begins)
     for row, i in enumerate(rng.permutation(len(keys))[:max_notes]):

@@ -322,6 +322,7 @@ class BodyConfig:
         convolutions of the pitches and once directly.
       drum_width, drum_context_width: channels and units of the recurrent layer of `Drums`.
       names_width: channels of `NoteNames`.
+      name_comparisons, name_heads: its layers that compare notes, and the heads of their attention.
       dropout: of its last hidden layer.
       segment_frames: whose notes are predicted at once.
       frames_before, frames_after: of the sound around them, in which notes may begin and end too.
@@ -341,6 +342,8 @@ class BodyConfig:
     drum_width: int = 192
     drum_context_width: int = 96
     names_width: int = 128
+    name_comparisons: int = 3
+    name_heads: int = 4
     dropout: float = 0.2
     segment_frames: int = 256
     frames_before: int = 48
@@ -356,6 +359,10 @@ class BodyConfig:
                     f"frames_per_step must divide {name}: got {self.frames_per_step} and"
                     f" {getattr(self, name)}"
                 )
+        if self.names_width % self.name_heads:
+            raise ValueError(
+                f"name_heads must divide names_width: got {self.name_heads} and {self.names_width}"
+            )
 
     @property
     def window_frames(self) -> int:

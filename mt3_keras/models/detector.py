@@ -1,9 +1,10 @@
 """The detector: 16 kHz samples -> the notes of a segment, their instruments and ends.
 
-`Harmonics` are the front end, `DetectorBody` and `Drums` predict rolls, `NoteNames` what plays the
-notes found in them. `NoteDetector.detect` also does the first half of reading them, in the graph:
-it hands out the likeliest onsets and strokes. So a phone, a page and a server read the same few
-numbers, and no rolls (`roll_decoder` is the second half).
+`Harmonics` are the front end, `DetectorBody` and `Drums` predict rolls, `NoteNames` takes a second
+look at the onsets found in them: is it a note, and what plays it. `NoteDetector.detect` also does
+the first half of reading them, in the graph: it hands out the likeliest onsets and strokes. So a
+phone, a page and a server read the same few numbers, and no rolls (`roll_decoder` is the second
+half).
 
 Frame i of a segment stands for the samples [i * hop, (i + 1) * hop) from its start.
 """
@@ -28,7 +29,7 @@ from mt3_keras.models.config import (
 )
 from mt3_keras.models.detector_body import DetectorBody
 from mt3_keras.models.detector_drums import Drums
-from mt3_keras.models.note_names import NoteNames
+from mt3_keras.models.note_names import LEAST_CHANCE, NoteNames
 from mt3_keras.models.spectrogram import Harmonics
 
 Tensors = dict[str, Any]
@@ -42,10 +43,12 @@ class NoteDetector(keras_hub.models.Backbone):
     """Detects the notes and drum strokes of a segment and what plays them.
 
     Called with "samples" float32 [B, input_samples], 16 kHz mono from `lead_samples` before the
-    segment on, and "cells" int32 [B, K, 2], frame and pitch column of notes to be named, it gives
-    f"{head}_logits" [B, T, N] for each head of `config.HEADS` and "class_logits" [B, K, classes]
-    and "program_logits" [B, K, classes, programs of one], in the policy's compute dtype (`forward`
-    gives them in float32). The T frames, of rolls and cells, are the segment and those around it.
+    segment on, and "cells" int32 [B, K, 2], frame and pitch column of notes to be named (rows of -1
+    are no notes), it gives
+    f"{head}_logits" [B, T, N] for each head of `config.HEADS`, "class_logits" [B, K, classes],
+    "program_logits" [B, K, classes, programs of one] and "note_logits" [B, K], in the policy's
+    compute dtype (`forward` gives them in float32). The T frames, of rolls and cells, are the
+    segment and those around it.
 
     Args:
       spectrogram: of a `DetectorConfig`, or a dict of its fields.
@@ -86,16 +89,25 @@ class NoteDetector(keras_hub.models.Backbone):
         self.model_config = config
         self.unroll = unroll
 
-    def forward(self, inputs: Tensors, training: Any = None) -> Tensors:
-        """The outputs of a call, float32."""
+    def forward(self, inputs: Tensors, training: Any = None, num_found: int = 0) -> Tensors:
+        """The outputs of a call, float32.
+
+        With `num_found` that many of the likeliest onsets of the segment come after the cells
+        given, and "cells" are all of them.
+        """
         spectrum = self.harmonics.spectrum(inputs["samples"])
         harmonics = self.harmonics.stack(spectrum)
         rolls = self.body(harmonics, training=training) | self.drums(spectrum, training=training)
-        classes, programs = self.names(
-            harmonics, rolls["features"], inputs["cells"], training=training
-        )
-        outputs = {f"{head}_logits": rolls[head] for head in HEADS}
-        return outputs | {"class_logits": classes, "program_logits": programs}
+        cells = ops.cast(inputs["cells"], "int32")
+        if num_found:
+            _, found = self._find_onsets(rolls, self.model_config.network.frames_before)
+            cells = ops.concatenate([cells, found[:, :num_found]], axis=1)
+        known, chance = ops.maximum(cells, 0), ops.sigmoid(rolls["onset"])
+        chances = ops.where(cells[..., 0] >= 0, _take(chance, known, NUM_PITCHES), 0.0)
+        names = self.names(harmonics, rolls["features"], known, chances, training=training)
+        outputs = {head: rolls[head] for head in HEADS} | names
+        outputs = {f"{name}_logits": values for name, values in outputs.items()}
+        return {**outputs, "cells": cells} if num_found else outputs
 
     def detect(self, samples: Any, state: Tensors | None = None) -> Tensors:
         """The notes and strokes that begin in a segment, and where notes end in it.
@@ -108,11 +120,11 @@ class NoteDetector(keras_hub.models.Backbone):
 
         Returns:
           float32 tensors. "onsets" [B, K, 5]: frame in the segment, MIDI pitch, probability,
-          velocity and the probability of a unison, the likeliest first; those of probability 0 are
-          no onsets. "programs" [B, K, 128]: the probability of each General MIDI program. "strokes"
-          [B, D, 4]: frame, MIDI key of the drum, probability, velocity. "ended" [B, F, N]: the
-          probability that a note of the pitch that sounded before has ended. With a state also
-          that at the segment's end.
+          velocity and the probability of a unison; those of probability 0 are no onsets.
+          "programs" [B, K, 128]: the probability of each General MIDI program. "strokes" [B, D, 4]:
+          frame, MIDI key of the drum, probability, velocity. "ended" [B, F, N]: the probability
+          that a note of the pitch that sounded before has ended. With a state also that at the
+          segment's end.
         """
         net = self.model_config.network
         spectrum = self.harmonics.spectrum(samples)
@@ -128,8 +140,9 @@ class NoteDetector(keras_hub.models.Backbone):
         states = {**rolls.pop("states"), "drums": drums.pop("states")}
         rolls |= drums
         onsets, cells = self._find_onsets(rolls, first)
-        classes, programs = self.names(harmonics, rolls["features"], cells, training=False)
-        programs = ops.softmax(classes)[..., None] * ops.softmax(programs, axis=-1)
+        names = self.names(harmonics, rolls["features"], cells, onsets[..., 2], training=False)
+        onsets = _judge_again(onsets, names["note"])
+        programs = ops.softmax(names["class"])[..., None] * ops.softmax(names["program"], axis=-1)
         found = {
             "onsets": onsets,
             "programs": ops.reshape(programs, (-1, net.max_onsets, 128)),
@@ -183,6 +196,13 @@ def _peaks(logits: Any, reach: int) -> Any:
         logits[..., None], size, strides=1, padding="same", data_format="channels_last"
     )
     return ops.where(logits >= highest[..., 0], ops.sigmoid(logits), 0.0)
+
+
+def _judge_again(onsets: Any, logits: Any) -> Any:
+    """Onsets [B, K, 5] with the probabilities of a second look; what is unlikely has none."""
+    chances = onsets[..., 2]
+    chances = ops.where(chances >= LEAST_CHANCE, ops.sigmoid(logits), chances)
+    return ops.concatenate([onsets[..., :2], chances[..., None], onsets[..., 3:]], axis=-1)
 
 
 def _ended(rolls: Tensors) -> Any:

@@ -1,4 +1,4 @@
-"""What plays each note that the detector finds.
+"""What plays each note that the detector finds, and whether it is one.
 
 Shape letters: B batch, T frames, P steps of the body, N pitches, C channels, K notes.
 """
@@ -18,30 +18,37 @@ from mt3_keras.models.detector_layers import (
     convolution_along_time,
     rectified_dense,
 )
-from mt3_keras.models.layers import Configured, Logits
+from mt3_keras.models.layers import Attention, Configured, Logits, rms_norm
 
 # Frames before and from an onset on, and the pitches whose harmonics are compared: the note's own,
 # and those of which the first harmonic is its third and fourth.
 FRAMES = (4, 28)
 INTERVALS = (0, 19, 24)
 STEPS = (0, 3, 8)  # from an onset on, at which the features of the body are seen
+PERIODS = 2.0 ** np.arange(3, 10)  # frames, of the sinusoids that tell when a note begins
+LEAST_CHANCE = 0.12  # of an onset that others are compared with
+UNHEARD = -1e9  # added to the score of those below
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
 class NoteNames(Configured):
-    """What plays each note found: logits of instrument classes and of the programs within each.
+    """A second look at each note found: whether it is one, and what plays it.
 
     It looks at the harmonics of the note's pitch for half a second around its onset, at those of
     two pitches above it for harmonics up to the 28th, at the pitch itself, and at the features of
-    `DetectorBody`, which know what belongs to other notes.
+    `DetectorBody`, which know what belongs to other notes. Then the notes are compared with each
+    other: those of one instrument sound alike, and begin together or follow each other; and what
+    is a harmonic of one note is not another.
 
     Call arguments:
       harmonics: float32 [B, T, NUM_PITCHES, C] of `spectrogram.Harmonics`.
       features: [B, P, NUM_PITCHES, F], the body's of the same frames.
       cells: int32 [B, K, 2], frame and pitch column (from 0) of each note's onset.
+      chances: float32 [B, K], of each onset by the body; 0 of what is none.
 
     Returns:
-      float32 logits [B, K, NUM_CLASSES] and [B, K, NUM_CLASSES, PROGRAMS_PER_CLASS].
+      A dict of float32 logits: "class" [B, K, NUM_CLASSES], "program" [B, K, NUM_CLASSES,
+      PROGRAMS_PER_CLASS] within each class, and "note" [B, K], that it is a note.
     """
 
     config_type = BodyConfig
@@ -63,11 +70,21 @@ class NoteNames(Configured):
         self.dropout = keras.layers.Dropout(net.dropout, dtype=policy, name="dropout")
         self.pitches = keras.layers.Embedding(NUM_PITCHES, width, dtype=policy, name="pitches")
         self.context = rectified_dense(width, "context", policy)
+        self.times = keras.layers.Dense(width, use_bias=False, dtype=policy, name="times")
+        self.comparisons = [
+            Comparison(net, dtype=policy, name=f"comparison_{i}")
+            for i in range(net.name_comparisons)
+        ]
         self.classes = Logits(NUM_CLASSES, dtype=policy, name="classes")
         self.programs = Logits(NUM_CLASSES * PROGRAMS_PER_CLASS, dtype=policy, name="programs")
+        self.notes = Logits(1, dtype=policy, name="notes")
 
     def build(
-        self, harmonics_shape: Any, features_shape: Any = None, cells_shape: Any = None
+        self,
+        harmonics_shape: Any,
+        features_shape: Any = None,
+        cells_shape: Any = None,
+        chances_shape: Any = None,
     ) -> None:
         width, frames = self.config.names_width, sum(FRAMES)
         self.context.build((None, len(STEPS) * self.config.num_features))
@@ -77,22 +94,28 @@ class NoteNames(Configured):
             norm.build((None, frames // 2 ** (i + 1), width))
         self.pitches.build(())
         self.hidden.build((None, (frames // 16 + 2) * width))
+        self.times.build((None, None, 2 * len(PERIODS) + 1))
+        for comparison in self.comparisons:
+            comparison.build((None, None, width))
         self.classes.build((None, width))
         self.programs.build((None, width))
+        self.notes.build((None, width))
 
     def call(
-        self, harmonics: Any, features: Any, cells: Any, training: Any = None
-    ) -> tuple[Any, Any]:
+        self, harmonics: Any, features: Any, cells: Any, chances: Any, training: Any = None
+    ) -> dict[str, Any]:
         num_notes = ops.shape(cells)[1]
         context = self.context(self._gather_features(features, cells))
         columns = self.pitches(ops.reshape(cells[..., 1], (-1,)))
-        classes, programs = self._classify(
-            self._gather(harmonics, cells), columns, context, training
-        )
-        return (
-            ops.reshape(classes, (-1, num_notes, NUM_CLASSES)),
-            ops.reshape(programs, (-1, num_notes, NUM_CLASSES, PROGRAMS_PER_CLASS)),
-        )
+        x = self._listen(self._gather(harmonics, cells), columns, context, training)
+        x = ops.reshape(x, (-1, num_notes, self.config.names_width))
+        x = self._compare(x, cells[..., 0], chances, training)
+        programs = (-1, num_notes, NUM_CLASSES, PROGRAMS_PER_CLASS)
+        return {
+            "class": self.classes(x),
+            "program": ops.reshape(self.programs(x), programs),
+            "note": self.notes(x)[..., 0],
+        }
 
     def _gather_features(self, features: Any, cells: Any) -> Any:
         """Features at the onsets and a little later, [B * K, steps * F]."""
@@ -117,16 +140,51 @@ class NoteNames(Configured):
         looks = ops.take(ops.reshape(padded, (-1, channels)), flat, axis=0)
         return ops.reshape(looks, (-1, before + after, len(INTERVALS) * channels))
 
-    def _classify(
-        self, looks: Any, columns: Any, context: Any, training: Any = None
-    ) -> tuple[Any, Any]:
-        """Looks of `_gather`, the rest [K, C] each -> logits [K, classes], [K, all programs]."""
+    def _listen(self, looks: Any, columns: Any, context: Any, training: Any = None) -> Any:
+        """Each note by itself: looks of `_gather`, the rest [B * K, C] each -> [B * K, width]."""
         own = looks[..., : looks.shape[-1] // len(INTERVALS)]
         x = looks - ops.mean(own, axis=(1, 2), keepdims=True)
         x = self.spectrum(ops.cast(x, self.compute_dtype) * (2 * INPUT_SCALE))
         for course, norm in zip(self.course, self.norms, strict=True):
             x = norm(course(x), training=training)
         flat = ops.reshape(x, (-1, x.shape[1] * x.shape[2]))
-        x = self.hidden(ops.concatenate([flat, columns, context], axis=-1))
-        x = self.dropout(x, training=training)
-        return self.classes(x), self.programs(x)
+        return self.hidden(ops.concatenate([flat, columns, context], axis=-1))
+
+    def _compare(self, x: Any, frames: Any, chances: Any, training: Any = None) -> Any:
+        """Notes [B, K, width] beside each other."""
+        turns = ops.cast(frames[..., None], "float32") * (2 * np.pi / PERIODS).astype("float32")
+        odds = ops.log(ops.maximum(chances, 0.01) / ops.maximum(1 - chances, 0.01))[..., None]
+        x = x + self.times(ops.concatenate([ops.sin(turns), ops.cos(turns), odds], axis=-1))
+        is_own = ops.eye(ops.shape(x)[1], dtype="bool")
+        is_heard = ops.logical_or(is_own, (chances >= LEAST_CHANCE)[:, None])  # [B, K, K]
+        bias = ops.where(is_heard, 0.0, UNHEARD)[:, None]
+        for comparison in self.comparisons:
+            x = comparison(x, bias, training=training)
+        return self.dropout(x, training=training)
+
+
+@keras.saving.register_keras_serializable(package="mt3_keras")
+class Comparison(Configured):
+    """Attention among notes [B, K, width] and a hidden layer for each; `bias` as of `Attention`."""
+
+    config_type = BodyConfig
+    config: BodyConfig
+
+    def __init__(self, config: BodyConfig | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        width, heads, policy = self.config.names_width, self.config.name_heads, self.dtype_policy
+        self.norms = [rms_norm(f"norm_{i}", policy) for i in range(2)]
+        self.attention = Attention(width, heads, width // heads, dtype=policy, name="attention")
+        self.wide = rectified_dense(2 * width, "wide", policy)
+        self.narrow = keras.layers.Dense(
+            width, kernel_initializer="zeros", dtype=policy, name="narrow"
+        )
+
+    def build(self, x_shape: Any, bias_shape: Any = None) -> None:
+        for part in (*self.norms, self.attention, self.wide):
+            part.build(x_shape)
+        self.narrow.build((*x_shape[:-1], 2 * x_shape[-1]))
+
+    def call(self, x: Any, bias: Any, training: Any = None) -> Any:
+        x = x + self.attention(self.norms[0](x), bias=bias, training=training)
+        return x + self.narrow(self.wide(self.norms[1](x)))
