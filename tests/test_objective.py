@@ -174,8 +174,13 @@ def test_the_averages_of_a_frozen_body_stay_as_they_are_too(all_heads, tmp_path)
     _, all_moved = all_heads
     assert any("body" in path and "moving" in path for path in all_moved)
     _, moved = after_one_step(tmp_path, freeze="^(?!names/)")
-    assert all(path.startswith("names/") for path in moved)
-    assert moved >= {path for path in all_moved if path.startswith("names/")}
+    # By averages that are never updated some onsets are likely enough to be heard by others.
+    compared = {
+        f"names/comparison_{i}/attention/{part}/kernel"
+        for i in range(MINI.network.name_comparisons)
+        for part in ("query", "key")
+    }
+    assert moved == compared | {path for path in all_moved if path.startswith("names/")}
 
 
 def test_a_cell_is_a_note_if_it_is_near_a_true_onset() -> None:

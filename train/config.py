@@ -139,8 +139,8 @@ class RunConfig:
             "names=0.15",
             "notes=0.15",
         ),
-        f"Weight of the loss of each roll, of {', '.join(HEADS)}, and of the names of notes; what "
-        "is left out is not trained.",
+        f"Weight of the loss of each roll, of {', '.join(HEADS)}, of the names of notes and of "
+        "whether an onset is one (notes); what is left out is not trained.",
         only=ROLLS,
     )
     head_positive_weight: float = _setting(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mt3_keras.codec import EOS, PAD, Codec
 from mt3_keras.data.rolls import CERTAIN
 from mt3_keras.models.config import NUM_CLASSES, PROGRAMS_PER_CLASS, TokenConfig
-from mt3_keras.models.detector import ONSET_REACH, NoteDetector
+from mt3_keras.models.detector import ONSET_REACH, NoteDetector, at_cells, highest_near
 from train.strategy import ReplicaModel, sum_over_replicas
 
 if TYPE_CHECKING:
@@ -177,15 +177,8 @@ def note_targets(onsets: Any, cells: Any) -> Any:
       onsets: int [B, T, N], the targets of a roll: `CERTAIN` where a note begins, below 0 unknown.
       cells: int [B, K, 2]; rows of -1 are none.
     """
-    rows, columns = ops.shape(onsets)[1], onsets.shape[2]
-    onsets = ops.cast(onsets, "float32")
-    size = (2 * ONSET_REACH + 1, 1)
-    near = ops.max_pool(
-        onsets[..., None], size, strides=1, padding="same", data_format="channels_last"
-    )
-    flat = ops.reshape(near, (-1, rows * columns))
-    places = ops.maximum(cells[..., 0] * columns + cells[..., 1], 0)
-    highest = ops.take_along_axis(flat, places, axis=1)
+    near = highest_near(ops.cast(onsets, "float32"), ONSET_REACH)
+    highest = at_cells(near, ops.maximum(cells, 0))
     known = ops.logical_and(cells[..., 0] >= 0, highest >= 0)
     return ops.where(known, ops.cast(highest >= CERTAIN, "float32"), -1.0)
 
@@ -264,11 +257,13 @@ class RollTraining(ReplicaModel):
         super().__init__(**kwargs)
         self.backbone = backbone
         self.heads = heads
+        is_second_look = any(head.name in (NAMES, NOTES) for head in heads)
+        self._num_found = NUM_FOUND if is_second_look else 0
         self.means = {head.name: keras.metrics.Mean(name=f"{head.name}_loss") for head in heads}
         self.built = True
 
     def call(self, inputs: Any, training: Any = None) -> Any:
-        return self.backbone.forward(inputs, training=training, num_found=NUM_FOUND)
+        return self.backbone.forward(inputs, training=training, num_found=self._num_found)
 
     def compute_loss(
         self,

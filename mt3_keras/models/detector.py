@@ -44,11 +44,10 @@ class NoteDetector(keras_hub.models.Backbone):
 
     Called with "samples" float32 [B, input_samples], 16 kHz mono from `lead_samples` before the
     segment on, and "cells" int32 [B, K, 2], frame and pitch column of notes to be named (rows of -1
-    are no notes), it gives
-    f"{head}_logits" [B, T, N] for each head of `config.HEADS`, "class_logits" [B, K, classes],
-    "program_logits" [B, K, classes, programs of one] and "note_logits" [B, K], in the policy's
-    compute dtype (`forward` gives them in float32). The T frames, of rolls and cells, are the
-    segment and those around it.
+    are no notes), it gives f"{head}_logits" [B, T, N] for each head of `config.HEADS`,
+    "class_logits" [B, K, classes], "program_logits" [B, K, classes, programs of one] and
+    "note_logits" [B, K], in the policy's compute dtype (`forward` gives them in float32). The T
+    frames, of rolls and cells, are the segment and those around it.
 
     Args:
       spectrogram: of a `DetectorConfig`, or a dict of its fields.
@@ -102,8 +101,9 @@ class NoteDetector(keras_hub.models.Backbone):
         if num_found:
             _, found = self._find_onsets(rolls, self.model_config.network.frames_before)
             cells = ops.concatenate([cells, found[:, :num_found]], axis=1)
-        known, chance = ops.maximum(cells, 0), ops.sigmoid(rolls["onset"])
-        chances = ops.where(cells[..., 0] >= 0, _take(chance, known, NUM_PITCHES), 0.0)
+        known = ops.maximum(cells, 0)
+        chances = ops.sigmoid(at_cells(rolls["onset"], known))
+        chances = ops.where(cells[..., 0] >= 0, chances, 0.0)
         names = self.names(harmonics, rolls["features"], known, chances, training=training)
         outputs = {head: rolls[head] for head in HEADS} | names
         outputs = {f"{name}_logits": values for name, values in outputs.items()}
@@ -170,7 +170,7 @@ class NoteDetector(keras_hub.models.Backbone):
         chances, frames, columns = _likeliest(peaks, net.max_onsets)
         cells = ops.stack([frames + first, columns], axis=-1)
         strength, unison = (
-            _take(ops.sigmoid(rolls[head]), cells, NUM_PITCHES) for head in ("strength", "unison")
+            ops.sigmoid(at_cells(rolls[head], cells)) for head in ("strength", "unison")
         )
         numbers = [_float(frames), _float(columns + LOWEST_PITCH), chances]
         return ops.stack([*numbers, _velocity(strength), unison], axis=-1), cells
@@ -180,7 +180,7 @@ class NoteDetector(keras_hub.models.Backbone):
         peaks = _own(_peaks(rolls["drum"], STROKE_REACH), first, net.segment_frames)
         chances, frames, columns = _likeliest(peaks, net.max_strokes)
         cells = ops.stack([frames + first, ops.zeros_like(columns)], axis=-1)
-        strength = _take(ops.sigmoid(rolls["drum_strength"]), cells, 1)
+        strength = ops.sigmoid(at_cells(rolls["drum_strength"], cells))
         numbers = [_float(frames), _float(columns + LOWEST_DRUM), chances, _velocity(strength)]
         return ops.stack(numbers, axis=-1)
 
@@ -189,13 +189,25 @@ class NoteDetector(keras_hub.models.Backbone):
         return {**super().get_config(), **own}
 
 
-def _peaks(logits: Any, reach: int) -> Any:
-    """Probabilities [B, T, N] of the cells that are the highest within `reach` frames, else 0."""
+def highest_near(roll: Any, reach: int) -> Any:
+    """The highest value within `reach` frames of each cell of rolls [B, T, N]."""
     size = (2 * reach + 1, 1)
     highest = ops.max_pool(
-        logits[..., None], size, strides=1, padding="same", data_format="channels_last"
+        roll[..., None], size, strides=1, padding="same", data_format="channels_last"
     )
-    return ops.where(logits >= highest[..., 0], ops.sigmoid(logits), 0.0)
+    return highest[..., 0]
+
+
+def at_cells(roll: Any, cells: Any) -> Any:
+    """What rolls [B, T, N] hold at cells [B, K, 2], frames and columns."""
+    num_columns = roll.shape[-1]
+    flat = ops.reshape(roll, (-1, roll.shape[1] * num_columns))
+    return ops.take_along_axis(flat, cells[..., 0] * num_columns + cells[..., 1], axis=1)
+
+
+def _peaks(logits: Any, reach: int) -> Any:
+    """Probabilities [B, T, N] of the cells that are the highest within `reach` frames, else 0."""
+    return ops.where(logits >= highest_near(logits, reach), ops.sigmoid(logits), 0.0)
 
 
 def _judge_again(onsets: Any, logits: Any) -> Any:
@@ -221,12 +233,6 @@ def _likeliest(roll: Any, number: int) -> tuple[Any, Any, Any]:
     values, places = ops.top_k(ops.reshape(roll, (-1, roll.shape[1] * num_columns)), number)
     places = ops.cast(places, "int32")
     return values, places // num_columns, places % num_columns
-
-
-def _take(roll: Any, cells: Any, num_columns: int) -> Any:
-    """What rolls [B, T, N] hold at cells [B, K, 2]."""
-    flat = ops.reshape(roll, (-1, roll.shape[1] * num_columns))
-    return ops.take_along_axis(flat, cells[..., 0] * num_columns + cells[..., 1], axis=1)
 
 
 def _velocity(strength: Any) -> Any:
