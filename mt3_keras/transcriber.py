@@ -73,7 +73,7 @@ class Transcriber:
       >>> transcriber = Transcriber.from_preset("small")
       >>> seconds = np.arange(32_000) / 16_000
       >>> tone = 0.3 * np.sin(2 * np.pi * 440 * seconds) * np.exp(-2 * seconds)
-      >>> result = transcriber.transcribe(np.pad(tone, (8_000, 0)).astype(np.float32))
+      >>> result = transcriber.transcribe(tone.astype(np.float32))
       >>> sorted({note.pitch for note in result.notes})
       [69]
     """

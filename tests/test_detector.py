@@ -101,6 +101,22 @@ def test_onsets_are_the_likeliest_peaks_of_the_segment_with_their_numbers(raised
             assert abs(velocity - np.clip(strength, 1, 127)) <= 0.51
 
 
+def test_what_begins_with_a_recording_begins_in_its_first_frame() -> None:
+    """Frames before it hide no peak, where only silence lies there."""
+    model, samples = build(), random_samples()
+    samples[0, : model.model_config.lead_samples] = 0
+    cells = np.full((2, 1, 2), -1, np.int32)
+    logits = to_numpy(model({"samples": samples, "cells": cells}))["onset_logits"]
+    found = to_numpy(model.detect(samples))["onsets"]
+    hidden = logits.copy()
+    hidden[0, : OWN.start] = -99
+    assert peaks_of(hidden[0], 3) - peaks_of(logits[0], 3)
+    for row, onsets in enumerate(found):
+        begun = {(int(f), int(p) - LOWEST_PITCH) for f, p, *_ in onsets if f < 4}
+        peaks = sorted(peaks_of(hidden[row], 3), key=lambda c: -hidden[row][c[0] + OWN.start, c[1]])
+        assert begun == {cell for cell in peaks[: NET.max_onsets] if cell[0] < 4}
+
+
 def test_strokes_are_the_likeliest_peaks_of_the_drums() -> None:
     model = build()
     logits, found = to_numpy(model(inputs())), to_numpy(model.detect(random_samples()))

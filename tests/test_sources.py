@@ -151,6 +151,22 @@ def test_a_recorded_note_is_played_in_tune_and_begins_at_its_onset(
         assert not samples[round((0.8 + 0.15) * RATE_HZ) + 1 :].any()
 
 
+def test_keys_are_let_go_of_where_a_note_ends_and_all_else_is_no_longer_heard(
+    tmp_path: pathlib.Path,
+) -> None:
+    for name, programs in (("organ", [19]), ("violin", [40])):
+        folder = tmp_path / f"{name}__maker"
+        write_recordings(folder, {"A3": 57.0}, programs=programs, sustained=True)
+    source, end = RecordingsSource((str(tmp_path),)), round(0.8 * RATE_HZ)
+
+    def level(program: int, first: int) -> float:
+        samples = play(source, [Note(0, 0.8, 57, 90, program)])
+        return float(np.sqrt(np.mean(samples[first : first + 160] ** 2)))
+
+    for program, share in ((19, 1.0), (40, 0.1)):
+        assert level(program, end - 80) == pytest.approx(share * level(program, 8000), abs=0.01)
+
+
 def test_recorded_notes_are_detuned_by_the_rate(recorded: RecordingsSource) -> None:
     rate_hz = round(RATE_HZ * 2 ** (-40 / 1200))
     note, rng = Note(0, 0.9, 60, 100, 40), np.random.default_rng(0)

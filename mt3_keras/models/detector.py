@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import keras_hub
+import numpy as np
 from keras import ops
 
 from mt3_keras.models.catalog import register_presets
@@ -35,6 +36,7 @@ from mt3_keras.models.spectrogram import Harmonics
 Tensors = dict[str, Any]
 
 ONSET_REACH, STROKE_REACH, END_REACH = 3, 2, 2  # frames around a peak that are lower
+IMPOSSIBLE = -30.0  # logits
 LOUDEST = 127  # MIDI velocity
 
 
@@ -139,6 +141,8 @@ class NoteDetector(keras_hub.models.Backbone):
             harmonics, first = harmonics[:, first:], 0
         states = {**rolls.pop("states"), "drums": drums.pop("states")}
         rolls |= drums
+        if first:
+            rolls |= self._hide_before_start(rolls, samples, first)
         onsets, cells = self._find_onsets(rolls, first)
         names = self.names(harmonics, rolls["features"], cells, onsets[..., 2], training=False)
         onsets = _judge_again(onsets, names["note"])
@@ -162,6 +166,18 @@ class NoteDetector(keras_hub.models.Backbone):
             "context": ops.zeros((batch_size, net.context_width)),
             "drums": ops.zeros((batch_size, net.drum_context_width)),
         }
+
+    def _hide_before_start(self, rolls: Tensors, samples: Any, first: int) -> Tensors:
+        """Rolls in which nothing begins before the recording does.
+
+        What begins with the first sample is likeliest a frame early, in a frame that belongs to no
+        segment: its peak is to be the first frame of the first segment.
+        """
+        lead = samples[:, : self.model_config.lead_samples]
+        is_start = ops.max(ops.abs(lead), axis=1) == 0
+        is_before = np.arange(self.model_config.window_frames) < first
+        hidden = ops.logical_and(is_start[:, None, None], is_before[:, None])
+        return {head: ops.where(hidden, IMPOSSIBLE, rolls[head]) for head in ("onset", "drum")}
 
     def _find_onsets(self, rolls: Tensors, first: int) -> tuple[Any, Any]:
         """The likeliest onsets of a segment, and the cells of the rolls in which they are."""

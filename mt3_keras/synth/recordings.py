@@ -2,10 +2,13 @@
 
 A note plays the recording nearest in pitch, resampled, of the layer nearest in strength, from its
 attack on. Bowed, blown and organ notes that would outlast it are not played; plucked and struck
-ones decay. `instrument.json` holds "programs" (of General MIDI), "sustained" (whether a note lasts
-as long as it is held), "velocity" (of its layer: pp to ff, soft, hard, or null) and
-"files": by name the "midi" pitch, how many "cents" above it the recording is, and its "seconds".
-Layers of one instrument are folders of one name but for `__<velocity>` at its end.
+ones decay. What has keys is let go of where a note ends and sounds a little longer; of all else a
+note is no longer heard where it ends, for its end is what those hear who write it down.
+
+`instrument.json` holds "programs" (of General MIDI), "sustained" (whether a note lasts as long as
+it is held), "velocity" (of its layer: pp to ff, soft, hard, or null) and "files": by name the
+"midi" pitch, how many "cents" above it the recording is, and its "seconds". Layers of one
+instrument are folders of one name but for `__<velocity>` at its end.
 """
 
 from __future__ import annotations
@@ -32,8 +35,11 @@ _STRONGEST = 1.0  # of ff, hard, and of what has no layers
 _STEADY_SHARE = 0.9  # of a recording: its end may be a release
 _DOWN, _UP = 7, 5  # semitones that a recording is moved by at most
 _LONGEST = 8.0  # seconds kept of a recording
-# Seconds from a note's end to silence, shortest and longest, if sustained, if not.
+# Programs of pianos, mallets and organs, and of synthesisers.
+_WITH_KEYS = frozenset((*range(24), *range(80, 104)))
+# Seconds from letting go of a note to silence, shortest and longest, if sustained, if not.
 _RELEASE = {True: (0.03, 0.1), False: (0.04, 0.15)}
+_HEARD = 0.8  # of these seconds, until the note is 20 dB fainter
 _FADE_IN = {True: 0.003, False: 0.001}
 _FADE_OUT = 0.1
 _STEPS = 600  # an octave, that resampling is rounded to
@@ -97,6 +103,8 @@ class RecordingsSource:
         for note, near in zip(notes, recordings[chosen], strict=True):
             start = round(note.onset * rate_hz)
             held = max(round(note.offset * rate_hz) - start, 1)
+            if note.program not in _WITH_KEYS:
+                held -= min(round(_HEARD * release), held // 2)
             size = min(held + release, num_samples - start)
             if near and size > 0:
                 sound = _play(near, is_sustained, note.velocity / 127, size, rate_hz)
