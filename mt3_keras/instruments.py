@@ -29,7 +29,7 @@ LEAST_SPREAD, SPREAD_WEIGHT = 4.0, 8.0  # semitones; notes' worth of the spread 
 WIDEST = 12.0  # semitones, the spread of an instrument of which nothing is known
 BASS, HIGH_BASS = 4, 34.0  # the class, and the pitch above which basses play less
 BASS_SPREAD = 10.0  # semitones, how fast; chosen on 120 validation pieces with their own programs
-RECENT = 300  # notes by which one is named while the piece goes on
+RECENT, RECENT_ROUNDS = 300, 10  # notes by which one is named while the piece goes on; rounds then
 
 
 class PiecePrograms:
@@ -80,7 +80,7 @@ class PiecePrograms:
 
     def programs(self, notes: Sequence[tuple[int, int]]) -> list[int]:
         """The program of each note, given all of the piece; (number, 1) is a note's second one."""
-        found = self._decide(0, len(self._notes))
+        found = self._decide(0, len(self._notes), ROUNDS)
         return [found[number - self._num_forgotten][rank] for number, rank in notes]
 
     def recent_programs(self, notes: Sequence[tuple[int, int]]) -> list[int]:
@@ -89,14 +89,14 @@ class PiecePrograms:
             return []
         since = max(0, len(self._notes) - RECENT)
         if self._recent is None:
-            self._recent = self._decide(since, len(self._notes))
+            self._recent = self._decide(since, len(self._notes), RECENT_ROUNDS)
         found = []
         for number, rank in notes:
             row = number - self._num_forgotten
             if row >= since:
                 found.append(self._recent[row - since][rank])
             else:
-                found.append(self._decide(row, row + 1)[0][rank])
+                found.append(self._decide(row, row + 1, RECENT_ROUNDS)[0][rank])
         return found
 
     def forget_old(self, needed_from: int | None) -> None:
@@ -110,11 +110,12 @@ class PiecePrograms:
             self._notes.append(rest)
             self._num_forgotten += first
 
-    def _decide(self, first: int, end: int) -> list[list[int]]:
+    def _decide(self, first: int, end: int, rounds: int) -> list[list[int]]:
         """The likeliest programs, `most` of each, of the notes first to end."""
         notes = self._notes.read(first, end)
         chances, pitches = notes[:, :-1], notes[:, -1]
-        shares = self._find_shares(class_chances(chances, pitches, np), pitches)
+        own = class_chances(chances, pitches, np)
+        shares = self._find_shares(own, pitches, rounds=rounds)
         found = find_programs(chances, shares, self._allowed, self.most, np)
         programs: list[list[int]] = found.tolist()
         return programs
@@ -144,6 +145,7 @@ def find_shares(
     allowed: Collection[int] | None = None,
     num_instruments: int | None = None,
     shrink: float = SHRINK,
+    rounds: int = ROUNDS,
 ) -> Chances:
     """How likely each instrument plays each note, given all of a piece: float32 [n, instruments].
 
@@ -153,6 +155,7 @@ def find_shares(
       allowed: instruments that may play, by column of the chances; None: all.
       num_instruments: that play at most; None: as many as are found.
       shrink: see `mix`.
+      rounds: see `mix`.
 
     Raises:
       ValueError: no instrument may play, or one that there is not.
@@ -167,11 +170,11 @@ def find_shares(
     if not len(chances):
         return chances
     own = weigh(chances, columns, np).astype(np.float64)
-    found = mix(own, pitches, shrink)
+    found = mix(own, pitches, shrink, rounds)
     if num_instruments is not None:
         weights = found.sum(axis=0)
         least = np.sort(weights)[::-1][:num_instruments][-1]
-        found = mix(np.where(weights >= max(least, 1e-12), own, 0), pitches, shrink)
+        found = mix(np.where(weights >= max(least, 1e-12), own, 0), pitches, shrink, rounds)
     shares: Chances = found.astype(np.float32)
     return shares
 
@@ -192,6 +195,7 @@ def mix(
     own: Any,
     pitches: Any,
     shrink: float,
+    rounds: int = ROUNDS,
     xp: Any = np,
     loop: Callable[..., Any] = _repeat,
 ) -> Any:
@@ -201,6 +205,7 @@ def mix(
       own: float64, of each note by itself.
       pitches: float [n].
       shrink: share of the notes that an instrument loses in every round.
+      rounds: of estimating all shares anew.
       xp: the module that computes, `numpy` or `keras.ops`.
       loop: as `keras.ops.fori_loop`.
     """
@@ -222,7 +227,7 @@ def mix(
     moments = xp.stack([xp.ones_like(pitches), pitches, pitches**2])
     num_notes = xp.sum(moments[0])  # in a graph the shape is not known
     shares = np.full(own.shape[1], 1 / own.shape[1])
-    found, _, _ = loop(0, ROUNDS, improve, (own, xp.ones_like(own), shares))
+    found, _, _ = loop(0, rounds, improve, (own, xp.ones_like(own), shares))
     return found
 
 

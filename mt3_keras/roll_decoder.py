@@ -86,6 +86,9 @@ class RollDecoder:
         self._onset_limit, self._stroke_limit = (
             limit if least_confidence is None else least_confidence for limit in limits
         )
+        self._first_like = {
+            key: like[0] for like in reversed(decoding.similar_drums) for key in like
+        }
         self._has_pitches, self._drums = programs is None or bool(programs), drums
         self._names = PiecePrograms(
             allowed=programs or None, num_instruments=num_instruments, shrink=decoding.shrink
@@ -194,7 +197,7 @@ class RollDecoder:
 
     def _drum_of(self, key: int) -> int:
         """The first key of those like a drum's, of which one at a time is struck."""
-        return next((group[0] for group in self._decoding.similar_drums if key in group), key)
+        return self._first_like.get(key, key)
 
     def _strikes_again(self, time: float, pitch: int, is_drum: bool) -> bool:
         """Whether an onset is another one than the last of its pitch; remembers it."""

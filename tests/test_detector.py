@@ -22,7 +22,7 @@ from mt3_keras.models.config import (
     HarmonicConfig,
 )
 from mt3_keras.models.detector import NoteDetector
-from mt3_keras.models.note_names import LEAST_CHANCE
+from mt3_keras.models.second_look import LEAST_CHANCE
 from mt3_keras.models.spectrogram import Harmonics, log_frequency_matrix, magnitudes
 from tests.detectors import MINI, build, random_samples
 
@@ -269,8 +269,8 @@ def test_a_configuration_survives_its_dictionary() -> None:
 def test_impossible_networks_are_refused() -> None:
     with pytest.raises(ValueError, match="frames_per_step must divide frames_before: got 2 and 3"):
         BodyConfig(frames_before=3)
-    with pytest.raises(ValueError, match="name_heads must divide names_width: got 3 and 128"):
-        BodyConfig(name_heads=3)
+    with pytest.raises(ValueError, match="look_heads must divide look_width: got 3 and 128"):
+        BodyConfig(look_heads=3)
     with pytest.raises(ValueError, match="channels must be positive: got 0"):
         BodyConfig(channels=0)
 

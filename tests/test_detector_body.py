@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-from mt3_keras.models import note_names
+from mt3_keras.models import second_look
 from mt3_keras.models.config import NUM_PITCHES, PITCH_HEADS, BodyConfig
 from mt3_keras.models.detector_body import DetectorBody
 from mt3_keras.models.detector_layers import Recurrent
-from mt3_keras.models.note_names import NoteNames
+from mt3_keras.models.second_look import SecondLook
 
 CONFIG = BodyConfig(
     spectrum_channels=4,
@@ -25,8 +25,8 @@ CONFIG = BodyConfig(
     interval_channels=2,
     context_width=3,
     frame_width=5,
-    names_width=4,
-    name_heads=2,
+    look_width=4,
+    look_heads=2,
 )
 NUM_FRAMES, NUM_CHANNELS = 24, 6
 MARGIN = 6  # steps: more than the convolutions see to one side
@@ -85,23 +85,23 @@ def test_steps_in_the_graph_are_the_loop():
 
 
 def test_a_note_is_named_by_its_own_half_second():
-    names = NoteNames(CONFIG)
+    look = SecondLook(CONFIG)
     cells = np.array([[[5, 3], [12, 80]], [[5, 3], [20, 40]]], np.int32)
     features = np.random.default_rng(3).random((2, 12, NUM_PITCHES, CONFIG.num_features))
     features = features.astype(np.float32)
     chances = np.array([[0.5, 0.9], [0.05, 1.0]], np.float32)
-    names(HARMONICS, features, cells, chances)
-    looks = ops.convert_to_numpy(names._gather(HARMONICS, cells))
-    before, after = note_names.FRAMES
-    assert looks.shape == (4, before + after, len(note_names.INTERVALS) * NUM_CHANNELS)
+    look(HARMONICS, features, cells, chances)
+    looks = ops.convert_to_numpy(look._gather(HARMONICS, cells))
+    before, after = second_look.FRAMES
+    assert looks.shape == (4, before + after, len(second_look.INTERVALS) * NUM_CHANNELS)
     own = looks[1].reshape(before + after, -1, NUM_CHANNELS)
     assert own[:, 0] == pytest.approx(np.pad(HARMONICS[0, 8:, 80], ((0, 16), (0, 0))))
     assert not own[:, 1:].any()  # pitches beyond the piano are silent
-    seen = ops.convert_to_numpy(names._gather_features(features, cells))
+    seen = ops.convert_to_numpy(look._gather_features(features, cells))
     steps = [features[0, step, 80] for step in (6, 9, 11)]  # the last is beyond the end
     assert seen[1] == pytest.approx(np.concatenate(steps))
-    together = to_numpy(names(HARMONICS, features, cells, chances))
-    apart = to_numpy(names(HARMONICS, features, cells[:, 1:], chances[:, 1:]))
+    together = to_numpy(look(HARMONICS, features, cells, chances))
+    apart = to_numpy(look(HARMONICS, features, cells[:, 1:], chances[:, 1:]))
     for name, of_all in together.items():
         # In the first row the other note is heard beside it, in the second it is too unlikely.
         assert apart[name][0, 0] != pytest.approx(of_all[0, 1], abs=1e-5), name
@@ -109,13 +109,13 @@ def test_a_note_is_named_by_its_own_half_second():
 
 
 def test_notes_are_compared_whatever_their_order():
-    names, random = NoteNames(CONFIG), np.random.default_rng(3)
+    look, random = SecondLook(CONFIG), np.random.default_rng(3)
     features = random.random((2, 12, NUM_PITCHES, CONFIG.num_features)).astype(np.float32)
     cells = random.integers(0, (24, NUM_PITCHES), (2, 6, 2), np.int32)
     chances = random.random((2, 6)).astype(np.float32)
     order = random.permutation(6)
-    found = to_numpy(names(HARMONICS, features, cells, chances))
-    turned = to_numpy(names(HARMONICS, features, cells[:, order], chances[:, order]))
+    found = to_numpy(look(HARMONICS, features, cells, chances))
+    turned = to_numpy(look(HARMONICS, features, cells[:, order], chances[:, order]))
     for name, values in found.items():
         assert turned[name] == pytest.approx(values[:, order], abs=1e-5), name
 

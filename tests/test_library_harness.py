@@ -17,8 +17,8 @@ from mt3_keras.models import (
     detector_layers,
     layers,
     mt3,
-    note_names,
     recurrent,
+    second_look,
     spectrogram,
     token_backbone,
     tracks_in,
@@ -126,7 +126,7 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
             "states": (2, P, NET.drum_context_width),
         },
     ),
-    note_names.NoteNames: (
+    second_look.SecondLook: (
         {"config": NET},
         {
             "harmonics": (2, F, N, C),
@@ -136,10 +136,10 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
         },
         {"class": (2, 7, 16), "program": (2, 7, 16, 8), "note": (2, 7)},
     ),
-    note_names.Comparison: (
+    second_look.Comparison: (
         {"config": NET},
-        {"x": (2, 7, NET.names_width), "bias": (2, 1, 7, 7)},
-        (2, 7, NET.names_width),
+        {"x": (2, 7, NET.look_width), "bias": (2, 1, 7, 7)},
+        (2, 7, NET.look_width),
     ),
 }
 
@@ -147,7 +147,7 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, tuple[int, ...]], Any]] = {
 def test_every_layer_class_of_the_package_is_in_the_harness() -> None:
     modules = (
         *(layers, token_backbone, mt3, recurrent, tracks_in, tracks_out, spectrogram),
-        *(detector, detector_layers, detector_body, detector_drums, note_names),
+        *(detector, detector_layers, detector_body, detector_drums, second_look),
     )
     found = {
         item

@@ -165,7 +165,7 @@ def test_a_head_without_weight_stays_as_it_is(all_heads, tmp_path) -> None:
     _, moved = all_heads
     few, moved_by_few = after_one_step(tmp_path, head_weights=("onset=5", "frame=1"))
     assert few["loss"] == pytest.approx(5 * few["onset_loss"] + few["frame_loss"], rel=1e-4)
-    names = {path for path in moved if path.startswith("names/") and "moving" not in path}
+    names = {path for path in moved if path.startswith("second_look/") and "moving" not in path}
     assert names and names <= moved - moved_by_few
     assert {path for path in moved - moved_by_few if path.startswith("drums/")}
 
@@ -173,14 +173,14 @@ def test_a_head_without_weight_stays_as_it_is(all_heads, tmp_path) -> None:
 def test_the_averages_of_a_frozen_body_stay_as_they_are_too(all_heads, tmp_path) -> None:
     _, all_moved = all_heads
     assert any("body" in path and "moving" in path for path in all_moved)
-    _, moved = after_one_step(tmp_path, freeze="^(?!names/)")
+    _, moved = after_one_step(tmp_path, freeze="^(?!second_look/)")
     # By averages that are never updated some onsets are likely enough to be heard by others.
     compared = {
-        f"names/comparison_{i}/attention/{part}/kernel"
-        for i in range(MINI.network.name_comparisons)
+        f"second_look/comparison_{i}/attention/{part}/kernel"
+        for i in range(MINI.network.look_comparisons)
         for part in ("query", "key")
     }
-    assert moved == compared | {path for path in all_moved if path.startswith("names/")}
+    assert moved == compared | {path for path in all_moved if path.startswith("second_look/")}
 
 
 def test_a_cell_is_a_note_if_it_is_near_a_true_onset() -> None:

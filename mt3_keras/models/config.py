@@ -321,8 +321,8 @@ class BodyConfig:
       frame_width: of what the whole frame is reduced to before that layer, once by way of the
         convolutions of the pitches and once directly.
       drum_width, drum_context_width: channels and units of the recurrent layer of `Drums`.
-      names_width: channels of `NoteNames`.
-      name_comparisons, name_heads: its layers that compare notes, and the heads of their attention.
+      look_width: channels of `SecondLook`.
+      look_comparisons, look_heads: its layers that compare notes, and the heads of their attention.
       dropout: of its last hidden layer.
       segment_frames: whose notes are predicted at once.
       frames_before, frames_after: of the sound around them, in which notes may begin and end too.
@@ -341,9 +341,9 @@ class BodyConfig:
     frame_width: int = 192
     drum_width: int = 192
     drum_context_width: int = 96
-    names_width: int = 128
-    name_comparisons: int = 3
-    name_heads: int = 4
+    look_width: int = 128
+    look_comparisons: int = 3
+    look_heads: int = 4
     dropout: float = 0.2
     segment_frames: int = 256
     frames_before: int = 48
@@ -359,9 +359,9 @@ class BodyConfig:
                     f"frames_per_step must divide {name}: got {self.frames_per_step} and"
                     f" {getattr(self, name)}"
                 )
-        if self.names_width % self.name_heads:
+        if self.look_width % self.look_heads:
             raise ValueError(
-                f"name_heads must divide names_width: got {self.name_heads} and {self.names_width}"
+                f"look_heads must divide look_width: got {self.look_heads} and {self.look_width}"
             )
 
     @property
@@ -561,7 +561,7 @@ class DetectorConfig(ModelConfig):
 
         What lies before a segment then serves the convolutions alone.
         """
-        frames = {"segment_frames": 8, "frames_before": 8, "frames_after": 8}
+        frames = {"segment_frames": 10, "frames_before": 6, "frames_after": 6}
         network = dataclasses.replace(self.network, **frames, max_onsets=16, max_strokes=16)
         return dataclasses.replace(self, network=network)
 

@@ -1,6 +1,6 @@
 """The detector: 16 kHz samples -> the notes of a segment, their instruments and ends.
 
-`Harmonics` are the front end, `DetectorBody` and `Drums` predict rolls, `NoteNames` takes a second
+`Harmonics` are the front end, `DetectorBody` and `Drums` predict rolls, `SecondLook` takes a second
 look at the onsets found in them: is it a note, and what plays it. `NoteDetector.detect` also does
 the first half of reading them, in the graph: it hands out the likeliest onsets and strokes. So a
 phone, a page and a server read the same few numbers, and no rolls (`roll_decoder` is the second
@@ -30,7 +30,7 @@ from mt3_keras.models.config import (
 )
 from mt3_keras.models.detector_body import DetectorBody
 from mt3_keras.models.detector_drums import Drums
-from mt3_keras.models.note_names import LEAST_CHANCE, NoteNames
+from mt3_keras.models.second_look import LEAST_CHANCE, SecondLook
 from mt3_keras.models.spectrogram import Harmonics
 
 Tensors = dict[str, Any]
@@ -73,7 +73,7 @@ class NoteDetector(keras_hub.models.Backbone):
         self.harmonics = Harmonics(config.spectrogram, dtype=policy, name="harmonics")
         self.body = DetectorBody(config.network, unroll, dtype=policy, name="body")
         self.drums = Drums(config.network, unroll, dtype=policy, name="drums")
-        self.names = NoteNames(config.network, dtype=policy, name="names")
+        self.second_look = SecondLook(config.network, dtype=policy, name="second_look")
 
         # === Functional Model ===
         samples = keras.Input((config.input_samples,), dtype="float32", name="samples")
@@ -106,8 +106,8 @@ class NoteDetector(keras_hub.models.Backbone):
         known = ops.maximum(cells, 0)
         chances = ops.sigmoid(at_cells(rolls["onset"], known))
         chances = ops.where(cells[..., 0] >= 0, chances, 0.0)
-        names = self.names(harmonics, rolls["features"], known, chances, training=training)
-        outputs = {head: rolls[head] for head in HEADS} | names
+        looked = self.second_look(harmonics, rolls["features"], known, chances, training=training)
+        outputs = {head: rolls[head] for head in HEADS} | looked
         outputs = {f"{name}_logits": values for name, values in outputs.items()}
         return {**outputs, "cells": cells} if num_found else outputs
 
@@ -144,9 +144,11 @@ class NoteDetector(keras_hub.models.Backbone):
         if first:
             rolls |= self._hide_before_start(rolls, samples, first)
         onsets, cells = self._find_onsets(rolls, first)
-        names = self.names(harmonics, rolls["features"], cells, onsets[..., 2], training=False)
-        onsets = _judge_again(onsets, names["note"])
-        programs = ops.softmax(names["class"])[..., None] * ops.softmax(names["program"], axis=-1)
+        looked = self.second_look(
+            harmonics, rolls["features"], cells, onsets[..., 2], training=False
+        )
+        onsets = _judge_again(onsets, looked["note"])
+        programs = ops.softmax(looked["class"])[..., None] * ops.softmax(looked["program"], axis=-1)
         found = {
             "onsets": onsets,
             "programs": ops.reshape(programs, (-1, net.max_onsets, 128)),

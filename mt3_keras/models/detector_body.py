@@ -51,7 +51,7 @@ class DetectorBody(DetectorPart):
       A dict of float32 logits: those of `PITCH_HEADS` [B, T, NUM_PITCHES], without the margins.
       "unison" says that two notes of one pitch begin together; of "strength" the sigmoid is
       velocity / 127. "features" [B, P, NUM_PITCHES, num_features] are what these were made of,
-      for `NoteNames`. "states" is a dict of the forward states after each step,
+      for `SecondLook`. "states" is a dict of the forward states after each step,
       "pitches" [B, P, NUM_PITCHES, recurrent_width] and "context" [B, P, context_width].
     """
 

@@ -31,7 +31,7 @@ UNHEARD = -1e9  # added to the score of those below
 
 
 @keras.saving.register_keras_serializable(package="mt3_keras")
-class NoteNames(Configured):
+class SecondLook(Configured):
     """A second look at each note found: whether it is one, and what plays it.
 
     It looks at the harmonics of the note's pitch for half a second around its onset, at those of
@@ -57,7 +57,7 @@ class NoteNames(Configured):
     def __init__(self, config: BodyConfig | dict[str, Any], **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         net = self.config
-        width, policy = net.names_width, self.dtype_policy
+        width, policy = net.look_width, self.dtype_policy
         self.spectrum = rectified_dense(width // 2, "spectrum", policy)
         self.course = [
             convolution_along_time(
@@ -73,7 +73,7 @@ class NoteNames(Configured):
         self.times = keras.layers.Dense(width, use_bias=False, dtype=policy, name="times")
         self.comparisons = [
             Comparison(net, dtype=policy, name=f"comparison_{i}")
-            for i in range(net.name_comparisons)
+            for i in range(net.look_comparisons)
         ]
         self.classes = Logits(NUM_CLASSES, dtype=policy, name="classes")
         self.programs = Logits(NUM_CLASSES * PROGRAMS_PER_CLASS, dtype=policy, name="programs")
@@ -86,7 +86,7 @@ class NoteNames(Configured):
         cells_shape: Any = None,
         chances_shape: Any = None,
     ) -> None:
-        width, frames = self.config.names_width, sum(FRAMES)
+        width, frames = self.config.look_width, sum(FRAMES)
         self.context.build((None, len(STEPS) * self.config.num_features))
         self.spectrum.build((None, frames, len(INTERVALS) * harmonics_shape[-1]))
         for i, (course, norm) in enumerate(zip(self.course, self.norms, strict=True)):
@@ -108,7 +108,7 @@ class NoteNames(Configured):
         context = self.context(self._gather_features(features, cells))
         columns = self.pitches(ops.reshape(cells[..., 1], (-1,)))
         x = self._listen(self._gather(harmonics, cells), columns, context, training)
-        x = ops.reshape(x, (-1, num_notes, self.config.names_width))
+        x = ops.reshape(x, (-1, num_notes, self.config.look_width))
         x = self._compare(x, cells[..., 0], chances, training)
         programs = (-1, num_notes, NUM_CLASSES, PROGRAMS_PER_CLASS)
         return {
@@ -172,7 +172,7 @@ class Comparison(Configured):
 
     def __init__(self, config: BodyConfig | dict[str, Any], **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        width, heads, policy = self.config.names_width, self.config.name_heads, self.dtype_policy
+        width, heads, policy = self.config.look_width, self.config.look_heads, self.dtype_policy
         self.norms = [rms_norm(f"norm_{i}", policy) for i in range(2)]
         self.attention = Attention(width, heads, width // heads, dtype=policy, name="attention")
         self.wide = rectified_dense(2 * width, "wide", policy)
