@@ -170,11 +170,12 @@ def find_shares(
     if not len(chances):
         return chances
     own = weigh(chances, columns, np).astype(np.float64)
-    found = mix(own, pitches, shrink, rounds)
+    heights = pitches.astype(np.float64)
+    found = mix(own, heights, shrink, rounds)
     if num_instruments is not None:
         weights = found.sum(axis=0)
         least = np.sort(weights)[::-1][:num_instruments][-1]
-        found = mix(np.where(weights >= max(least, 1e-12), own, 0), pitches, shrink, rounds)
+        found = mix(np.where(weights >= max(least, 1e-12), own, 0), heights, shrink, rounds)
     shares: Chances = found.astype(np.float32)
     return shares
 
@@ -203,7 +204,7 @@ def mix(
 
     Args:
       own: float64, of each note by itself.
-      pitches: float [n].
+      pitches: float64 [n].
       shrink: share of the notes that an instrument loses in every round.
       rounds: of estimating all shares anew.
       xp: the module that computes, `numpy` or `keras.ops`.
@@ -223,7 +224,6 @@ def mix(
 
     # Sums over the notes are products, which are faster than sums of narrow rows.
     every_instrument = np.ones((own.shape[1], 1))
-    pitches = xp.multiply(pitches, np.ones(1))  # float64
     moments = xp.stack([xp.ones_like(pitches), pitches, pitches**2])
     num_notes = xp.sum(moments[0])  # in a graph the shape is not known
     shares = np.full(own.shape[1], 1 / own.shape[1])

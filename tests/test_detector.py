@@ -70,6 +70,12 @@ def peaks_of(logits: NDArray, reach: int) -> set[tuple[int, int]]:
     }
 
 
+def likeliest_onsets(logits: NDArray) -> list[tuple[int, int]]:
+    """The cells of one row's onsets that are handed out, the likeliest first."""
+    peaks = sorted(peaks_of(logits, 3), key=lambda c: -logits[c[0] + OWN.start, c[1]])
+    return peaks[: NET.max_onsets]
+
+
 def as_second_look_says(model: NoteDetector, onsets: NDArray) -> NDArray:
     """The probabilities [B, K] of detected onsets, of a call that is given their cells."""
     cells = onsets[..., :2].astype(np.int32) + np.array([OWN.start, -LOWEST_PITCH])
@@ -90,10 +96,8 @@ def test_onsets_are_the_likeliest_peaks_of_the_segment_with_their_numbers(raised
     assert found["onsets"].shape == (2, NET.max_onsets, 5)
     for row, onsets in enumerate(found["onsets"]):
         onset = logits["onset_logits"][row]
-        peaks = sorted(peaks_of(onset, 3), key=lambda c: -onset[c[0] + OWN.start, c[1]])[
-            : NET.max_onsets
-        ]
-        assert {(int(f), int(p) - LOWEST_PITCH) for f, p, *_ in onsets} == set(peaks)
+        expected = set(likeliest_onsets(onset))
+        assert {(int(f), int(p) - LOWEST_PITCH) for f, p, *_ in onsets} == expected
         for frame, pitch, _, velocity, unison in onsets:
             cell = (int(frame) + OWN.start, int(pitch) - LOWEST_PITCH)
             assert unison == pytest.approx(sigmoid(logits["unison_logits"][row][cell]), abs=1e-5)
@@ -113,8 +117,7 @@ def test_what_begins_with_a_recording_begins_in_its_first_frame() -> None:
     assert peaks_of(hidden[0], 3) - peaks_of(logits[0], 3)
     for row, onsets in enumerate(found):
         begun = {(int(f), int(p) - LOWEST_PITCH) for f, p, *_ in onsets if f < 4}
-        peaks = sorted(peaks_of(hidden[row], 3), key=lambda c: -hidden[row][c[0] + OWN.start, c[1]])
-        assert begun == {cell for cell in peaks[: NET.max_onsets] if cell[0] < 4}
+        assert begun == {cell for cell in likeliest_onsets(hidden[row]) if cell[0] < 4}
 
 
 def test_strokes_are_the_likeliest_peaks_of_the_drums() -> None:

@@ -100,11 +100,12 @@ class RecordingsSource:
         is_sustained = fitting[chosen].sustained
         shortest, longest = _RELEASE[is_sustained]
         release = round(shortest * (longest / shortest) ** rng.uniform() * rate_hz)
+        # Samples by which a note is let go of before its end.
+        early = 0 if program in _WITH_KEYS else round(_HEARD * release)
         for note, near in zip(notes, recordings[chosen], strict=True):
             start = round(note.onset * rate_hz)
             held = max(round(note.offset * rate_hz) - start, 1)
-            if note.program not in _WITH_KEYS:
-                held -= min(round(_HEARD * release), held // 2)
+            held -= min(early, held // 2)
             size = min(held + release, num_samples - start)
             if near and size > 0:
                 sound = _play(near, is_sustained, note.velocity / 127, size, rate_hz)
