@@ -109,6 +109,7 @@ def make_decoder(
     rules: Rules | None = None,
     num_instruments: int | None = None,
     keeps_notes: bool = True,
+    tells_notes: bool = True,
 ) -> Decoder:
     """The decoder of what a network predicts.
 
@@ -120,6 +121,7 @@ def make_decoder(
       rules: which instruments may appear (tokens: the search keeps them).
       num_instruments: of a detector's notes at most, drums not counted.
       keeps_notes: see `RollDecoder`.
+      tells_notes: likewise.
 
     Raises:
       ValueError: an option that the network has no use for.
@@ -136,6 +138,7 @@ def make_decoder(
             drums=rules.drums,
             num_instruments=num_instruments,
             keeps_notes=keeps_notes,
+            tells_notes=tells_notes,
         )
     assert isinstance(config, TokenConfig)
     unused = {"least_confidence": least_confidence, "num_instruments": num_instruments}

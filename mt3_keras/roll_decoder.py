@@ -48,7 +48,8 @@ class _Kept:
 class RollDecoder:
     """Reads the outputs of successive segments and keeps what still sounds between them.
 
-    Notes are named as far as the piece is known when they end; `finish` names them all anew.
+    Notes that are told as they end are named as far as the piece is known then; `finish` names
+    them all anew.
 
     Args:
       frames_per_second: of the outputs.
@@ -60,6 +61,7 @@ class RollDecoder:
       num_instruments: that play at most, drums not counted; None: as many as are found.
       keeps_notes: whether `finish` names all notes; otherwise only the newest are remembered, by
         which the next are named, as a stream without an end needs it.
+      tells_notes: as they end; otherwise `finish` alone does, which saves naming them twice.
 
     Attributes:
       notes: that ended in the segment fed last, in the order in which they ended; after `finish`
@@ -80,6 +82,7 @@ class RollDecoder:
         drums: bool = True,
         num_instruments: int | None = None,
         keeps_notes: bool = True,
+        tells_notes: bool = True,
     ) -> None:
         self._frames_per_second, self._decoding = frames_per_second, decoding
         limits = (decoding.onset_limit, decoding.stroke_limit)
@@ -93,7 +96,7 @@ class RollDecoder:
         self._names = PiecePrograms(
             allowed=programs or None, num_instruments=num_instruments, shrink=decoding.shrink
         )
-        self._keeps_notes = keeps_notes
+        self._keeps_notes, self._tells_notes = keeps_notes, tells_notes
         self.notes: list[Note] = []
         self.confidences: dict[Note, float] = {}
         self._kept = _Kept()
@@ -120,7 +123,7 @@ class RollDecoder:
           end: of the segment, None for that of `output`.
 
         Returns:
-          The notes that ended in this segment.
+          The notes that ended in this segment, if they are told.
         """
         self.notes, self.confidences = [], {}
         rate = self._frames_per_second
@@ -185,7 +188,8 @@ class RollDecoder:
         for time, key, confidence, velocity in sorted(found):
             if self._strikes_again(time, self._drum_of(key), True):
                 hit = _Begun(OpenNote(time, round(velocity), confidence), -1, 0)
-                self._write_hit(hit, key)
+                if self._tells_notes:
+                    self._write_hit(hit, key)
                 if self._keeps_notes:
                     self._kept.add(hit, key, time)
 
@@ -224,8 +228,9 @@ class RollDecoder:
 
     def _add(self, closed: list[_Ended]) -> None:
         """Notes that have ended, named as far as the piece is known."""
-        rows = [(one.row, one.rank) for one, _, _ in closed]
-        self._write(closed, self._names.recent_programs(rows))
+        if self._tells_notes:
+            rows = [(one.row, one.rank) for one, _, _ in closed]
+            self._write(closed, self._names.recent_programs(rows))
         if self._keeps_notes:
             for one in closed:
                 self._kept.add(*one)

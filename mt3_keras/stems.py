@@ -122,6 +122,7 @@ class StemTranscriber:
         folder: str | os.PathLike[str],
         *,
         on_segment: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[float], None] | None = None,
     ) -> Transcription:
         """Transcribes the stems of one song (see `find_stems`), one after the other.
 
@@ -129,6 +130,7 @@ class StemTranscriber:
           folder: of the song.
           on_segment: called for each segment of one stem after the other, as soon as it is read;
             its `end` counts the audio of all stems so far.
+          on_progress: called then too, with that end; see `Transcriber.transcribe`.
 
         Returns:
           All notes; the track of each bears its stem's name (`Transcription.track_names`). Of two
@@ -139,23 +141,34 @@ class StemTranscriber:
         """
         stems = find_stems(folder)
         if self._transcriber.model_config.tracks_in:
-            return self._transcribe_together(stems, on_segment)
+            return self._transcribe_together(stems, on_segment, on_progress)
         found: list[Transcription] = []
         before = 0.0
 
         def report(progress: Progress) -> None:
-            if on_segment:
-                on_segment(progress._replace(end=before + progress.end))
+            assert on_segment
+            on_segment(progress._replace(end=before + progress.end))
+
+        def report_end(end: float) -> None:
+            assert on_progress
+            on_progress(before + end)
 
         for stem in stems:
-            result = self._limit(stem).transcribe(stem.path, on_segment=report)
+            result = self._limit(stem).transcribe(
+                stem.path,
+                on_segment=report if on_segment else None,
+                on_progress=report_end if on_progress else None,
+            )
             found.append(result)
             before += result.duration
         _compare_lengths(stems, found)
         return merge(stems, found)
 
     def _transcribe_together(
-        self, stems: Sequence[Stem], on_segment: Callable[[Progress], None] | None
+        self,
+        stems: Sequence[Stem],
+        on_segment: Callable[[Progress], None] | None,
+        on_progress: Callable[[float], None] | None,
     ) -> Transcription:
         """By a network that is given tracks apart; stems of one kind are added up."""
         tracks = Tracks(self._transcriber.model_config.tracks_in)
@@ -167,7 +180,9 @@ class StemTranscriber:
             ]
             files[shared.index(max(shared))].append(stem)
         blocks = stack_files([[stem.path for stem in own] for own in files])
-        result = self._transcriber.transcribe(blocks, on_segment=on_segment)
+        result = self._transcriber.transcribe(
+            blocks, on_segment=on_segment, on_progress=on_progress
+        )
         parts: list[list[Note]] = [[] for _ in files]
         for note in result.notes:
             parts[tracks.owner(note.program, note.is_drum)].append(note)

@@ -122,7 +122,7 @@ class Transcriber:
         if isinstance(model, pathlib.Path) and decoding is None:
             decoding = RollDecoding.read(model)
         self.decoding = decoding
-        self._make_decoder()  # refuses options that the network has no use for
+        self._open_recording(tells_notes=False)  # refuses options that the network has no use for
 
     @classmethod
     def from_preset(
@@ -179,6 +179,7 @@ class Transcriber:
         sample_rate: float | None = None,
         instruments: str | Sequence[str | int] | None = None,
         on_segment: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[float], None] | None = None,
     ) -> Transcription:
         """Transcribes a recording of any length, in bounded memory.
 
@@ -189,6 +190,8 @@ class Transcriber:
           sample_rate: of samples, in Hz, any; None is 16000. A file states its own.
           instruments: only these may appear in this recording; see `Transcriber`.
           on_segment: called for each segment in order of time, as soon as it is read.
+          on_progress: called then too, with the seconds read so far; alone, it spares the naming of
+            a segment's notes before the whole piece is known.
 
         Raises:
           AudioError: the audio cannot be used; one line, naming the file.
@@ -196,11 +199,19 @@ class Transcriber:
         """
         if instruments is not None:
             chosen = self.with_rules(_with_instruments(self.rules, instruments))
-            return chosen.transcribe(audio, sample_rate=sample_rate, on_segment=on_segment)
-        recording = self._open_recording()
+            return chosen.transcribe(
+                audio, sample_rate=sample_rate, on_segment=on_segment, on_progress=on_progress
+            )
+        recording = self._open_recording(tells_notes=on_segment is not None)
         blocks = _to_blocks(audio, sample_rate, self.model_config.tracks_in)
         segments = self._watch(cut_segments(blocks, self.model_config, self.context))
-        report = on_segment or (lambda _: None)
+
+        def report(progress: Progress) -> None:
+            if on_segment:
+                on_segment(progress)
+            if on_progress:
+                on_progress(progress.end)
+
         for index, output in self._engine.run(segments):
             for progress in recording.add(index, output):
                 report(progress)
@@ -225,7 +236,7 @@ class Transcriber:
           outputs: at least one.
           duration: seconds of the recording.
         """
-        recording = self._open_recording()
+        recording = self._open_recording(tells_notes=False)
         for index, output in enumerate(outputs):
             collections.deque(recording.add(index, output), maxlen=0)
         collections.deque(recording.end(duration), maxlen=0)
@@ -234,20 +245,19 @@ class Transcriber:
     def _watch(self, segments: Iterable[AudioSegment]) -> _Watched:
         return _Watched(segments, self.model_config.spectrogram.frames_per_second)
 
-    def _open_recording(self) -> Recording:
+    def _open_recording(self, tells_notes: bool) -> Recording:
         config = self.model_config
-        rate = config.spectrogram.frames_per_second
-        return Recording(self._make_decoder(), config.network.segment_frames, rate)
-
-    def _make_decoder(self) -> Any:
-        return make_decoder(
-            self.model_config,
+        decoder = make_decoder(
+            config,
             self.decoding,
             exact=self.exact,
             least_confidence=self.least_confidence,
             rules=self.rules,
             num_instruments=self.num_instruments,
+            tells_notes=tells_notes,
         )
+        rate = config.spectrogram.frames_per_second
+        return Recording(decoder, config.network.segment_frames, rate)
 
 
 class _Watched:
@@ -354,6 +364,7 @@ def transcribe(
     model: str | os.PathLike[str] = "small",
     sample_rate: float | None = None,
     on_segment: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
     **options: Any,
 ) -> Transcription:
     """Transcribes one recording; of many, load the model once: `Transcriber.from_preset`.
@@ -363,10 +374,13 @@ def transcribe(
       model: a name or folder, as of `Transcriber.from_preset`.
       sample_rate: of samples, in Hz; None is 16000.
       on_segment: as of `Transcriber.transcribe`.
+      on_progress: likewise.
       **options: of `Transcriber.from_preset`, such as instruments=["sax", "drums"], threads=1.
 
     Raises:
       ValueError: the audio, the model or an option cannot be used; one line.
     """
     transcriber = Transcriber.from_preset(model, **options)
-    return transcriber.transcribe(audio, sample_rate=sample_rate, on_segment=on_segment)
+    return transcriber.transcribe(
+        audio, sample_rate=sample_rate, on_segment=on_segment, on_progress=on_progress
+    )

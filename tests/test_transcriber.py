@@ -105,6 +105,16 @@ def test_segments_are_reported_in_order_with_all_notes_once(tiny):
     assert ends == [segment.start for segment in result.segments[1:]]
 
 
+def test_progress_without_notes_leaves_the_result_as_it_is():
+    samples = soundfile.read(ROOT / "examples" / "band.flac", dtype="float32")[0][:160_000]
+    small = Transcriber.from_preset("small", engine="litert", threads=1)
+    reports, ends = [], []
+    told = small.transcribe(samples, on_segment=reports.append)
+    assert small.transcribe(samples, on_progress=ends.append) == told
+    assert ends == [report.end for report in reports]
+    assert sum(len(report.notes) for report in reports) == len(told.notes) > 10
+
+
 @pytest.mark.parametrize("num_samples", [1, 160, 1600, 32_768, 32_769])
 def test_recordings_of_any_length_are_read(tiny, num_samples):
     result = tiny.transcribe(noise(3)[:num_samples])

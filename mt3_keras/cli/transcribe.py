@@ -327,14 +327,13 @@ def _transcribe_one(
             stream = stack.enter_context(stack.enter_context(replacing(lines)).open("w"))
         update = stack.enter_context(_progress_bar(job.recording, label, values.progress))
 
-        def on_segment(progress: Progress) -> None:
-            if stream:
-                write_lines(progress, job.recording, stream)
-                if stream is sys.stdout and getattr(stream, "is_closed", False):
-                    raise OutputClosed
-            update(progress.end)
+        def write(progress: Progress) -> None:
+            assert stream
+            write_lines(progress, job.recording, stream)
+            if stream is sys.stdout and getattr(stream, "is_closed", False):
+                raise OutputClosed
 
-        result = transcribe(job.recording, on_segment=on_segment)
+        result = transcribe(job.recording, on_segment=write if stream else None, on_progress=update)
     beats = None
     if any(name in NEED_BEATS for name in _parse_formats(values.formats)):
         beats = _find_beats(result, parse_beats(values.beats))
