@@ -84,7 +84,7 @@ def test_small_finds_the_piano_example_with_velocities_and_confidences(found):
 
 def test_small_reads_segments_one_after_the_other_and_no_tokens(found):
     starts = [segment.start for segment in found.segments]
-    assert starts == pytest.approx([i * 4.096 for i in range(len(starts))])
+    assert starts == pytest.approx([i * 5.12 for i in range(len(starts))])
     assert not any(segment.tokens for segment in found.segments)
 
 
