@@ -345,11 +345,11 @@ class BodyConfig:
     look_comparisons: int = 3
     look_heads: int = 4
     dropout: float = 0.2
-    segment_frames: int = 256
+    segment_frames: int = 320
     frames_before: int = 48
     frames_after: int = 32
-    max_onsets: int = 128
-    max_strokes: int = 64
+    max_onsets: int = 160
+    max_strokes: int = 80
 
     def __post_init__(self) -> None:
         _check_sizes(self)
