@@ -144,20 +144,11 @@ class StemTranscriber:
             return self._transcribe_together(stems, on_segment, on_progress)
         found: list[Transcription] = []
         before = 0.0
-
-        def report(progress: Progress) -> None:
-            assert on_segment
-            on_segment(progress._replace(end=before + progress.end))
-
-        def report_end(end: float) -> None:
-            assert on_progress
-            on_progress(before + end)
-
+        report = on_segment and (lambda p: on_segment(p._replace(end=before + p.end)))
+        report_end = on_progress and (lambda end: on_progress(before + end))
         for stem in stems:
             result = self._limit(stem).transcribe(
-                stem.path,
-                on_segment=report if on_segment else None,
-                on_progress=report_end if on_progress else None,
+                stem.path, on_segment=report, on_progress=report_end
             )
             found.append(result)
             before += result.duration

@@ -148,7 +148,11 @@ def test_stems_may_differ_in_rate_and_length_and_be_silent(tmp_path, caplog):
     soundfile.write(song / "keys.flac", 0.3 * high, 48_000)
     soundfile.write(song / "drums.wav", np.zeros(16_000), 16_000)
     transcriber = Transcriber.from_preset("small", engine="litert", least_confidence=0.05)
-    result = StemTranscriber(transcriber).transcribe(song)
+    reports, ends = [], []
+    result = StemTranscriber(transcriber).transcribe(
+        song, on_segment=reports.append, on_progress=ends.append
+    )
+    assert ends == [report.end for report in reports] == pytest.approx([4, 5, 7], abs=0.1)
     assert result.duration == pytest.approx(4.0, abs=0.05)
     assert not any(note.is_drum for note in result.notes)
     assert caplog.text.count("its stems end at different times") == 1
