@@ -38,7 +38,7 @@ from mt3_keras.synth.sounds import (
 from mt3_keras.synth.synthetic import SyntheticConfig, find, render, split_of
 
 RATE_HZ = 16_000
-EVERYTHING = Augmentation(1, 1, 8, 1, 1, 20, 1, 1)
+EVERYTHING = Augmentation(1, 1, 1, 8, 1, 1, 20, 1, 1)
 PLAIN = SyntheticConfig(seconds=4, augmentation=NO_AUGMENTATION, max_detuning_cents=0)
 
 
@@ -324,6 +324,25 @@ def test_notes_that_no_source_sounds_are_not_labelled() -> None:
     assert len(stems) == 1
 
 
+def test_labels_of_what_has_no_keys_end_later_but_never_in_a_further_note() -> None:
+    parts = [
+        [Note(0.5, 1.0, 60, 90, program), Note(1.01, 1.5, 60, 90, program)] for program in (0, 40)
+    ]
+    played, heard = (
+        synthetic.play_parts(
+            parts, dataclasses.replace(PLAIN, heard_longer=longer), np.random.default_rng(0)
+        )
+        for longer in (0.0, 0.02)
+    )
+    assert np.array_equal(played[0], heard[0])
+    ends = {
+        program: [note.offset for note in heard[1] if note.program == program]
+        for program in (0, 40)
+    }
+    assert ends[0] == [1.0, 1.5]
+    assert ends[40] == pytest.approx([1.01, 1.52])
+
+
 def test_a_soundfont_labels_only_what_it_sounds(font: SoundFontSource) -> None:
     gun_shots = [Note(0.1 * i, 0.1 * i + 0.1, 40 + i, 100, 127) for i in range(5)]
     stem = font.play(gun_shots, RATE_HZ, RATE_HZ, np.random.default_rng(0))
@@ -410,6 +429,20 @@ def test_a_room_adds_only_what_comes_after_the_direct_sound() -> None:
         assert np.count_nonzero(np.abs(mix[4003:]) > 1e-3) > 100
 
 
+def test_a_hall_sounds_on_for_a_second_and_moves_nothing() -> None:
+    click = np.zeros(2 * RATE_HZ, np.float32)
+    click[4000] = 1
+    only_hall = dataclasses.replace(NO_AUGMENTATION, hall_chance=1)
+    for seed in range(5):
+        mix = augment.mix_stems([click], only_hall, np.random.default_rng(seed))
+        assert not mix[:4000].any()
+        assert int(np.argmax(np.abs(mix))) == 4000
+        energy = np.cumsum(mix[:4000:-1].astype(float) ** 2)[::-1]  # still to come
+        fallen = 10 * np.log10(energy / energy[0])
+        decay = 3 * (np.argmax(fallen < -25) - np.argmax(fallen < -5)) / RATE_HZ  # by 60 dB
+        assert 0.6 < decay < 2.6
+
+
 def moved_by(changed: Samples, music: Samples) -> int:
     lags = range(-400, 401)
     return lags[
@@ -458,6 +491,7 @@ def test_effects_delay_nothing(name: str) -> None:
         ("max_stretch", 0.5),
         ("additive_share", 1.5),
         ("onset_jitter", -0.1),
+        ("heard_longer", -0.1),
         ("max_detuning_cents", 80.0),
     ],
 )

@@ -1,4 +1,4 @@
-"""Rooms, equalisation, compression, noise and a lossy codec for rendered music.
+"""Rooms, halls, equalisation, compression, noise and a lossy codec for rendered music.
 
 Nothing here moves a note: a room's direct sound arrives at once, and filters add no delay.
 """
@@ -32,6 +32,7 @@ class Augmentation:
 
     Attributes:
       room_chance: that instruments stand in a room rather than nowhere.
+      hall_chance: that the mix sounds on in a hall or church, for .75 to 2.4 s.
       equalizer_chance: of a random equaliser, for each instrument and for the mix.
       equalizer_db: most gain or loss of each of its bands.
       compression_chance: of a compressor on the mix.
@@ -44,6 +45,7 @@ class Augmentation:
     """
 
     room_chance: float = 0.7
+    hall_chance: float = 0.0
     equalizer_chance: float = 0.4
     equalizer_db: float = 8.0
     compression_chance: float = 0.3
@@ -88,6 +90,9 @@ def mix_stems(
         mix = _place_in_room(equalized, rng)
     else:
         mix = np.sum(equalized, axis=0, dtype=np.float32)
+    # A number is drawn only where there may be halls: without them music is what it was before.
+    if settings.hall_chance and rng.random() < settings.hall_chance:
+        mix = _place_in_hall(mix, rng)
     mix = _sometimes_equalize(mix, settings, rng)
     peak = float(np.abs(mix).max())
     if peak == 0:
@@ -137,6 +142,17 @@ def _place_in_room(stems: Sequence[Samples], rng: np.random.Generator) -> Sample
             dry = np.sum(here, axis=0, dtype=np.float32)
             reflected += scipy.fft.rfft(dry, size) * scipy.fft.rfft(response, size)
     return mix + np.float32(wet) * scipy.fft.irfft(reflected, size)[: len(mix)]
+
+
+def _place_in_hall(mix: Samples, rng: np.random.Generator) -> Samples:
+    """Adds what a hall sends back, from 14 dB below what arrives directly to as much."""
+    hall = pedalboard.Reverb(
+        room_size=float(rng.uniform(0.3, 0.8)),
+        damping=float(rng.uniform(0.1, 0.9)),
+        wet_level=1.0,
+        dry_level=0.0,
+    )
+    return mix + np.float32(10 ** (rng.uniform(-8, 6) / 20)) * hall(mix, SAMPLE_RATE_HZ)
 
 
 @functools.cache

@@ -36,7 +36,7 @@ _STEADY_SHARE = 0.9  # of a recording: its end may be a release
 _DOWN, _UP = 7, 5  # semitones that a recording is moved by at most
 _LONGEST = 8.0  # seconds kept of a recording
 # Programs of pianos, mallets and organs, and of synthesisers.
-_WITH_KEYS = frozenset((*range(24), *range(80, 104)))
+WITH_KEYS = frozenset((*range(24), *range(80, 104)))
 # Seconds from letting go of a note to silence, shortest and longest, if sustained, if not.
 _RELEASE = {True: (0.03, 0.1), False: (0.04, 0.15)}
 _HEARD = 0.8  # of these seconds, until the note is 20 dB fainter
@@ -101,7 +101,7 @@ class RecordingsSource:
         shortest, longest = _RELEASE[is_sustained]
         release = round(shortest * (longest / shortest) ** rng.uniform() * rate_hz)
         # Samples by which a note is let go of before its end.
-        early = 0 if program in _WITH_KEYS else round(_HEARD * release)
+        early = 0 if program in WITH_KEYS else round(_HEARD * release)
         for note, near in zip(notes, recordings[chosen], strict=True):
             start = round(note.onset * rate_hz)
             held = max(round(note.offset * rate_hz) - start, 1)

@@ -7,7 +7,7 @@ and mixed at random levels, in a room or without, through an equaliser, compress
 Unlike the other data sets there are no audio files: example `index` is `render(config, index)`,
 a pure function, the same in any process. There are as many examples as one likes.
 
-Labels are the notes that were played, as they were played:
+Labels are the notes that were played, as they were played (but see `heard_longer`):
 
 - pedals are applied before rendering: a note ends where key and pedal are released, though it may
   have faded before, or where its pitch is struck again by the same instrument; parts that end up
@@ -42,13 +42,13 @@ import numpy as np
 from mt3_keras.data.example import DatasetError
 from mt3_keras.midi import MidiError, read_instruments
 from mt3_keras.models.config import SAMPLE_RATE_HZ
-from mt3_keras.notes import Note, apply_sustain, sort_notes
+from mt3_keras.notes import Note, apply_sustain, sort_notes, trim_overlaps
 from mt3_keras.synth.additive import NUM_PROGRAMS, AdditiveSource
 from mt3_keras.synth.arrange import MIN_NOTE_SECONDS, vary_parts
 from mt3_keras.synth.augment import DEFAULT_AUGMENTATION, Augmentation, mix_stems
 from mt3_keras.synth.composer import compose
 from mt3_keras.synth.drum_kits import DrumKitSource, find_kits
-from mt3_keras.synth.recordings import RecordingsSource, find_instruments
+from mt3_keras.synth.recordings import WITH_KEYS, RecordingsSource, find_instruments
 from mt3_keras.synth.sounds import Samples, SoundFontSource, Source
 from mt3_keras.tracks import Tracks
 
@@ -92,6 +92,8 @@ class SyntheticConfig:
       strum_chance: that a guitar's chords are strummed.
       ring_chance: that a piano, guitar, harp or mallet lets notes ring as under a pedal. Their
         labels end where the pedal is changed.
+      heard_longer: seconds by which the labels of what has no keys, such as guitars, strings and
+        winds, end after the notes played: who writes down the notes of a recording does so.
       max_transposition: semitones up or down.
       max_stretch: tempo changes by up to this factor, up or down.
       onset_jitter: standard deviation, in seconds.
@@ -122,6 +124,7 @@ class SyntheticConfig:
     double_chance: float = 0.0
     strum_chance: float = 0.0
     ring_chance: float = 0.0
+    heard_longer: float = 0.0
     max_transposition: int = 3
     max_stretch: float = 1.25
     onset_jitter: float = 0.006
@@ -151,7 +154,10 @@ class SyntheticConfig:
         for name in names:
             if name.endswith(("_share", "_chance")) and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1: got {getattr(self, name)}")
-        for name in ("max_transposition", "onset_jitter", "velocity_jitter", "gain_range_db"):
+        for name in (
+            *("max_transposition", "onset_jitter", "velocity_jitter", "gain_range_db"),
+            "heard_longer",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
         if not 0 <= self.max_detuning_cents <= 50:
@@ -377,9 +383,19 @@ def play_stems(
             loudness = _loudness(samples)
             if played.any() and loudness > 0:
                 stem = samples * np.float32(10 ** (gain_db / 20) / loudness)
-                stems.append((stem, [n for n, kept in zip(part, played, strict=True) if kept]))
+                notes = [n for n, kept in zip(part, played, strict=True) if kept]
+                stems.append((stem, _hear_longer(notes, config)))
                 break
     return stems
+
+
+def _hear_longer(notes: list[Note], config: SyntheticConfig) -> list[Note]:
+    """The labels of one instrument's notes, none beyond the next onset of its pitch."""
+    if notes[0].is_drum or notes[0].program in WITH_KEYS:
+        return notes
+    latest = config.seconds
+    later = [n._replace(offset=min(n.offset + config.heard_longer, latest)) for n in notes]
+    return trim_overlaps(later)
 
 
 @functools.cache
