@@ -155,8 +155,11 @@ class SyntheticConfig:
             if name.endswith(("_share", "_chance")) and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1: got {getattr(self, name)}")
         for name in (
-            *("max_transposition", "onset_jitter", "velocity_jitter", "gain_range_db"),
             "heard_longer",
+            "max_transposition",
+            "onset_jitter",
+            "velocity_jitter",
+            "gain_range_db",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
@@ -391,11 +394,11 @@ def play_stems(
 
 def _hear_longer(notes: list[Note], config: SyntheticConfig) -> list[Note]:
     """The labels of one instrument's notes, none beyond the next onset of its pitch."""
-    if notes[0].is_drum or notes[0].program in WITH_KEYS:
+    is_kept = notes[0].is_drum or notes[0].program in WITH_KEYS
+    if is_kept or not config.heard_longer:
         return notes
-    latest = config.seconds
-    later = [n._replace(offset=min(n.offset + config.heard_longer, latest)) for n in notes]
-    return trim_overlaps(later)
+    ends = [min(note.offset + config.heard_longer, config.seconds) for note in notes]
+    return trim_overlaps(n._replace(offset=end) for n, end in zip(notes, ends, strict=True))
 
 
 @functools.cache
