@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -24,7 +25,10 @@ from benchmarks.browser import (
     serving,
     to_notes,
 )
+from export.page import main as write_model
 from mt3_keras import Transcriber, __main__, read_midi
+from mt3_keras.models.catalog import find_preset
+from mt3_keras.note_rolls import RollDecoding
 from mt3_keras.notes import Note
 from mt3_keras.tempo import read_beats
 from tests.conftest import ROOT
@@ -46,9 +50,7 @@ def page(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("page")
     for command in (["node", "build.mjs", str(folder)], ["node_modules/.bin/tsc", "--noEmit"]):
         subprocess.run(command, cwd=web, check=True, timeout=120)
-    from export.page import main
-
-    assert main(["--out_dir", str(folder)]) == 0
+    assert write_model(["--out_dir", str(folder)]) == 0
     return folder
 
 
@@ -115,6 +117,19 @@ def test_the_page_reads_and_saves_the_notes_that_python_reads(
     text = saved["musicxml"].read_text()
     assert text.count("<score-part ") == len({(n.is_drum, n.program) for n in notes})
     assert text.count("<measure ") % text.count("<score-part ") == 0
+
+
+def test_what_sounds_where_a_recording_breaks_off_ends_with_it(page, recordings, tmp_path):
+    bundle, own_page = tmp_path / "endless", tmp_path / "page"
+    shutil.copytree(find_preset("small"), bundle)
+    endless = dataclasses.replace(RollDecoding.read(bundle), end_limit=1.0)
+    (bundle / "decoding.json").write_text(endless.to_json())
+    shutil.copytree(page, own_page)
+    assert write_model(["--model", str(bundle), "--out_dir", str(own_page)]) == 0
+    expected = Transcriber.from_preset(str(bundle), engine="litert").transcribe(recordings[1])
+    assert sum(note.offset == expected.duration for note in expected.notes) > 10
+    (answer,) = ask(own_page, tmp_path, {"do": "transcribe", "file": str(recordings[1])})
+    assert_same(to_notes(answer["notes"]), expected.notes)
 
 
 @pytest.mark.skipif("MT3_SHARED" not in os.environ, reason="needs the clips of MT3_SHARED")

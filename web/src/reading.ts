@@ -58,6 +58,12 @@ export class Reading {
     return Math.min(this.numRead * this.segmentSamples, this.samples.length) / this.facts.sampleRate;
   }
 
+  /** As Python counts them: the last one is filled up with zeros. */
+  private get numFrames(): number {
+    const inAll = Math.floor(this.samples.length / this.facts.hopSamples) + 1;
+    return Math.min(this.numRead * this.facts.segmentFrames, inAll);
+  }
+
   private get segmentSamples(): number {
     return this.facts.segmentFrames * this.facts.hopSamples;
   }
@@ -84,7 +90,8 @@ export class Reading {
     onsetLimit = this.facts.reading.onset_limit,
     strokeLimit = this.facts.reading.stroke_limit,
   ): Note[] {
-    const onsets = this.onsets.filter(({ confidence }) => confidence >= onsetLimit);
+    const isHeard = ({ frame }: Candidate) => frame < this.numFrames; // not in zeros after the end
+    const onsets = this.onsets.filter((c) => c.confidence >= onsetLimit && isHeard(c));
     const chances = onsets.map(({ programs }) => programs);
     const pitches = onsets.map(({ pitch }) => pitch);
     const programs = namePrograms(chances, pitches, this.facts.reading.shrink);
@@ -101,7 +108,9 @@ export class Reading {
         notes.push(this.toNote(onset, end, second, false));
       }
     }
-    const strokes = this.strokes.flatMap((segment) => this.dropSimilar(segment, strokeLimit));
+    const strokes = this.strokes.flatMap((segment) =>
+      this.dropSimilar(segment.filter(isHeard), strokeLimit),
+    );
     const heard = this.dropRepeated(strokes, (key) => this.drumOf(key));
     notes.push(...heard.map((stroke) => this.toNote(stroke, 0, 0, true)));
     return notes.sort((a, b) => a.onset - b.onset || a.pitch - b.pitch);
@@ -142,7 +151,7 @@ export class Reading {
   /** Seconds at which a note ends: when it has ended, at the next onset, or with the recording. */
   private findEnd(onset: Candidate, next = Infinity): number {
     const { segmentFrames, hopSamples, sampleRate } = this.facts;
-    const numFrames = this.numRead * segmentFrames;
+    const numFrames = this.numFrames;
     const last = Math.min(next, numFrames);
     for (let frame = onset.frame + this.facts.reading.shortest; frame < last; frame++) {
       const segment = this.ended[Math.floor(frame / segmentFrames)];
