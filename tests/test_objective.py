@@ -30,6 +30,7 @@ from train.objective import (
     head_cross_entropy,
     name_loss,
     note_targets,
+    programs_near,
     token_cross_entropy,
     token_parts,
 )
@@ -190,6 +191,34 @@ def test_a_cell_is_a_note_if_it_is_near_a_true_onset() -> None:
     cells = np.array([near, [[-1, -1], [19, 0], [3, 3], [3, 4], [0, 0]]])
     found = ops.convert_to_numpy(note_targets(onsets, cells))
     assert found.tolist() == [[1, 1, 0, 0, 0], [-1, -1, 0, 0, 0]]
+
+
+def test_an_onset_found_bears_the_name_of_the_nearest_note_of_its_pitch() -> None:
+    notes = np.array([[[8, 30], [11, 30], [8, 40], [-1, -1]]])
+    programs = np.array([[[0, 0], [40, 56], [70, 70], [-1, -1]]])
+    cells = np.array([[[8, 30], [9, 30], [10, 30], [13, 30], [14, 30], [6, 40], [8, 31], [-1, -1]]])
+    found = ops.convert_to_numpy(programs_near(cells, notes, programs))
+    assert found[0, :, 0].tolist() == [0, 0, 40, 40, -1, 70, -1, -1]
+    assert found[0, :, 1].tolist() == [0, 0, 56, 56, -1, 70, -1, -1]
+
+
+def test_names_are_learnt_from_onsets_found_alone_where_that_is_asked_for(tmp_path) -> None:
+    model = RollTraining(NoteDetector(**MINI.to_dict()), (HeadLoss("names"), HeadLoss("notes")))
+    found = RollTraining(model.backbone, model.heads, found_alone=True)
+    inputs = {"samples": random_samples(), "cells": np.full((2, 5, 2), 7)}
+    given_and_found, found_alone = model.call(inputs), found.call(inputs)
+    for name, values in found_alone.items():
+        if name in ("class_logits", "program_logits", "note_logits", "cells"):
+            assert values.shape[1] == given_and_found[name].shape[1] - 5
+    cells = ops.convert_to_numpy(found_alone["cells"])
+    assert (cells == ops.convert_to_numpy(given_and_found["cells"])[:, 5:]).all()
+    onsets = np.full((2, MINI.window_frames, 88), CERTAIN, np.int8)
+    programs = {"programs": np.full((2, 5, 2), 41)}
+    losses = []
+    for column in (cells[0, 0, 1], min(set(range(88)) - set(cells[..., 1].flat))):
+        x = inputs | {"cells": np.tile([[cells[0, 0, 0], column]], (2, 5, 1))}
+        losses.append(float(found.compute_loss(x, {"onset": onsets, **programs}, found_alone)))
+    assert losses[0] > losses[1] + 1  # where nothing is found nothing is named
 
 
 def logits_of(program: int) -> tuple[np.ndarray, np.ndarray]:

@@ -146,6 +146,13 @@ class RunConfig:
     head_positive_weight: float = _setting(
         1.0, "What a 1 counts in a roll, beside what it does by itself.", only=ROLLS
     )
+    looked_at: Literal["all", "found"] = _setting(
+        "all",
+        "What names and notes are learnt from: true onsets beside those found, or, by a network "
+        "that finds most already, those found alone, as it will be used.",
+        ("all", "found"),
+        only=ROLLS,
+    )
 
     strategy: str = _setting(
         "one",

@@ -44,7 +44,8 @@ def make_model(config: RunConfig, num_replicas: int = 1) -> TrainingModel:
         _freeze(backbone, config.freeze)
     model: TrainingModel
     if isinstance(backbone, NoteDetector):
-        model = RollTraining(backbone, head_losses(config))
+        found_alone = config.looked_at == "found"
+        model = RollTraining(backbone, head_losses(config), found_alone)
     else:
         model = TokenTraining(backbone, token_objective(config))
     schedule = Schedule(

@@ -80,6 +80,7 @@ POSITIVE_WEIGHTS = {"onset": 4.0, "unison": 3.0, "offset": 2.0, "frame": 1.2, "d
 NAMES = "names"  # among the heads, the programs of notes
 NOTES = "notes"  # whether the onsets found are notes
 NUM_FOUND = 64  # of the likeliest onsets, which are judged so
+NAME_REACH = 2  # frames from an onset found to that of the note whose name it is to bear
 NAME_SMOOTHING = 0.05  # of the classes' targets
 PROGRAM_WEIGHT = 0.3  # of the program within its class, beside the class
 BALANCE = 0.7  # a class with n of a batch's notes weighs n ** -BALANCE a note
@@ -183,6 +184,25 @@ def note_targets(onsets: Any, cells: Any) -> Any:
     return ops.where(known, ops.cast(highest >= CERTAIN, "float32"), -1.0)
 
 
+def programs_near(cells: Any, note_cells: Any, programs: Any) -> Any:
+    """The programs that onsets found are to be named by: of the nearest note of their pitch.
+
+    Args:
+      cells: int [B, F, 2], frame and column of each onset; rows of -1 are none.
+      note_cells: int [B, K, 2], the "cells" of `rolls.name_targets`.
+      programs: int [B, K, 2], its "programs".
+
+    Returns:
+      int [B, F, 2]; -1 where no note begins within `NAME_REACH` frames.
+    """
+    by = ops.abs(cells[:, :, None] - note_cells[:, None])  # [B, F, K, 2]
+    is_like = ops.logical_and(by[..., 1] == 0, note_cells[:, None, :, 0] >= 0)
+    frames = ops.where(is_like, by[..., 0], NAME_REACH + 1)
+    near = ops.take_along_axis(programs, ops.argmin(frames, axis=-1)[..., None], axis=1)
+    is_near = ops.min(frames, axis=-1, keepdims=True) <= NAME_REACH
+    return ops.where(is_near, near, -1)
+
+
 class TokenTraining(ReplicaModel):
     """A token network with its objective, to be compiled with an optimizer alone, for `fit`.
 
@@ -249,20 +269,29 @@ class RollTraining(ReplicaModel):
 
     Takes batches (inputs, targets): the inputs are the backbone's, the targets an entry for each
     head (see `HeadLoss`) and "programs" of the notes at the inputs' "cells". The second look is
-    trained on these and on the likeliest onsets found. Logs "loss", the weighted sum, and
-    "<head>_loss", each by itself.
+    trained on these and on the likeliest onsets found, or with `found_alone` on the latter. Logs
+    "loss", the weighted sum, and "<head>_loss", each by itself.
     """
 
-    def __init__(self, backbone: NoteDetector, heads: tuple[HeadLoss, ...], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        backbone: NoteDetector,
+        heads: tuple[HeadLoss, ...],
+        found_alone: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.backbone = backbone
         self.heads = heads
         is_second_look = any(head.name in (NAMES, NOTES) for head in heads)
+        self._found_alone = found_alone and is_second_look
         self._num_found = NUM_FOUND if is_second_look else 0
         self.means = {head.name: keras.metrics.Mean(name=f"{head.name}_loss") for head in heads}
         self.built = True
 
     def call(self, inputs: Any, training: Any = None) -> Any:
+        if self._found_alone:
+            inputs = {**inputs, "cells": inputs["cells"][:, :0]}
         return self.backbone.forward(inputs, training=training, num_found=self._num_found)
 
     def compute_loss(
@@ -277,9 +306,13 @@ class RollTraining(ReplicaModel):
         loss = 0.0
         for head in self.heads:
             if head.name == NAMES:
-                own = slice(y["programs"].shape[1])
+                programs, own = y["programs"], slice(None)
+                if self._found_alone:
+                    programs = programs_near(y_pred["cells"], x["cells"], programs)
+                else:
+                    own = slice(programs.shape[1])  # the notes given come first
                 logits = (y_pred["class_logits"][:, own], y_pred["program_logits"][:, own])
-                head_loss = name_loss(*logits, y["programs"])
+                head_loss = name_loss(*logits, programs)
             elif head.name == NOTES:
                 targets = note_targets(y["onset"], y_pred["cells"])
                 head_loss = head_cross_entropy(y_pred["note_logits"], targets)
