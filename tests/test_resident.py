@@ -157,7 +157,9 @@ def test_a_run_trains_from_the_devices_memory_and_says_what_it_needs(
     command += [f"--out_dir={tmp_path / 'run'}", "--batch_size=2", "--steps=2", "--log_steps=2"]
     command += ["--checkpoint_steps=2", "--validate_steps=2", "--optimizer=adam"]
     command += ["--notensorboard", "--resident"]
-    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    # The step is run twice: to optimise it takes a minute.
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": quick}
     without = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert without.returncode == 1
     assert "--resident needs KERAS_BACKEND=jax and --validation_split=" in without.stderr
